@@ -1,0 +1,53 @@
+"""Video-GPT (next clip diffusion) as native diffusers components.
+
+Importing this package makes its public classes diffusers' own: `DiffusionPipeline.from_pretrained`, `AutoModel` and
+scheduler swaps find them by name.
+"""
+
+import diffusers
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.pipelines import pipeline_loading_utils
+
+from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
+from .convert_checkpoint import register_single_file
+from .pipeline_output import VideoGPTPipelineOutput
+from .pipeline_videogpt import VideoGPTPipeline, VideoGPTStream
+from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
+from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoGPTTransformerModel
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClipLayout",
+    "NextClipFlowMatchScheduler",
+    "VideoGPTAttnProcessor",
+    "VideoGPTKVCache",
+    "VideoGPTPipeline",
+    "VideoGPTPipelineOutput",
+    "VideoGPTStream",
+    "VideoGPTTransformerModel",
+    "draw_clip_lengths",
+    "equal_clip_lengths",
+    "make_clip_layout",
+]
+
+
+def _register() -> None:
+    """Lets diffusers load, save and name these classes as its own.
+
+    diffusers finds a pipeline class by its name on the `diffusers` module, and a component by the library that
+    `model_index.json` names. That library is this package: whatever file a class lives in, saved checkpoints read
+    `["diffusers_videogpt", "VideoGPTTransformerModel"]`, and the base classes are looked up here too, hence their import.
+    """
+    for public_class in (VideoGPTPipeline, VideoGPTTransformerModel, NextClipFlowMatchScheduler):
+        setattr(diffusers, public_class.__name__, public_class)
+    base_classes = {
+        base.__name__: ["save_pretrained", "from_pretrained"]
+        for base in (ModelMixin, SchedulerMixin, DiffusionPipeline)
+    }
+    pipeline_loading_utils.LOADABLE_CLASSES[__name__] = base_classes
+    register_single_file()
+
+
+_register()

@@ -1,0 +1,343 @@
+"""A video as clips: their lengths, the layout of their tokens, and the hierarchical mask as one predicate.
+
+Shapes: B samples, T tokens, F frames, P patch tokens in a frame (P = rows · columns of the patch grid).
+
+Tokens lie in memory by stream, then by rank, then by frame:
+
+    condition | clean: F begin tokens, F · P patches, F end tokens | noisy: F hint tokens, F time tokens, F · P patches
+
+so that the rows which need no mask of their own (the patches) are contiguous and aligned. What a token *is* travels in
+its metadata (stream, clip, frame, rank); where it stands for RoPE in its position id. Both are independent of the order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+
+PADDING, CONDITION, CLEAN, NOISY = range(4)
+TOKENS_AROUND_PATCHES = 2  # clean frame: begin, end; noisy frame: hint, time
+
+
+def equal_clip_lengths(num_frames: int, frames_per_clip: int) -> list[int]:
+    """Cuts `num_frames` into clips of `frames_per_clip` frames; the last one keeps the remainder.
+
+    ```py
+    >>> equal_clip_lengths(10, 4)
+    [4, 4, 2]
+    ```
+    """
+    if num_frames < 1 or frames_per_clip < 1:
+        raise ValueError(
+            f"`num_frames` and `frames_per_clip` must be at least 1, got {num_frames} and {frames_per_clip}."
+        )
+    whole, remainder = divmod(num_frames, frames_per_clip)
+    return [frames_per_clip] * whole + [remainder] * (remainder > 0)
+
+
+def draw_clip_lengths(num_frames: int, generator: torch.Generator | None = None) -> list[int]:
+    """Draws a random partition for training: K ~ U{2..N} clips, K − 1 distinct cuts among the N − 1 gaps (paper, §4.1).
+
+    Args:
+        num_frames: N, the number of frames of the video, at least 2.
+        generator: a CPU generator; the default one of torch if `None`.
+
+    Returns:
+        K lengths, each at least 1, whose sum is N.
+    """
+    if num_frames < 2:
+        raise ValueError(f"A random partition needs at least 2 frames, got `num_frames`={num_frames}.")
+    num_clips = int(torch.randint(2, num_frames + 1, (), generator=generator))
+    cuts = torch.randperm(num_frames - 1, generator=generator)[: num_clips - 1].sort().values + 1
+    edges = [0, *cuts.tolist(), num_frames]
+    return [end - start for start, end in zip(edges, edges[1:], strict=False)]
+
+
+class TokenMeta(NamedTuple):
+    """What tokens are: integer tensors of one broadcastable shape."""
+
+    stream: torch.Tensor  # PADDING, CONDITION, CLEAN or NOISY
+    clip: torch.Tensor  # index of the clip in its video
+    frame: torch.Tensor  # index of the frame in its video
+    rank: torch.Tensor  # clean: begin 0, patches 1, end 2; noisy: hint 0, time 1, patches 2
+
+
+def attends(q: TokenMeta, k: TokenMeta) -> torch.Tensor:
+    """The hierarchical mask (paper, §3.3; reference behaviour): whether token `q` attends to token `k`.
+
+    A clean token sees the clean frames before its own and, in its own, the ranks up to its own. A noisy token sees the
+    clean clips before its own and, in all frames of its own noisy clip, the ranks up to its own. Condition tokens see
+    only each other and are seen by every token. Padding sees, and is seen by, only padding.
+
+    Every other form of the mask (dense, block-sparse) is this function evaluated somewhere.
+    """
+    earlier_rank = k.rank <= q.rank
+    clean_to_clean = (k.frame < q.frame) | ((k.frame == q.frame) & earlier_rank)
+    noisy_to_clean = k.clip < q.clip
+    noisy_to_noisy = (k.clip == q.clip) & earlier_rank
+    return (
+        ((k.stream == CONDITION) & (q.stream != PADDING))
+        | ((k.stream == CLEAN) & (((q.stream == CLEAN) & clean_to_clean) | ((q.stream == NOISY) & noisy_to_clean)))
+        | ((k.stream == NOISY) & (q.stream == NOISY) & noisy_to_noisy)
+        | ((k.stream == PADDING) & (q.stream == PADDING))
+    )
+
+
+@dataclass(frozen=True)
+class ClipLayout:
+    """The tokens of a batch: metadata, positions, and the masks made from them.
+
+    Attributes:
+        stream, rank (`torch.Tensor` of int8, (B, T)), clip, frame (`torch.Tensor` of int16, (B, T)): see [`TokenMeta`].
+        position_ids (`torch.Tensor` of int64, (B, T)): positions for RoPE. Frame i of a video, clean or noisy, covers
+            i (P + 2) … (i + 1)(P + 2) − 1; condition tokens count down to −1 in front of it.
+        patch_grids: rows and columns of patches, one pair a sample; the batch is padded to the largest of each.
+        num_condition_tokens, num_clean_frames, num_noisy_frames: what the batch holds, padding included.
+        has_padding: whether some of it is padding.
+    """
+
+    stream: torch.Tensor
+    clip: torch.Tensor
+    frame: torch.Tensor
+    rank: torch.Tensor
+    position_ids: torch.Tensor
+    patch_grids: tuple[tuple[int, int], ...]
+    num_condition_tokens: int
+    num_clean_frames: int
+    num_noisy_frames: int
+    has_padding: bool
+
+    @property
+    def batch_size(self) -> int:
+        return self.stream.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stream.shape[1]
+
+    @property
+    def padded_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches that every frame of the batch has, padding included."""
+        return max(rows for rows, _ in self.patch_grids), max(columns for _, columns in self.patch_grids)
+
+    @property
+    def noisy_patch_mask(self) -> torch.Tensor:
+        """Boolean (B, F, rows, columns): the noisy patches that are real, not padding."""
+        rows, columns = self.padded_grid
+        num_patches = self.num_noisy_frames * rows * columns
+        patch_stream = self.stream[:, self.num_tokens - num_patches :]
+        return (patch_stream == NOISY).view(self.batch_size, self.num_noisy_frames, rows, columns)
+
+    def to(self, device: torch.device | str) -> "ClipLayout":
+        """The same layout on `device`."""
+        if self.stream.device == torch.device(device):
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ClipLayout(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in values.items()})
+
+    @cached_property
+    def dense_mask(self) -> torch.Tensor:
+        """The mask as a boolean tensor (B, 1, T, T), `True` where the row's token attends to the column's."""
+        meta = self.meta()
+        return attends(TokenMeta(*(m[:, :, None] for m in meta)), TokenMeta(*(m[:, None, :] for m in meta)))[:, None]
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """The mask for FlexAttention, made without a (T, T) tensor; see [`make_block_mask`]."""
+        return make_block_mask(self)
+
+    def meta(self) -> TokenMeta:
+        """The metadata of all tokens, each (B, T)."""
+        return TokenMeta(self.stream, self.clip, self.frame, self.rank)
+
+
+def make_clip_layout(
+    clip_lengths: Sequence[int] | Sequence[Sequence[int]],
+    patch_grid: tuple[int, int] | Sequence[tuple[int, int]],
+    clean: slice = slice(None, -1),
+    noisy: slice = slice(None),
+    condition_lengths: int | Sequence[int] = 0,
+    device: torch.device | str = "cpu",
+) -> ClipLayout:
+    """Lays out the tokens of a batch of videos cut into clips.
+
+    `clean` and `noisy` choose the clips that are present in each stream, so one function serves every use:
+
+    | use | `clean` | `noisy` |
+    |---|---|---|
+    | training: NS(1), CL(1), …, NS(K) | all but the last | all |
+    | sampling clip k + 1 after its history | all but the last | the last: `slice(-1, None)` |
+    | encoding a history into a cache | all: `slice(None)` | none: `slice(0)` |
+    | sampling with the history cached | none: `slice(0)` | the last |
+
+    Args:
+        clip_lengths: frames in each clip of the video, in order; one list for all samples, or one list a sample.
+        patch_grid: rows and columns of patches in a frame, for all samples or one pair a sample. Smaller samples lie in
+            the top-left corner of the padded frame.
+        condition_lengths: number of class and text tokens in front, one number for all samples or one a sample.
+        device: where the tensors are made.
+
+    Returns:
+        [`ClipLayout`] of B samples; B is the length of whichever argument is given per sample, else 1.
+
+    Raises:
+        ValueError: if a clip has no frame, or the per-sample arguments disagree in length.
+    """
+    per_sample_clips = [clip_lengths] if isinstance(clip_lengths[0], int) else list(clip_lengths)
+    per_sample_grids = [patch_grid] if isinstance(patch_grid[0], int) else list(patch_grid)
+    per_sample_conditions = [condition_lengths] if isinstance(condition_lengths, int) else list(condition_lengths)
+    batch_size = max(len(per_sample_clips), len(per_sample_grids), len(per_sample_conditions))
+    arguments = {
+        "clip_lengths": per_sample_clips,
+        "patch_grid": per_sample_grids,
+        "condition_lengths": per_sample_conditions,
+    }
+    for name, values in arguments.items():
+        if len(values) == 1:
+            values *= batch_size
+        elif len(values) != batch_size:
+            raise ValueError(f"`{name}` is given for {len(values)} samples, other arguments for {batch_size}.")
+    for lengths in per_sample_clips:
+        if min(lengths) < 1:
+            raise ValueError(f"Every clip needs at least one frame, got `clip_lengths`={list(lengths)}.")
+
+    clips = [torch.arange(len(c)).repeat_interleave(torch.tensor(c)) for c in per_sample_clips]
+    clean_frames = [_frames_of(c, clean) for c in per_sample_clips]
+    noisy_frames = [_frames_of(c, noisy) for c in per_sample_clips]
+    num_conditions = max(per_sample_conditions)
+    num_clean, num_noisy = max(map(len, clean_frames)), max(map(len, noisy_frames))
+    padded_grid = tuple(max(sizes) for sizes in zip(*per_sample_grids, strict=True))
+
+    samples = []
+    for b in range(batch_size):
+        condition = _condition_tokens(per_sample_conditions[b], num_conditions)
+        frame_args = (clips[b], per_sample_grids[b], padded_grid)
+        clean_tokens = _frame_tokens(CLEAN, clean_frames[b], num_clean, (0, 2, 1), *frame_args)
+        noisy_tokens = _frame_tokens(NOISY, noisy_frames[b], num_noisy, (0, 1, 2), *frame_args)
+        samples.append(torch.cat([condition, clean_tokens, noisy_tokens], dim=1))
+    tokens = torch.stack(samples, dim=1)
+    stream, clip, frame, rank, position_ids = tokens.to(device)
+    return ClipLayout(
+        stream=stream.to(torch.int8),
+        clip=clip.to(torch.int16),
+        frame=frame.to(torch.int16),
+        rank=rank.to(torch.int8),
+        position_ids=position_ids,
+        patch_grids=tuple(tuple(grid) for grid in per_sample_grids),
+        num_condition_tokens=num_conditions,
+        num_clean_frames=num_clean,
+        num_noisy_frames=num_noisy,
+        has_padding=bool((tokens[0] == PADDING).any()),
+    )
+
+
+def _frames_of(clip_lengths: Sequence[int], clips: slice) -> range:
+    """Indices of the frames in the chosen clips, which are consecutive."""
+    first, last, _ = clips.indices(len(clip_lengths))
+    return range(sum(clip_lengths[:first]), sum(clip_lengths[: max(first, last)]))
+
+
+def _condition_tokens(length: int, padded_length: int) -> torch.Tensor:
+    """(5, padded_length) rows of stream, clip, frame, rank, position."""
+    tokens = torch.zeros(5, padded_length, dtype=torch.long)
+    tokens[0, :length] = CONDITION
+    tokens[4, :length] = torch.arange(-length, 0)
+    return tokens
+
+
+def _frame_tokens(
+    stream: int,
+    frames: range,
+    num_frames: int,
+    ranks: tuple[int, int, int],
+    clip_of_frame: torch.Tensor,
+    grid: tuple[int, int],
+    padded_grid: tuple[int, int],
+) -> torch.Tensor:
+    """(5, num_frames · (P + 2)) rows of stream, clip, frame, rank, position of one stream of one sample.
+
+    `ranks` are those of the first special token, the second special token and the patches. In memory the clean end token
+    comes after the patches, the noisy time token before them: in both streams that is the order of ranks.
+    """
+    (rows, columns), (padded_rows, padded_columns) = grid, padded_grid
+    frame_length = rows * columns + TOKENS_AROUND_PATCHES
+    first_rank, second_rank, patch_rank = ranks
+
+    # One frame: offset in its positions, or −1 for padding.
+    patch_offset = torch.full((padded_rows, padded_columns), -1)
+    patch_offset[:rows, :columns] = patch_rank + torch.arange(rows * columns).view(rows, columns)
+    second_offset = frame_length - 1 if second_rank == 2 else 1
+    by_rank = {first_rank: torch.tensor([0]), second_rank: torch.tensor([second_offset])}
+    by_rank[patch_rank] = patch_offset.flatten()
+
+    groups = []
+    for rank in sorted(by_rank):
+        offset = by_rank[rank].repeat(num_frames, 1)  # (num_frames, tokens of this rank)
+        frame = torch.arange(num_frames)[:, None].expand_as(offset) + frames.start
+        real = (offset >= 0) & (frame < frames.stop)
+        clip = clip_of_frame[frame.clamp(max=len(clip_of_frame) - 1)]
+        position = frame * frame_length + offset
+        values = (torch.full_like(offset, stream), clip, frame, torch.full_like(offset, rank), position)
+        groups.append(torch.stack([torch.where(real, value, 0).flatten() for value in values]))
+    return torch.cat(groups, dim=1)
+
+
+def make_block_mask(layout: ClipLayout, block_size: int = 128) -> BlockMask:
+    """The hierarchical mask as FlexAttention's `BlockMask`, without ever making a (T, T) tensor.
+
+    Neighbouring tokens with equal metadata form a run (a special token of one frame, or all its patches), so the
+    predicate needs to be evaluated only between the R runs. With W (T / block_size, R) the number of tokens that a block
+    has of a run, W A Wᵀ counts the attended pairs in each pair of blocks: none, some (partial block) or all (full block).
+
+    Args:
+        layout: the tokens.
+        block_size: tokens along each side of a block.
+
+    Returns:
+        `BlockMask` of (B, 1, T, T) that any head may use.
+    """
+    meta = torch.stack([m.to(torch.int32) for m in layout.meta()])  # (4, B, T)
+    num_tokens = layout.num_tokens
+    num_blocks = -(-num_tokens // block_size)
+    starts_run = torch.ones(num_tokens, dtype=torch.bool, device=meta.device)
+    starts_run[1:] = (meta[:, :, 1:] != meta[:, :, :-1]).any(dim=(0, 1))
+    run_of_token = starts_run.cumsum(0) - 1
+    run_meta = meta[:, :, starts_run]  # (4, B, R)
+
+    allowed = attends(TokenMeta(*run_meta[:, :, :, None]), TokenMeta(*run_meta[:, :, None, :])).float()  # (B, R, R)
+    block_of_token = torch.arange(num_tokens, device=meta.device) // block_size
+    tokens_in_block_run = torch.zeros(num_blocks, run_meta.shape[-1], device=meta.device)
+    tokens_in_block_run.index_put_((block_of_token, run_of_token), torch.ones((), device=meta.device), accumulate=True)
+    attended = tokens_in_block_run @ allowed @ tokens_in_block_run.T  # (B, blocks, blocks), exact below 2^24
+    block_length = tokens_in_block_run.sum(1)
+    full = attended == block_length[:, None] * block_length
+    # The kernel masks keys past the end only in partial blocks.
+    full &= (block_length == block_size)[None, None, :]
+    partial = (attended > 0) & ~full
+
+    stream, clip, frame, rank = meta.unbind(0)
+
+    def mask_mod(b, h, q, k):
+        return attends(
+            TokenMeta(stream[b, q], clip[b, q], frame[b, q], rank[b, q]),
+            TokenMeta(stream[b, k], clip[b, k], frame[b, k], rank[b, k]),
+        )
+
+    return BlockMask.from_kv_blocks(
+        *_ordered_blocks(partial),
+        *_ordered_blocks(full),
+        BLOCK_SIZE=block_size,
+        mask_mod=mask_mod,
+        seq_lengths=(num_tokens, num_tokens),
+    )
+
+
+def _ordered_blocks(present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boolean (B, blocks, blocks) → for each row of blocks, how many are present and their indices first."""
+    counts = present.sum(-1, dtype=torch.int32)
+    indices = present.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return counts[:, None], indices[:, None]

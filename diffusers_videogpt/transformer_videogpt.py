@@ -1,0 +1,602 @@
+"""The whole Video-GPT network: a Phi-3-mini decoder over clean and noisy video latents.
+
+Shapes: B samples, C latent channels, F frames, H × W latent size, P = (H / 2)(W / 2) patches in a frame, T tokens,
+D hidden size, N heads of K channels, L condition tokens.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn as nn
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import (
+    PixArtAlphaTextProjection,
+    TimestepEmbedding,
+    Timesteps,
+    get_1d_sincos_pos_embed_from_grid,
+)
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import AdaLayerNormContinuous
+from diffusers.utils import apply_lora_scale
+from torch.nn.attention.flex_attention import BlockMask
+
+from .clips import ClipLayout, make_clip_layout
+
+
+# Phi-3-mini-128k's published long factors. The reference always rotates by these, however short the video.
+PHI3_LONG_FACTOR = (
+    (1.0299999713897705, 1.0499999523162842, 1.0499999523162842, 1.0799999237060547, 1.2299998998641968)
+    + (1.2299998998641968, 1.2999999523162842, 1.4499999284744263, 1.5999999046325684, 1.6499998569488525)
+    + (1.8999998569488525, 2.859999895095825, 3.68999981880188, 5.419999599456787, 5.489999771118164)
+    + (5.489999771118164, 9.09000015258789, 11.579999923706055, 15.65999984741211, 15.769999504089355)
+    + (15.789999961853027, 18.360000610351562, 21.989999771118164, 23.079999923706055, 30.009998321533203)
+    + (32.35000228881836, 32.590003967285156, 35.56000518798828, 39.95000457763672, 53.840003967285156)
+    + (56.20000457763672, 57.95000457763672, 59.29000473022461, 59.77000427246094, 59.920005798339844)
+    + (61.190006256103516, 61.96000671386719, 62.50000762939453, 63.3700065612793, 63.48000717163086)
+    + (63.48000717163086, 63.66000747680664, 63.850006103515625, 64.08000946044922, 64.760009765625)
+    + (64.80001068115234, 64.81001281738281, 64.81001281738281)
+)
+
+# The backends that apply a mask of any pattern; the others drop it or reduce it to a mask over keys.
+MASKED_BACKENDS = (
+    AttentionBackendName.NATIVE,
+    AttentionBackendName._NATIVE_EFFICIENT,
+    AttentionBackendName._NATIVE_MATH,
+    AttentionBackendName.FLEX,
+)
+
+
+class VideoGPTKVCache:
+    """Keys and values of the condition tokens and the clean history, one pair of tensors a layer.
+
+    Clean tokens never see noisy ones, so what they contribute to attention is the same at every denoising step: it is
+    computed once, and later clips are appended. The memory is taken once, for `max_tokens`.
+
+    Args:
+        num_layers: number of transformer blocks.
+        max_tokens: the most tokens that will ever be held.
+    """
+
+    def __init__(self, num_layers: int, max_tokens: int):
+        self.max_tokens = max_tokens
+        self.num_tokens = 0
+        self.num_frames = 0
+        self._layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * num_layers
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes (B, T, N, K) `key` and `value` behind what is committed; returns all of that layer's as views.
+
+        Raises:
+            ValueError: if more than `max_tokens` would be held.
+        """
+        end = self.num_tokens + key.shape[1]
+        if end > self.max_tokens:
+            raise ValueError(
+                f"The cache holds {self.num_tokens} of at most {self.max_tokens} tokens, {key.shape[1]} more do not fit: "
+                "make it with a larger `max_tokens`, or `reset` it and encode a shorter history."
+            )
+        if self._layers[layer] is None:
+            shape = (key.shape[0], self.max_tokens, *key.shape[2:])
+            self._layers[layer] = key.new_empty(shape), value.new_empty(shape)
+        keys, values = self._layers[layer]
+        keys[:, self.num_tokens : end] = key
+        values[:, self.num_tokens : end] = value
+        return keys[:, :end], values[:, :end]
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The (B, `num_tokens`, N, K) keys and values of `layer`, as views."""
+        keys, values = self._layers[layer]
+        return keys[:, : self.num_tokens], values[:, : self.num_tokens]
+
+    def commit(self, num_tokens: int, num_frames: int) -> None:
+        """Counts in the tokens and frames that every layer has appended."""
+        self.num_tokens += num_tokens
+        self.num_frames += num_frames
+
+    def reset(self) -> None:
+        """Forgets what it holds, keeps the memory."""
+        self.num_tokens = self.num_frames = 0
+
+
+def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates the halves of each head: x cos + (−x₂, x₁) sin, for x (B, T, N, K) and cos, sin (B, T, 1, K)."""
+    cos, sin = (table.to(x.dtype) for table in rotary_emb)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class VideoGPTAttnProcessor:
+    """Self-attention under the hierarchical mask, through diffusers' attention dispatch.
+
+    Three forms, by what is passed: all tokens at once under `attention_mask`; clean tokens appended to `kv_cache`, under
+    the mask among themselves; or one noisy clip that reads `kv_cache`. The last needs no mask: tokens lie by rank, and
+    each rank sees the history and a prefix of the clip, so any backend computes it.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "VideoGPTAttention",
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | BlockMask | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: VideoGPTKVCache | None = None,
+        rank_lengths: tuple[int, ...] | None = None,
+    ) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
+        query, key = apply_rotary_emb(query, rotary_emb), apply_rotary_emb(key, rotary_emb)
+
+        if rank_lengths is None:
+            if kv_cache is not None:
+                key, value = kv_cache.append(attn.layer_idx, key, value)
+            hidden_states = self._dispatch(query, key, value, attention_mask)
+        else:
+            past_key, past_value = kv_cache.read(attn.layer_idx)
+            key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
+            outputs, num_visible = [], past_key.shape[1]
+            for rank_query in query.split(rank_lengths, dim=1):
+                num_visible += rank_query.shape[1]
+                outputs.append(self._dispatch(rank_query, key[:, :num_visible], value[:, :num_visible], None))
+            hidden_states = torch.cat(outputs, dim=1)
+
+        hidden_states = hidden_states.flatten(2).to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](hidden_states))
+
+    def _dispatch(self, query, key, value, attention_mask):
+        return dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+
+
+class VideoGPTAttention(nn.Module, AttentionModuleMixin):
+    """The projections of one attention layer; the computation is its processor's."""
+
+    _default_processor_cls = VideoGPTAttnProcessor
+    _available_processors = [VideoGPTAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, head_dim: int, layer_idx: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.layer_idx = layer_idx
+        self.use_bias = False
+        inner_dim = heads * head_dim
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(dim, inner_dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim, bias=False), nn.Dropout(dropout)])
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.processor(self, hidden_states, **kwargs)
+
+
+class VideoGPTFeedForward(nn.Module):
+    """Gated SiLU MLP; `linear_in` holds the gate's rows, then the values'."""
+
+    def __init__(self, dim: int, inner_dim: int):
+        super().__init__()
+        self.linear_in = nn.Linear(dim, 2 * inner_dim, bias=False)
+        self.linear_out = nn.Linear(inner_dim, dim, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, hidden_states = self.linear_in(hidden_states).chunk(2, dim=-1)
+        return self.linear_out(nn.functional.silu(gate) * hidden_states)
+
+
+class VideoGPTTransformerBlock(nn.Module):
+    """One layer of Phi-3's decoder: attention and MLP, each behind an RMSNorm and added to its input."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, ffn_dim: int, eps: float, layer_idx: int):
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim, eps=eps)
+        self.attn = VideoGPTAttention(dim, heads, head_dim, layer_idx)
+        self.norm2 = nn.RMSNorm(dim, eps=eps)
+        self.ff = VideoGPTFeedForward(dim, ffn_dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | BlockMask | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: VideoGPTKVCache | None = None,
+        rank_lengths: tuple[int, ...] | None = None,
+    ) -> torch.Tensor:
+        attn_output = self.attn(
+            self.norm1(hidden_states),
+            attention_mask=attention_mask,
+            rotary_emb=rotary_emb,
+            kv_cache=kv_cache,
+            rank_lengths=rank_lengths,
+        )
+        hidden_states = hidden_states + attn_output
+        return hidden_states + self.ff(self.norm2(hidden_states))
+
+
+class VideoGPTRotaryPosEmbed(nn.Module):
+    """cos and sin of Phi-3's rotary embedding, in fp32, at given positions.
+
+    Args:
+        head_dim: K, even.
+        theta: base of the frequencies.
+        long_factor: K / 2 divisors of the frequencies ("longrope"), or `None` for plain RoPE.
+        max_position_embeddings, original_max_position_embeddings: the ratio of these sets the factor on cos and sin,
+            sqrt(1 + ln(ratio) / ln(original)), applied with `long_factor` only.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        long_factor: tuple[float, ...] | None,
+        max_position_embeddings: int,
+        original_max_position_embeddings: int,
+    ):
+        super().__init__()
+        factors = torch.ones(head_dim // 2) if long_factor is None else torch.tensor(long_factor, dtype=torch.float32)
+        if factors.shape != (head_dim // 2,):
+            raise ValueError(
+                f"`rope_long_factor` needs one number for each of the {head_dim // 2} frequencies of a head, "
+                f"got {len(factors)}."
+            )
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+        self.register_buffer("inv_freq", 1.0 / (factors * theta**exponents), persistent=False)
+        ratio = max_position_embeddings / original_max_position_embeddings
+        self.attention_scaling = 1.0
+        if long_factor is not None and ratio > 1:
+            self.attention_scaling = math.sqrt(1 + math.log(ratio) / math.log(original_max_position_embeddings))
+
+    def _apply(self, fn, recurse=True):
+        # Angles of thousands of radians need fp32: a change of dtype moves the frequencies but does not round them.
+        inv_freq = self.inv_freq
+        super()._apply(fn, recurse)
+        self.inv_freq = inv_freq.to(self.inv_freq.device)
+        return self
+
+    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) integer positions → cos and sin, each (B, T, 1, K)."""
+        with torch.autocast(position_ids.device.type, enabled=False):
+            angles = position_ids[:, :, None].float() * self.inv_freq
+            angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+            return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+class VideoGPTTransformerModel(
+    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+):
+    """Video-GPT (next clip diffusion): predicts the clean latents of noisy clips from the clean clips before them.
+
+    The defaults are the published 3.8 B model, [GrayShine/Video-GPT](https://huggingface.co/GrayShine/Video-GPT).
+
+    Args:
+        in_channels (`int`, defaults to `4`): channels of the latents, in and out.
+        patch_size (`int`, defaults to `2`): side of a square patch, in latent pixels.
+        num_layers (`int`, defaults to `32`): number of blocks.
+        num_attention_heads (`int`, defaults to `32`): heads of each attention layer.
+        attention_head_dim (`int`, defaults to `96`): channels of each head; D is heads times this.
+        ffn_dim (`int`, defaults to `8192`): inner width of the gated MLP.
+        norm_eps (`float`, defaults to `1e-5`): ε of the RMSNorms.
+        pos_embed_max_size (`int`, defaults to `192`): side, in patches, of the grid whose centre crop places a frame.
+        pos_embed_base_size (`int`, defaults to `64`): coordinates run over [0, `pos_embed_base_size`) on that grid.
+        rope_theta (`float`, defaults to `10000.0`): base of the rotary frequencies.
+        rope_long_factor (`tuple[float]`, *optional*): Phi-3's "longrope" divisors, one for each of the
+            `attention_head_dim` / 2 frequencies; `None` is plain RoPE.
+        max_position_embeddings (`int`, defaults to `131072`), original_max_position_embeddings (`int`, defaults to
+            `4096`): with `rope_long_factor`, set the scale of cos and sin.
+        num_classes (`int`, *optional*): size of the class label table; the row after the last label stands for "no
+            label" (dropped in training, unconditional in guidance). No table if `None`.
+        text_embed_dim (`int`, *optional*): width of the text encoder's states. No text projection if `None`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["VideoGPTTransformerBlock"]
+    _repeated_blocks = ["VideoGPTTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "hint_embed", "time", "norm", "class_embed", "text_projection"]
+    # Hooks that move arguments between devices leave the cache alone: it lives where the blocks wrote it.
+    _skip_keys = ["kv_cache"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        num_layers: int = 32,
+        num_attention_heads: int = 32,
+        attention_head_dim: int = 96,
+        ffn_dim: int = 8192,
+        norm_eps: float = 1e-5,
+        pos_embed_max_size: int = 192,
+        pos_embed_base_size: int = 64,
+        rope_theta: float = 10000.0,
+        rope_long_factor: tuple[float, ...] | None = PHI3_LONG_FACTOR,
+        max_position_embeddings: int = 131072,
+        original_max_position_embeddings: int = 4096,
+        num_classes: int | None = None,
+        text_embed_dim: int | None = None,
+    ):
+        super().__init__()
+        dim = num_attention_heads * attention_head_dim
+
+        # 1. Patches and the learned tokens around them
+        self.noisy_patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.clean_patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.hint_embed = nn.Embedding(3, dim)  # <img>, </img>, <|diffusion|>
+        grid = torch.arange(pos_embed_max_size, dtype=torch.float32) / (pos_embed_max_size / pos_embed_base_size)
+        axis_table = get_1d_sincos_pos_embed_from_grid(dim // 2, grid, dtype=torch.float64).float()
+        self.register_buffer("pos_embed_axis", axis_table, persistent=False)
+
+        # 2. Time: as a token of each noisy frame, and for the output layer
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_token_embed = TimestepEmbedding(256, dim)
+        self.time_embed = TimestepEmbedding(256, dim)
+
+        # 3. Conditions
+        self.class_embed = nn.Embedding(num_classes + 1, dim) if num_classes is not None else None
+        self.text_projection = PixArtAlphaTextProjection(text_embed_dim, dim) if text_embed_dim is not None else None
+
+        # 4. Decoder
+        self.rope = VideoGPTRotaryPosEmbed(
+            attention_head_dim,
+            rope_theta,
+            rope_long_factor,
+            max_position_embeddings,
+            original_max_position_embeddings,
+        )
+        self.transformer_blocks = nn.ModuleList(
+            [
+                VideoGPTTransformerBlock(dim, num_attention_heads, attention_head_dim, ffn_dim, norm_eps, layer_idx)
+                for layer_idx in range(num_layers)
+            ]
+        )
+        self.norm = nn.RMSNorm(dim, eps=norm_eps)
+
+        # 5. Output
+        self.norm_out = AdaLayerNormContinuous(dim, dim, elementwise_affine=False, eps=1e-6)
+        self.proj_out = nn.Linear(dim, patch_size * patch_size * in_channels)
+
+        self.gradient_checkpointing = False
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Initialises for training from nothing, as the reference does.
+
+        Xavier-uniform linears and patch embeddings with zero biases, N(0, 0.02) for hints, conditions and the timestep
+        MLPs, zeros for the output layer.
+        """
+        for name, module in self.named_modules():
+            if name.startswith(("norm_out.", "proj_out")) and isinstance(module, nn.Linear):
+                nn.init.zeros_(module.weight)
+            elif isinstance(module, nn.Embedding) or (
+                name.startswith(("time_token_embed.", "time_embed.")) and isinstance(module, nn.Linear)
+            ):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+            elif isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1), generator=generator)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def pos_embed(self, rows: int, columns: int) -> torch.Tensor:
+        """The fixed 2-D sin-cos table of one frame, (`rows`, `columns`, D): the centre crop of the full grid.
+
+        The first half of the channels tells the column, the second the row, each as [sin, cos].
+
+        Raises:
+            ValueError: if the frame is larger than the grid.
+        """
+        size = self.config.pos_embed_max_size
+        if max(rows, columns) > size:
+            raise ValueError(
+                f"A frame of {rows} × {columns} patches is larger than the position table of {size} × {size}: use a "
+                f"height and width of at most {size * self.config.patch_size} latent pixels."
+            )
+        top, left = (size - rows) // 2, (size - columns) // 2
+        by_column = self.pos_embed_axis[None, left : left + columns].expand(rows, -1, -1)
+        by_row = self.pos_embed_axis[top : top + rows, None].expand(-1, columns, -1)
+        return torch.cat([by_column, by_row], dim=-1)
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        clean_hidden_states: torch.Tensor | None = None,
+        clip_layout: ClipLayout | None = None,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        kv_cache: VideoGPTKVCache | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor | None]:
+        """Predicts the clean latents of the noisy frames.
+
+        Without `kv_cache`, all tokens are computed together. With it, a call that has `clean_hidden_states` (and no
+        `hidden_states`) encodes them, behind the conditions, into the cache and predicts nothing; a call that has
+        `hidden_states` reads the cache as its history.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape (B, C, F, H, W)): noisy latents.
+            timestep (`torch.Tensor` of shape (), (B,) or (B, F)): α in [0, 1], the share of signal in each noisy
+                frame: 1 is clean, 0 is pure noise. Not multiplied by 1000.
+            clean_hidden_states (`torch.Tensor` of shape (B, C, F', H, W), *optional*): clean latents: the history, or
+                in training the clean copies of all clips but the last.
+            clip_layout (`ClipLayout`, *optional*): what the tokens are, from [`~clips.make_clip_layout`]. By default the
+                noisy frames are one clip, after the clean frames.
+            class_labels (`torch.Tensor` of shape (B,), *optional*): integers in [0, `num_classes`]; `num_classes` is "no
+                label".
+            encoder_hidden_states (`torch.Tensor` of shape (B, L, `text_embed_dim`), *optional*): states of a text
+                encoder, real tokens first.
+            encoder_attention_mask (`torch.Tensor` of shape (B, L), *optional*): `True` at real text tokens.
+            kv_cache (`VideoGPTKVCache`, *optional*): keys and values of conditions and history.
+            attention_kwargs (`dict`, *optional*): `scale` multiplies the LoRA layers' output.
+            return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
+
+        Returns:
+            `sample` of shape (B, C, F, H, W), `None` where only a cache was filled. Padded pixels are not meaningful.
+
+        Raises:
+            ValueError: if latents, layout and conditions do not belong together.
+        """
+        reads_cache = kv_cache is not None and hidden_states is not None
+        self._check_inputs(hidden_states, timestep, clean_hidden_states, kv_cache)
+        conditions = self._embed_conditions(class_labels, encoder_hidden_states)
+        if clip_layout is None:
+            num_conditions = 0 if conditions is None else conditions.shape[1]
+            if encoder_attention_mask is not None:
+                num_padding = (~encoder_attention_mask.bool()).sum(1)
+                num_conditions = (num_conditions - num_padding).tolist()
+            clip_layout = self._default_layout(hidden_states, clean_hidden_states, kv_cache, num_conditions)
+        if kv_cache is not None and clip_layout.has_padding:
+            raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
+
+        # 1. Tokens: conditions, clean frames by rank, noisy frames by rank
+        pos_embed = self._padded_pos_embed(clip_layout)
+        begin, end, hint = self.hint_embed(torch.arange(3, device=clip_layout.stream.device))
+        tokens = [] if conditions is None else [conditions]
+        if clean_hidden_states is not None:
+            patches = self._embed_patches(self.clean_patch_embed, clean_hidden_states, pos_embed)
+            frame_shape = (patches.shape[0], clean_hidden_states.shape[2], -1)
+            tokens += [begin.expand(frame_shape), patches, end.expand(frame_shape)]
+        if hidden_states is not None:
+            batch_size, channels, num_frames, height, width = hidden_states.shape
+            patches = self._embed_patches(self.noisy_patch_embed, hidden_states, pos_embed)
+            timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
+            timestep = timestep.expand(batch_size, num_frames).flatten()
+            time_proj = self.time_proj(timestep).to(patches.dtype)
+            time_tokens = self.time_token_embed(time_proj).unflatten(0, (batch_size, num_frames))
+            tokens += [hint.expand(batch_size, num_frames, -1), time_tokens, patches]
+        tokens = torch.cat([token.to(patches.dtype) for token in tokens], dim=1)
+
+        # 2. Decoder
+        attention_mask, rank_lengths = None, None
+        if reads_cache:
+            rank_lengths = (num_frames, num_frames, patches.shape[1])
+        else:
+            attention_mask = self._attention_mask(clip_layout, kv_cache)
+        rotary_emb = self.rope(clip_layout.position_ids)
+        for block in self.transformer_blocks:
+            block_args = (tokens, attention_mask, rotary_emb, kv_cache, rank_lengths)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, *block_args)
+            else:
+                tokens = block(*block_args)
+
+        if hidden_states is None:
+            kv_cache.commit(tokens.shape[1], clean_hidden_states.shape[2])
+            return Transformer2DModelOutput(sample=None) if return_dict else (None,)
+
+        # 3. Output: only the noisy patches are read
+        patches = self.norm(tokens[:, -patches.shape[1] :])
+        patches = patches.unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B F, P, D)
+        patches = self.proj_out(self.norm_out(patches, self.time_embed(time_proj)))
+        size = self.config.patch_size
+        patches = patches.view(batch_size, num_frames, height // size, width // size, size, size, channels)
+        sample = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch_size, channels, num_frames, height, width)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _check_inputs(self, hidden_states, timestep, clean_hidden_states, kv_cache) -> None:
+        if hidden_states is None and (clean_hidden_states is None or kv_cache is None):
+            raise ValueError(
+                "Pass noisy latents as `hidden_states`, or `clean_hidden_states` with a `kv_cache` to encode them into."
+            )
+        if hidden_states is not None and timestep is None:
+            raise ValueError("`hidden_states` needs its `timestep`: α in [0, 1], 1 is clean.")
+        if hidden_states is not None and clean_hidden_states is not None:
+            if kv_cache is not None:
+                raise ValueError(
+                    "With a `kv_cache`, encode `clean_hidden_states` in a call of its own, before this one."
+                )
+            noisy_shape, clean_shape = list(hidden_states.shape), list(clean_hidden_states.shape)
+            if noisy_shape[:2] + noisy_shape[3:] != clean_shape[:2] + clean_shape[3:]:
+                raise ValueError(
+                    f"`hidden_states` {noisy_shape} and `clean_hidden_states` {clean_shape} must agree in all but the "
+                    "number of frames (dimension 2)."
+                )
+        latents = hidden_states if hidden_states is not None else clean_hidden_states
+        size, channels = self.config.patch_size, self.config.in_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[3] % size or latents.shape[4] % size:
+            raise ValueError(
+                f"Latents must be (batch, {channels}, frames, height, width) with height and width divisible by {size}, "
+                f"got {list(latents.shape)}."
+            )
+
+    def _default_layout(self, hidden_states, clean_hidden_states, kv_cache, num_conditions) -> ClipLayout:
+        """What is cached as one clip, then the clean frames as one, then the noisy frames as one."""
+        latents = hidden_states if hidden_states is not None else clean_hidden_states
+        num_past = 0 if kv_cache is None else kv_cache.num_frames
+        num_clean = 0 if clean_hidden_states is None else clean_hidden_states.shape[2]
+        num_noisy = 0 if hidden_states is None else hidden_states.shape[2]
+        clip_lengths = [n for n in (num_past, num_clean, num_noisy) if n]
+        size = self.config.patch_size
+        return make_clip_layout(
+            clip_lengths,
+            (latents.shape[3] // size, latents.shape[4] // size),
+            clean=slice(int(num_past > 0), int(num_past > 0) + int(num_clean > 0)),
+            noisy=slice(len(clip_lengths) - int(num_noisy > 0), None),
+            condition_lengths=num_conditions,
+            device=latents.device,
+        )
+
+    def _embed_conditions(self, class_labels, encoder_hidden_states) -> torch.Tensor | None:
+        """Class token, then text tokens: (B, L, D)."""
+        if class_labels is not None and self.class_embed is None:
+            raise ValueError("`class_labels` was passed, but this model was configured with `num_classes=None`.")
+        if encoder_hidden_states is not None and self.text_projection is None:
+            raise ValueError("`encoder_hidden_states` was passed, but this model has `text_embed_dim=None`.")
+        conditions = [] if class_labels is None else [self.class_embed(class_labels[:, None])]
+        if encoder_hidden_states is not None:
+            conditions.append(self.text_projection(encoder_hidden_states))
+        return torch.cat(conditions, dim=1) if conditions else None
+
+    def _embed_patches(self, patch_embed: nn.Conv2d, latents: torch.Tensor, pos_embed: torch.Tensor) -> torch.Tensor:
+        """(B, C, F, H, W) latents → (B, F P, D) tokens with their place in the frame."""
+        batch_size = latents.shape[0]
+        patches = patch_embed(latents.transpose(1, 2).flatten(0, 1))  # (B F, D, rows, columns)
+        patches = patches.permute(0, 2, 3, 1).unflatten(0, (batch_size, -1))  # (B, F, rows, columns, D)
+        return (patches + pos_embed[:, None]).flatten(1, 3)
+
+    def _padded_pos_embed(self, layout: ClipLayout) -> torch.Tensor:
+        """(B or 1, rows, columns, D) position tables, each sample's own in the top-left corner of the padded grid."""
+        grids = set(layout.patch_grids)
+        if len(grids) == 1:
+            return self.pos_embed(*grids.pop())[None]
+        rows, columns = layout.padded_grid
+        tables = [self.pos_embed(*grid) for grid in layout.patch_grids]
+        pad = nn.functional.pad
+        return torch.stack([pad(t, (0, 0, 0, columns - t.shape[1], 0, rows - t.shape[0])) for t in tables])
+
+    def _attention_mask(self, layout: ClipLayout, kv_cache: VideoGPTKVCache | None) -> torch.Tensor | BlockMask:
+        """The hierarchical mask in the form that the attention backend takes."""
+        backend = self.transformer_blocks[0].attn.processor._attention_backend
+        if backend is None:
+            backend, _ = _AttentionBackendRegistry.get_active_backend()
+        if backend not in MASKED_BACKENDS:
+            raise ValueError(
+                f"Attention backend '{backend.value}' can't apply the hierarchical mask. Choose one of "
+                f"{', '.join(repr(b.value) for b in MASKED_BACKENDS)} by `set_attention_backend`."
+            )
+        num_cached = 0 if kv_cache is None else kv_cache.num_tokens
+        if num_cached:
+            dense_mask = layout.dense_mask
+            return torch.cat([dense_mask.new_ones(*dense_mask.shape[:3], num_cached), dense_mask], dim=-1)
+        return layout.block_mask if backend == AttentionBackendName.FLEX else layout.dense_mask

@@ -1,0 +1,66 @@
+"""What all tests share: no network, no window, one attention backend, and a tiny transformer."""
+
+import os
+from pathlib import Path
+
+
+# Read when these libraries are first imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SDL_VIDEODRIVER"] = "dummy"
+os.environ["SDL_AUDIODRIVER"] = "dummy"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
+
+from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel  # noqa: E402
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _native_attention():
+    """`set_attention_backend` also changes a default of the whole process: put it back after every test."""
+    with attention_backend("native"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The project's shared files: `VIDEOGPT_SHARED`, or `shared` beside the repository; the test is skipped without."""
+    path = Path(os.environ.get("VIDEOGPT_SHARED", Path(__file__).parents[2] / "shared"))
+    if not path.is_dir():
+        pytest.skip("needs the shared folder: set VIDEOGPT_SHARED to its path")
+    return path
+
+
+@pytest.fixture
+def make_tiny_transformer():
+    """Makes a transformer of 2 layers and width 32 with fixed random weights that reach the output."""
+
+    def make(**config) -> VideoGPTTransformerModel:
+        tiny = {
+            "num_layers": 2,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "ffn_dim": 48,
+            "pos_embed_max_size": 16,
+            "rope_long_factor": (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0),
+        }
+        model = VideoGPTTransformerModel(**{**tiny, **config})
+        generator = torch.Generator().manual_seed(0)
+        model.init_weights(generator)
+        # Zero in a new model, which would hide everything before them.
+        for parameter in (*model.norm_out.parameters(), *model.proj_out.parameters()):
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_transformer(make_tiny_transformer) -> VideoGPTTransformerModel:
+    return make_tiny_transformer()
