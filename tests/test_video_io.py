@@ -106,6 +106,8 @@ def test_rounded_timestamps_do_not_shift_frames(tmp_path, first):
     path = encode(tmp_path / "film.mkv", range(first, first + 60))
     for fps, step in ((30, 1), (15, 2), (10, 3)):
         assert numbers(read_video(path, fps=fps).frames) == list(range(0, 60, step))
+    for k in range(0, 60, 7):
+        assert numbers(read_video(path, start=k / 30, max_frames=1).frames) == [k]
 
 
 @pytest.mark.parametrize("suffix, codec", [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx")])
@@ -278,7 +280,7 @@ def test_a_stream_cut_out_of_a_broadcast(tmp_path, plain):
     path = tmp_path / "late.ts"
     path.write_bytes(data[len(data) * 3 // 10 // 188 * 188 :])
     found = numbers(read_video(path).frames)
-    # It begins at the first key frame that is whole; there is one every 15 frames.
+    # It begins at the first whole key frame; there is one every 15 frames.
     assert found[0] in (15, 30) and found == list(range(found[0], 60))
 
 
@@ -297,13 +299,24 @@ def test_streams_glued_together(tmp_path, plain):
 
 def test_damage_in_the_middle_ends_the_video(tmp_path, plain):
     data = bytearray(plain.read_bytes())
-    middle = len(data) * 6 // 10
-    data[middle : middle + 300] = bytes(300)
+    place = len(data) * 7 // 10
+    data[place : place + 300] = bytes(300)
     path = tmp_path / "damaged.mp4"
     path.write_bytes(data)
     found = numbers(read_video(path).frames)
-    assert 3 < len(found) < 45
-    assert found[:-2] == list(range(len(found) - 2))
+    assert 10 < len(found) < 45 and found == list(range(len(found)))
+
+
+def test_damage_at_the_start_is_passed_over(tmp_path, plain):
+    with av.open(str(plain)) as container:
+        first = next(container.demux(video=0))
+        place, size = first.pos, first.size
+    data = bytearray(plain.read_bytes())
+    data[place : place + size] = bytes(size)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    # Nothing up to the next key frame can be right.
+    assert numbers(read_video(path).frames) == list(range(15, 60))
 
 
 def make_no_video(path, kind):

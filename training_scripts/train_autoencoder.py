@@ -37,6 +37,9 @@ def parse_args():
         "--instance_data_root", type=Path, help="folder of videos to train on, instead of simulated scenes"
     )
     parser.add_argument("--resolution", type=int, default=64, help="frames are made square, this many pixels a side")
+    parser.add_argument(
+        "--pretrained_model_name_or_path", help="a saved AutoencoderKL to go on from; its sizes hold, not those below"
+    )
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 32, 64, 64])
     parser.add_argument("--layers_per_block", type=int, default=1)
     parser.add_argument("--latent_channels", type=int, default=4)
@@ -151,6 +154,22 @@ def open_videos(args):
     return FolderVideos(paths[:split], args.resolution), FolderVideos(paths[split:], args.resolution)
 
 
+def make_autoencoder(args):
+    if args.pretrained_model_name_or_path:
+        return AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path)
+    levels = len(args.block_out_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(args.block_out_channels),
+        layers_per_block=args.layers_per_block,
+        latent_channels=args.latent_channels,
+        norm_num_groups=args.norm_num_groups,
+        sample_size=args.resolution,
+        mid_block_add_attention=False,
+    )
+
+
 class ReconstructionObjective(torch.nn.Module):
     """L1 + mse_weight x squared error + kl_weight x KL, both errors weighed towards pixels unlike the frame's median.
 
@@ -178,8 +197,9 @@ class ReconstructionObjective(torch.nn.Module):
 def evaluate(vae, videos, simulated):
     """Reconstruct every frame of `videos` from the mean of its latents.
 
-    Returns a dict: latent_std (over all latents), mse and psnr (pixels in 0..1), mse_later (between each frame and
-    the one 16 frames later) and, for simulated scenes, objects_kept (fraction of frames that count the same as before).
+    Returns a dict: latent_mean (of each channel), latent_std (around it, over all channels), mse and psnr (pixels in
+    0..1), mse_later (between each frame and the one 16 frames later) and, for simulated scenes, objects_kept (fraction
+    of frames that count the same as before).
     """
     latents, errors, later, kept = [], [], [], []
     for index in range(len(videos)):
@@ -196,8 +216,11 @@ def evaluate(vae, videos, simulated):
 
             kept += [count_objects(a) == count_objects(b) for a, b in zip(frames, decoded, strict=True)]
     mse = float(np.mean(errors))
+    latents = torch.cat(latents)
+    latent_mean = latents.mean(dim=(0, 2, 3))
     result = {
-        "latent_std": torch.cat(latents).std().item(),
+        "latent_mean": latent_mean,
+        "latent_std": (latents - latent_mean[:, None, None]).std().item(),
         "mse": mse,
         "psnr": -10 * math.log10(mse),
         "mse_later": float(np.mean(later)),
@@ -205,6 +228,13 @@ def evaluate(vae, videos, simulated):
     if simulated:
         result["objects_kept"] = float(np.mean(kept))
     return result
+
+
+@torch.no_grad()
+def centre_latents(vae, mean):
+    """Move the channels' means to zero, as a diffusion model wants them, without a change in what is decoded."""
+    vae.quant_conv.bias[: len(mean)] -= mean
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
 
 
 def find_checkpoint(args):
@@ -222,17 +252,7 @@ def main():
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
-    levels = len(args.block_out_channels)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(args.block_out_channels),
-        layers_per_block=args.layers_per_block,
-        latent_channels=args.latent_channels,
-        norm_num_groups=args.norm_num_groups,
-        sample_size=args.resolution,
-        mid_block_add_attention=False,
-    ).to(memory_format=torch.channels_last)
+    vae = make_autoencoder(args).to(memory_format=torch.channels_last)
     ema = EMAModel(vae.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     # accelerate steps the schedule once a process, so it is made that many times as long.
@@ -254,12 +274,14 @@ def main():
     objective = ReconstructionObjective(vae, args.mse_weight, args.kl_weight, args.foreground_weight)
     objective, optimizer, loader, scheduler = accelerator.prepare(objective, optimizer, loader, scheduler)
     ema.to(accelerator.device)
-    accelerator.register_for_checkpointing(ema)
 
     step = 0
     if args.resume_from_checkpoint:
         checkpoint = find_checkpoint(args)
         accelerator.load_state(checkpoint)
+        # Kept by hand: what is registered with accelerate is unpickled without weights_only.
+        ema.load_state_dict(torch.load(checkpoint / "ema.pt", map_location="cpu", weights_only=True))
+        ema.to(accelerator.device)
         step = int(checkpoint.name.split("-")[1])
         loader = accelerator.skip_first_batches(loader, step)
         accelerator.print(f"resumed from {checkpoint}")
@@ -290,9 +312,12 @@ def main():
                 csv.writer(file).writerows([["step", "loss", "l1", "mse", "kl", "learning_rate"], *rows])
             print(f"step {step}/{args.max_train_steps} loss {values[0]} l1 {values[1]} mse {values[2]}", flush=True)
         if step % args.checkpointing_steps == 0:
-            accelerator.save_state(args.output_dir / f"checkpoint-{step}")
+            checkpoint = args.output_dir / f"checkpoint-{step}"
+            accelerator.save_state(checkpoint)
             accelerator.wait_for_everyone()
-            if accelerator.is_main_process:  # the one before is kept in case this one was cut short
+            if accelerator.is_main_process:
+                torch.save(ema.state_dict(), checkpoint / "ema.pt")
+                # The one before is kept in case this one was cut short.
                 shutil.rmtree(
                     args.output_dir / f"checkpoint-{step - 2 * args.checkpointing_steps}", ignore_errors=True
                 )
@@ -301,6 +326,7 @@ def main():
         ema.copy_to(vae.parameters())
         vae = vae.to("cpu", torch.float32).eval()
         result = evaluate(vae, eval_videos, simulated=args.instance_data_root is None)
+        centre_latents(vae, result["latent_mean"])
         vae.register_to_config(scaling_factor=1 / result["latent_std"])
         vae.save_pretrained(args.output_dir)
         print(

@@ -59,6 +59,7 @@ def parse_args():
     parser.add_argument("--train_batch_size", type=int, default=16, help="videos a step and process")
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
     parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--torch_compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--max_train_steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule")
@@ -95,11 +96,11 @@ def load_pipeline(args) -> VideoGPTPipeline:
     transformer = VideoGPTTransformerModel(**json.loads(args.transformer_config.read_text()))
     transformer.init_weights(torch.Generator().manual_seed(args.seed))
     return VideoGPTPipeline(
-        vae=AutoModel.from_pretrained(args.pretrained_vae_path),
+        vae=AutoModel.from_pretrained(args.pretrained_vae_path, torch_dtype=getattr(torch, args.vae_dtype)),
         transformer=transformer,
         scheduler=NextClipFlowMatchScheduler(),
         frames_per_clip=args.frames_per_clip,
-        max_context_frames=args.max_num_frames,
+        max_context_frames=max(args.max_num_frames - args.frames_per_clip, 1),
         longest_side=max(args.height, args.width),
         guidance_scale=args.guidance_scale,
     )
@@ -215,6 +216,8 @@ def main():
     transformer = pipe.transformer.train()
     if args.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if args.torch_compile:
+        transformer.compile_repeated_blocks()
 
     no_decay = [p for p in transformer.parameters() if p.ndim < 2]
     decay = [p for p in transformer.parameters() if p.ndim >= 2]

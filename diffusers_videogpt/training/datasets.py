@@ -124,12 +124,12 @@ def encode_videos(
                 raise ValueError(f"{path} holds latents made otherwise ({changes}): delete it or use another folder.")
             return file.get_tensor("latents")
     generator = torch.Generator(pipe._execution_device).manual_seed(seed)
-    loader = DataLoader(videos, batch_size=None, num_workers=num_workers)
+    loader = DataLoader(videos, batch_size=None, num_workers=num_workers, collate_fn=np.asarray)
     latents = [
         pipe.encode_frames(pipe.prepare_frames(frames, *frames.shape[1:3]), generator).cpu().half()
         for frames in tqdm(loader, desc="Encoding videos", mininterval=10)
     ]
-    latents = torch.cat(latents)
+    latents = torch.cat(latents).contiguous()
     unfinished = path.with_suffix(".partial")
     save_file({"latents": latents}, unfinished, metadata={"description": json.dumps(description)})
     unfinished.rename(path)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_videogpt.clips import ClipLayout, make_clip_layout
+from diffusers_videogpt.convert_checkpoint import HINT_TOKENS, convert_config, convert_state_dict
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -69,55 +70,8 @@ def training_batch(index: int) -> TrainingBatch:
 def load_golden_model() -> VideoGPTTransformerModel:
     """The authors' tiny checkpoint as our model, in fp32 and evaluation mode; a new one at every call."""
     config = json.loads((GOLDEN_DIR / "config.json").read_text())
-    rope_scaling = config["rope_scaling"]
-    model = VideoGPTTransformerModel(
-        num_layers=config["num_hidden_layers"],
-        num_attention_heads=config["num_attention_heads"],
-        attention_head_dim=config["hidden_size"] // config["num_attention_heads"],
-        ffn_dim=config["intermediate_size"],
-        norm_eps=config["rms_norm_eps"],
-        pos_embed_max_size=CASES["pos_embed_max_size"],
-        rope_theta=config["rope_theta"],
-        rope_long_factor=None if rope_scaling is None else rope_scaling["long_factor"],
-        max_position_embeddings=config["max_position_embeddings"],
-        original_max_position_embeddings=config["original_max_position_embeddings"],
-    )
-    model.load_state_dict(_our_state_dict(load_file(GOLDEN_DIR / "model.safetensors")))
+    tensors = load_file(GOLDEN_DIR / "model.safetensors")
+    hint_token_ids = [CASES["token_ids"][token] for token in HINT_TOKENS]
+    model = VideoGPTTransformerModel(**convert_config(config, tensors))
+    model.load_state_dict(convert_state_dict(tensors, model, hint_token_ids))
     return model.eval()
-
-
-def _our_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = {
-        "input_x_embedder.proj": "clean_patch_embed",
-        "x_embedder.proj": "noisy_patch_embed",
-        "time_token.mlp.0": "time_token_embed.linear_1",
-        "time_token.mlp.2": "time_token_embed.linear_2",
-        "t_embedder.mlp.0": "time_embed.linear_1",
-        "t_embedder.mlp.2": "time_embed.linear_2",
-        "final_layer.linear": "proj_out",
-        "llm.layers": "transformer_blocks",
-        "input_layernorm": "norm1",
-        "post_attention_layernorm": "norm2",
-        "self_attn.o_proj": "attn.to_out.0",
-        "mlp.gate_up_proj": "ff.linear_in",
-        "mlp.down_proj": "ff.linear_out",
-        "llm.norm": "norm",
-    }
-    hint_ids = [CASES["token_ids"][token] for token in ("<img>", "</img>", "<|diffusion|>")]
-    ours = {}
-    for name, tensor in state_dict.items():
-        for theirs, replacement in names.items():
-            name = name.replace(theirs, replacement)
-        if name == "pos_embed":
-            continue
-        elif name == "llm.embed_tokens.weight":
-            ours["hint_embed.weight"] = tensor[hint_ids]
-        elif "adaLN_modulation" in name:
-            shift, scale = tensor.chunk(2)
-            ours[name.replace("final_layer.adaLN_modulation.1", "norm_out.linear")] = torch.cat([scale, shift])
-        elif "qkv_proj" in name:
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                ours[name.replace("self_attn.qkv_proj", f"attn.to_{letter}")] = part
-        else:
-            ours[name] = tensor
-    return ours

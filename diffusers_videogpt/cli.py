@@ -1,0 +1,145 @@
+"""`videogpt predict | convert | evaluate`: the package from the command line."""
+
+import argparse
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
+from .pipeline_videogpt import VideoGPTPipeline
+from .video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
+
+
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED_MODEL = ASSETS / "videogpt-physics"
+SAMPLE_VIDEO = ASSETS / "sample.mp4"
+SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
+PICTURE_FPS = 12.0  # of an animated picture, which has no rate of its own
+
+
+@contextmanager
+def stopwatch(timings: dict[str, float], part: str):
+    began = time.perf_counter()
+    yield
+    timings[part] = time.perf_counter() - began
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Continues a video (or animates a picture), and writes an MP4 and a film strip."""
+    source, num_history = args.video or args.image, args.num_history_frames
+    if source is None:
+        source = SAMPLE_VIDEO
+        num_history = SAMPLE_HISTORY if num_history is None else num_history
+    timings: dict[str, float] = {}
+
+    with stopwatch(timings, "load the model"):
+        pipe = VideoGPTPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, args.dtype)).to(args.device)
+        pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+
+    with stopwatch(timings, "read the video"):
+        video = read_video(
+            source, fps=args.fps, max_frames=1 if args.image else None, min_frames=(num_history or 1)
+        )
+        frames = video.frames
+        if args.height or args.width:
+            frames = resize_to_cover(frames, args.height or frames.shape[1], args.width or frames.shape[2])
+        else:
+            frames = resize_and_crop(frames, longest_side=pipe.config.longest_side)
+        given = frames[: num_history or len(frames)][-pipe.config.max_context_frames :]
+        num_frames = args.num_frames
+        truth = frames[num_history:] if num_history else frames[:0]
+        if num_frames is None:
+            num_frames = len(truth) or 2 * pipe.config.frames_per_clip
+        truth = truth[:num_frames]
+        fps = args.fps or video.fps or PICTURE_FPS
+    height, width = given.shape[1:3]
+    print(f"{source}: {len(given)} frames given, {num_frames} to predict, {width} × {height} at {fps:g} frames/s")
+
+    generator = torch.Generator("cpu").manual_seed(args.seed)
+    with stopwatch(timings, "encode"):
+        history = pipe.encode_given(video=given, height=height, width=width, generator=generator)
+    with stopwatch(timings, "predict"):
+        latents = pipe(
+            video_latents=history,
+            num_frames=num_frames,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            frames_per_clip=args.frames_per_clip,
+            generator=generator,
+            output_type="latent",
+        ).frames
+    with stopwatch(timings, "decode"):
+        predicted = (pipe.decode_latents(latents, "np")[0] * 255).round().astype("uint8")
+    with stopwatch(timings, "write"):
+        stem = args.output / Path(source).stem
+        video_path = write_video(stem.with_name(stem.name + "_prediction.mp4"), [*given, *predicted], fps=fps)
+        rows = {"predicted": [*given, *predicted]}
+        if len(truth):
+            rows = {"truth": [*given, *truth], **rows}
+        strip_path = write_film_strip(
+            stem.with_name(stem.name + "_prediction.png"), rows, num_given=len(given), fps=fps
+        )
+
+    print(", ".join(f"{part} {seconds:.1f} s" for part, seconds in timings.items()))
+    print(f"video: {video_path}\nfilm strip: {strip_path}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """The authors' checkpoint → a pipeline, or back."""
+    if args.back:
+        summary = convert_to_reference_checkpoint(args.input_dir, args.output_dir)
+    else:
+        summary = convert_reference_checkpoint(args.input_dir, args.output_dir, vae=args.vae)
+    for key, value in summary.items():
+        print(f"{key}: {value}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="videogpt", description="Video-GPT: what happens next in a video.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser(
+        "predict",
+        help="continue a video, or animate a picture",
+        description="Continues VIDEO, or the bundled sample, and writes an MP4 and a film strip.",
+    )
+    command.set_defaults(run=predict)
+    source = command.add_mutually_exclusive_group()
+    source.add_argument("video", nargs="?", type=Path, help="any video file; default: the bundled sample")
+    source.add_argument("--image", type=Path, help="a picture to animate, instead of a video")
+    command.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one")
+    command.add_argument("--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth")
+    command.add_argument("--num-frames", type=int, help="frames to predict; default: as many as the truth has, or two clips")
+    command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
+    command.add_argument("--guidance-scale", type=float, help="history guidance, 1 for none; default: the model's own")
+    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument("--height", type=int, help="in pixels, divisible by 16; default: the video's, scaled to the model's")
+    command.add_argument("--width", type=int)
+    command.add_argument("--fps", type=float, help="frames a second to read and write at; default: the video's own")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    command.add_argument("--output", type=Path, default=Path("videogpt_output"), help="folder (default: %(default)s)")
+
+    command = commands.add_parser(
+        "convert",
+        help="the authors' checkpoint to a pipeline, or back",
+        description="Converts the authors' checkpoint folder to a pipeline that from_pretrained loads, bit-exactly.",
+    )
+    command.set_defaults(run=convert)
+    command.add_argument("input_dir", type=Path, help="the authors' folder; with --back, a converted pipeline")
+    command.add_argument("output_dir", type=Path, help="a new folder")
+    command.add_argument("--vae", type=Path, help="folder of the VAE to put into the pipeline")
+    command.add_argument("--back", action="store_true", help="from a converted pipeline to the authors' format")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"videogpt {args.command}: {error}")

@@ -1,0 +1,177 @@
+"""How well a model continues unseen scenes of the simulated world, beside two baselines that need no model.
+
+Shapes: F given frames, N predicted frames, H × W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..worlds import Scene, count_objects, simulate
+
+
+@dataclass
+class PredictionScores:
+    """What one way of predicting scores on a set of scenes.
+
+    Attributes:
+        mse: mean squared error of pixels in [0, 1], over all predicted frames of all scenes.
+        mse_by_horizon: the same for each of the N predicted frames.
+        objects_kept: share of scenes whose last frame has, for every colour, the right number of objects.
+    """
+
+    mse: float
+    mse_by_horizon: list[float]
+    objects_kept: float
+
+
+def repeat_last_frame(scene: Scene, num_given: int) -> np.ndarray:
+    """The last given frame again and again: uint8 (N, H, W, 3)."""
+    return np.repeat(scene.frames[num_given - 1 : num_given], len(scene.frames) - num_given, axis=0)
+
+
+def keep_velocity(scene: Scene, num_given: int) -> np.ndarray:
+    """Every object goes on by its last displacement: uint8 (N, H, W, 3).
+
+    The baseline is told by the simulator which pixels belong to which object and how far each moved between the last two
+    given frames. Pixels are moved by that, between pixels by bilinear weights, over a background of the most common
+    colour of the frame or, where that is known, of what an object did not cover before.
+    """
+    last, mask = scene.frames[num_given - 1].astype(np.float32), scene.masks[num_given - 1]
+    background = _background(scene, num_given)
+    displacements = scene.positions[num_given - 1] - scene.positions[num_given - 2]
+    frames = []
+    for step in range(1, len(scene.frames) - num_given + 1):
+        frame = background.copy()
+        for index, displacement in enumerate(displacements):
+            # The mask is one pixel too tight for the blended outline.
+            alpha = _shift(_dilate(mask == index + 1).astype(np.float32)[..., None], step * displacement)
+            pixels = _shift(last * _dilate(mask == index + 1)[..., None], step * displacement)
+            frame = frame * (1 - alpha) + pixels
+        frames.append(frame)
+    return np.stack(frames).round().clip(0, 255).astype(np.uint8)
+
+
+def _background(scene: Scene, num_given: int) -> np.ndarray:
+    """(H, W, 3): each pixel as it was in the last given frame in which no object covered it."""
+    colours, counts = np.unique(scene.frames[num_given - 1].reshape(-1, 3), axis=0, return_counts=True)
+    background = np.broadcast_to(colours[counts.argmax()], scene.frames.shape[1:]).astype(np.float32)
+    for frame, mask in zip(scene.frames[:num_given], scene.masks[:num_given], strict=True):
+        background = np.where(_dilate(mask > 0)[..., None], background, frame)
+    return background
+
+
+def _dilate(mask: np.ndarray) -> np.ndarray:
+    padded = np.pad(mask, 1)
+    rows, columns = mask.shape
+    shifts = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    return np.logical_or.reduce(shifts)
+
+
+def _shift(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """(H, W, C) moved by (x, y) pixels, bilinear; what comes in from outside is 0."""
+    whole = np.floor(displacement).astype(int)
+    (wx, wy), (height, width) = displacement - whole, image.shape[:2]
+    shifted = np.zeros_like(image)
+    for dy, weight_y in ((0, 1 - wy), (1, wy)):
+        for dx, weight_x in ((0, 1 - wx), (1, wx)):
+            x, y = whole[0] + dx, whole[1] + dy
+            to_rows, from_rows = slice(max(y, 0), max(height + min(y, 0), 0)), slice(max(-y, 0), max(height - max(y, 0), 0))
+            to_columns = slice(max(x, 0), max(width + min(x, 0), 0))
+            from_columns = slice(max(-x, 0), max(width - max(x, 0), 0))
+            shifted[to_rows, to_columns] += weight_x * weight_y * image[from_rows, from_columns]
+    return shifted
+
+
+def score(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> PredictionScores:
+    """Scores predicted against true frames, each uint8 (N, H, W, 3), one pair a scene."""
+    errors = np.stack(
+        [
+            np.square(p.astype(np.float64) / 255 - t / 255).mean(axis=(1, 2, 3))
+            for p, t in zip(predictions, truths, strict=True)
+        ]
+    )
+    kept = [count_objects(p[-1]) == count_objects(t[-1]) for p, t in zip(predictions, truths, strict=True)]
+    return PredictionScores(float(errors.mean()), errors.mean(axis=0).tolist(), float(np.mean(kept)))
+
+
+def predict_scenes(
+    pipe: VideoGPTPipeline,
+    scenes: Sequence[Scene],
+    num_given: int,
+    frames_per_clip: int,
+    num_inference_steps: int,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[np.ndarray]:
+    """What the model predicts after the first `num_given` frames of each scene: uint8 (N, H, W, 3) a scene."""
+    predictions = []
+    for first in range(0, len(scenes), batch_size):
+        batch = scenes[first : first + batch_size]
+        frames = pipe(
+            video=[scene.frames[:num_given] for scene in batch],
+            num_frames=len(batch[0].frames) - num_given,
+            frames_per_clip=frames_per_clip,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed + first),
+            output_type="np",
+        ).frames
+        predictions += list((frames * 255).round().astype(np.uint8))
+    return predictions
+
+
+def evaluate_world_prediction(
+    pipe: VideoGPTPipeline,
+    num_scenes: int = 64,
+    num_given: int = 8,
+    num_predicted: int = 16,
+    frames_per_clip: Sequence[int] = (8, 1),
+    num_inference_steps: int = 25,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+) -> dict[str, PredictionScores]:
+    """Scores the model, at several clip lengths, and the baselines on the same unseen scenes.
+
+    Scenes have the seeds 0 … `num_scenes` − 1, which are kept from training (its seeds start at 1 000 000).
+
+    Returns:
+        For each way of predicting, its [`PredictionScores`]. "autoencoder alone" decodes the true latents: no model of
+        these latents can do better.
+    """
+    size = pipe.config.longest_side
+    scenes = [simulate(seed=s, num_frames=num_given + num_predicted, size=size) for s in range(num_scenes)]
+    truths = [scene.frames[num_given:] for scene in scenes]
+    results = {
+        "repeat the last frame": score([repeat_last_frame(s, num_given) for s in scenes], truths),
+        "constant velocity": score([keep_velocity(s, num_given) for s in scenes], truths),
+    }
+    for clip_length in frames_per_clip:
+        predictions = predict_scenes(
+            pipe, scenes, num_given, clip_length, num_inference_steps, guidance_scale, seed
+        )
+        results[f"clips of {clip_length}"] = score(predictions, truths)
+    latents = [pipe.encode_given(video=truth, max_context_frames=num_predicted) for truth in truths]
+    decoded = [(pipe.decode_latents(x, "np")[0] * 255).round().astype(np.uint8) for x in latents]
+    return results | {"autoencoder alone": score(decoded, truths)}
+
+
+def format_table(results: dict[str, PredictionScores], horizons: Sequence[int] = (1, 4, 8, 16)) -> str:
+    """The results as a Markdown table; errors are multiplied by 1000."""
+    baseline = results["repeat the last frame"].mse
+    shown = [h for h in horizons if h <= len(next(iter(results.values())).mse_by_horizon)]
+    lines = [
+        "| | MSE × 1000 | over repeating | " + " | ".join(f"frame {h}" for h in shown) + " | objects kept |",
+        "|---" * (4 + len(shown)) + "|",
+    ]
+    for name, scores in results.items():
+        by_horizon = " | ".join(f"{1000 * scores.mse_by_horizon[h - 1]:.2f}" for h in shown)
+        lines.append(
+            f"| {name} | {1000 * scores.mse:.2f} | {scores.mse / baseline:.2f} × | {by_horizon} | "
+            f"{100 * scores.objects_kept:.0f} % |"
+        )
+    return "\n".join(lines)
