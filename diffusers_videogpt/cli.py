@@ -1,9 +1,11 @@
 """`videogpt predict | convert | evaluate`: the package from the command line."""
 
 import argparse
+import json
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -97,6 +99,26 @@ def convert(args: argparse.Namespace) -> None:
         print(f"{key}: {value}")
 
 
+def evaluate_world(args: argparse.Namespace) -> None:
+    """Scores a model on unseen scenes of the simulated world, beside baselines."""
+    from .evaluation.world_prediction import evaluate_world_prediction, format_table
+
+    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    results = evaluate_world_prediction(
+        pipe,
+        num_scenes=args.num_scenes,
+        frames_per_clip=args.frames_per_clip,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+    )
+    print(format_table(results))
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps({name: asdict(scores) for name, scores in results.items()}, indent=1))
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="videogpt", description="Video-GPT: what happens next in a video.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -134,6 +156,23 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("output_dir", type=Path, help="a new folder")
     command.add_argument("--vae", type=Path, help="folder of the VAE to put into the pipeline")
     command.add_argument("--back", action="store_true", help="from a converted pipeline to the authors' format")
+
+    command = commands.add_parser("evaluate", help="score a model")
+    benchmarks = command.add_subparsers(dest="benchmark", required=True)
+    command = benchmarks.add_parser(
+        "world",
+        help="unseen scenes of the simulated world",
+        description="Continues unseen simulated scenes (8 frames given, 16 predicted) and prints errors beside baselines.",
+    )
+    command.set_defaults(run=evaluate_world)
+    command.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one")
+    command.add_argument("--num-scenes", type=int, default=64)
+    command.add_argument("--frames-per-clip", type=int, nargs="+", default=[8, 1], help="clip lengths to compare")
+    command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
+    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--output", type=Path, help="a JSON file for the full results")
     return parser
 
 
@@ -141,5 +180,5 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"videogpt {args.command}: {error}")

@@ -322,6 +322,7 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128) -> BlockMask:
     stream, clip, frame, rank = meta.unbind(0)
 
     def mask_mod(b, h, q, k):
+        b = b * (layout.batch_size > 1)  # the layout of one sample serves a whole batch
         return attends(
             TokenMeta(stream[b, q], clip[b, q], frame[b, q], rank[b, q]),
             TokenMeta(stream[b, k], clip[b, k], frame[b, k], rank[b, k]),

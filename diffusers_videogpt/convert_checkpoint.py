@@ -218,8 +218,8 @@ def convert_to_reference_checkpoint(
                 f"'{kept_dir}' was kept of another network than '{transformer_dir}' ({key}: {value} there, {config[key]} "
                 f"here): pass the `{KEPT_FOLDER}` folder that was written when this model was converted."
             )
-    _check_names(weights.tensors, transformer.state_dict(), transformer_dir)
-    _check_shapes(weights.tensors, transformer.state_dict(), transformer_dir)
+    _check_names(weights.tensors, transformer.state_dict(), f"'{transformer_dir}'")
+    _check_shapes(weights.tensors, transformer.state_dict(), f"'{transformer_dir}'")
     no_place = set(weights.tensors) - set(_sources(config.num_layers))
     if no_place:
         raise ValueError(f"The authors' network has no place for {_listed(no_place)}: this model can't go back.")
@@ -262,7 +262,9 @@ def register_single_file() -> None:
         VideoGPTTransformerModel.from_single_file("ours.safetensors", config="folder_with_config_json")
 
     diffusers hands the mapping a state dict without its path, so the authors' file needs `tokenizer`: the folder of the
-    tokenizer's files, which tell the rows of the hint tokens. For shards, use [`convert_reference_checkpoint`].
+    tokenizer's files, which tell the rows of the hint tokens. `config` or `original_config` must be given: without,
+    diffusers guesses the model from the file and takes it for another. For shards, use
+    [`convert_reference_checkpoint`].
     """
     # diffusers looks the names of this table up in itself.
     diffusers.VideoGPTTransformerModel = VideoGPTTransformerModel
@@ -286,7 +288,7 @@ def _map_single_file(checkpoint: dict, config: dict, tokenizer: str | Path | Non
     with init_empty_weights():
         transformer = VideoGPTTransformerModel.from_config(config)
     if any(name.startswith("transformer_blocks.") for name in checkpoint):
-        _check_names(checkpoint, transformer.state_dict(), "the file")
+        _check_names(checkpoint, transformer.state_dict(), "The file")
     if tokenizer is None:
         raise ValueError(
             "The authors' checkpoint needs its tokenizer to find the hint tokens: pass `tokenizer`, the folder of "
@@ -325,7 +327,7 @@ def convert_config(phi3_config: Mapping[str, Any], tensors: Mapping[str, torch.T
             grouped key-value heads, another activation, partial or other scaled rotary embeddings.
     """
     config = _decoder_config(phi3_config)
-    _check_names(tensors, {*_key_map(config["num_layers"]), TOKEN_TABLE, POS_EMBED}, "the reference checkpoint")
+    _check_names(tensors, {*_key_map(config["num_layers"]), TOKEN_TABLE, POS_EMBED}, "The reference checkpoint")
     patch_shape, table_shape = tensors["x_embedder.proj.weight"].shape, tensors[POS_EMBED].shape
     if len(patch_shape) != 4 or len(table_shape) != 3 or math.isqrt(table_shape[1]) ** 2 != table_shape[1]:
         raise ValueError(
@@ -466,7 +468,7 @@ def _check_reference(
 
     Returns whether `pos_embed` is bit for bit what ours computes; it may differ by 1e-6, or the rounding of its dtype.
     """
-    where = "the reference checkpoint"
+    where = "The reference checkpoint"
     key_map, ours = _key_map(transformer.config.num_layers), transformer.state_dict()
     _check_names(tensors, {*key_map, TOKEN_TABLE, POS_EMBED}, where)
     expected = {name: _to_reference(name, key_map[name], ours.get) for name in key_map}
@@ -495,7 +497,7 @@ def _check_reference(
     return same_dtype and all(torch.equal(a, b.to(a.dtype)) for a, b in zip(given, computed, strict=True))
 
 
-def _check_names(found: Iterable[str], expected: Iterable[str], where: str | Path) -> None:
+def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
     missing, unknown = set(expected) - set(found), set(found) - set(expected)
     if missing or unknown:
         problems = [f"lacks {_listed(missing)}"] if missing else []
@@ -506,7 +508,7 @@ def _check_names(found: Iterable[str], expected: Iterable[str], where: str | Pat
         )
 
 
-def _check_shapes(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str | Path) -> None:
+def _check_shapes(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:
     wrong = [
         f"{name} {list(found[name].shape)} (should be {list(tensor.shape)})"
         for name, tensor in expected.items()

@@ -433,7 +433,7 @@ class VideoGPTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode_history(self, history: History) -> None:
         """Puts the keys and values of the frames that the cache of `history` lacks into it."""
-        if history.kv_cache is None:
+        if history.kv_cache is None or history.latents is None:
             return
         latents = history.latents[:, :, history.kv_cache.num_frames :]
         if latents.shape[2]:
@@ -619,12 +619,13 @@ class VideoGPTPipeline(DiffusionPipeline):
 
         # 4. Clip after clip: denoise it, then remember it
         clips = []
+        step_numbers = itertools.count()
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
 
             def on_step_end(timestep: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
                 if callback_on_step_end is not None:
                     tensors = {"latents": clip} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    clip = callback_on_step_end(self, progress_bar.n, timestep, tensors).pop("latents", clip)
+                    clip = callback_on_step_end(self, next(step_numbers), timestep, tensors).pop("latents", clip)
                 progress_bar.update()
                 return clip
 

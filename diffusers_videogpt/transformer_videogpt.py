@@ -95,6 +95,8 @@ class VideoGPTKVCache:
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The (B, `num_tokens`, N, K) keys and values of `layer`, as views."""
+        if not self.num_tokens:
+            raise ValueError("The `kv_cache` is empty: encode `clean_hidden_states` into it first, or pass no cache.")
         keys, values = self._layers[layer]
         return keys[:, : self.num_tokens], values[:, : self.num_tokens]
 
@@ -465,7 +467,13 @@ class VideoGPTTransformerModel(
             if encoder_attention_mask is not None:
                 num_padding = (~encoder_attention_mask.bool()).sum(1)
                 num_conditions = (num_conditions - num_padding).tolist()
+                conditions = conditions[:, : max(num_conditions)]
             clip_layout = self._default_layout(hidden_states, clean_hidden_states, kv_cache, num_conditions)
+        self._check_layout(clip_layout, hidden_states, clean_hidden_states, conditions)
+        if conditions is not None and kv_cache is not None and (reads_cache or kv_cache.num_tokens):
+            raise ValueError(
+                "Conditions are encoded into a `kv_cache` once, with the first clean frames: don't pass them again."
+            )
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
@@ -540,6 +548,22 @@ class VideoGPTTransformerModel(
                 f"got {list(latents.shape)}."
             )
 
+    def _check_layout(self, layout, hidden_states, clean_hidden_states, conditions) -> None:
+        latents = hidden_states if hidden_states is not None else clean_hidden_states
+        size = self.config.patch_size
+        inputs = (
+            0 if conditions is None else conditions.shape[1],
+            0 if clean_hidden_states is None else clean_hidden_states.shape[2],
+            0 if hidden_states is None else hidden_states.shape[2],
+            (latents.shape[3] // size, latents.shape[4] // size),
+        )
+        described = (layout.num_condition_tokens, layout.num_clean_frames, layout.num_noisy_frames, layout.padded_grid)
+        if described != inputs or layout.batch_size not in (1, latents.shape[0]):
+            raise ValueError(
+                "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
+                f"{described} for {layout.batch_size} samples in it, {inputs} for {latents.shape[0]} in what was passed."
+            )
+
     def _default_layout(self, hidden_states, clean_hidden_states, kv_cache, num_conditions) -> ClipLayout:
         """What is cached as one clip, then the clean frames as one, then the noisy frames as one."""
         latents = hidden_states if hidden_states is not None else clean_hidden_states
@@ -573,7 +597,8 @@ class VideoGPTTransformerModel(
         batch_size = latents.shape[0]
         patches = patch_embed(latents.transpose(1, 2).flatten(0, 1))  # (B F, D, rows, columns)
         patches = patches.permute(0, 2, 3, 1).unflatten(0, (batch_size, -1))  # (B, F, rows, columns, D)
-        return (patches + pos_embed[:, None]).flatten(1, 3)
+        # In the weights' dtype: loaded in bf16, the table is still fp32; under autocast the residual stream stays fp32.
+        return (patches + pos_embed[:, None].to(patch_embed.weight.dtype)).flatten(1, 3)
 
     def _padded_pos_embed(self, layout: ClipLayout) -> torch.Tensor:
         """(B or 1, rows, columns, D) position tables, each sample's own in the top-left corner of the padded grid."""

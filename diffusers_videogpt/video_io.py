@@ -219,35 +219,34 @@ def _open_video(path: Path, start: float) -> tuple[float, float, Iterator[ShownF
 
 
 def _decode(container, stream) -> Iterator[av.VideoFrame]:
-    """Frames in display order up to the first damage. Undecodable packets before the first frame are passed over:
-    a stream cut out of a broadcast begins with frames whose key frame is missing."""
-    packets = container.demux(stream)
+    """Frames in display order up to the first damage; damage before the first frame is passed over, since a stream
+    cut out of a broadcast begins with it."""
+    decoder, packets = stream.codec_context, container.demux(stream)
     started = False
     while True:
         try:
             packet = next(packets, None)
         except av.error.FFmpegError:
             packet = None
-        damaged = started and packet is not None and packet.is_corrupt
+        damaged = packet is not None and packet.is_corrupt
+        drained = packet is None or damaged
         try:
             # `None` makes the decoder hand out the frames that it still holds.
-            frames = stream.codec_context.decode(None if damaged else packet)
+            frames = decoder.decode(None if drained else packet)
         except av.error.EOFError:
             return
         except av.error.FFmpegError:
-            if not started and packet is not None:
-                continue
             frames, damaged = [], True
         for frame in frames:
-            if frame.is_corrupt:
-                damaged = started
-                break
             started = True
             yield frame
-        if damaged:
+        if damaged and started:
             logger.warning(f"{container.name}: damaged; only the frames before the damage are used.")
-        if damaged or packet is None:
             return
+        if packet is None:
+            return
+        if drained:
+            decoder.flush_buffers()
 
 
 def _to_rgb(frame: "av.VideoFrame | Image.Image", size: tuple[int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from diffusers_videogpt.convert_checkpoint import (
     HINT_TOKENS,
     _key_map,
     _to_reference,
+    _write_safetensors,
     convert_config,
     convert_reference_checkpoint,
     convert_to_reference_checkpoint,
@@ -123,6 +124,26 @@ def test_position_table_comes_back_as_it_was(reference_dir, tmp_path, weights):
     convert_reference_checkpoint(reference_dir, tmp_path / "ours")
     convert_to_reference_checkpoint(tmp_path / "ours", tmp_path / "back")
     assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), mixed)
+
+
+def test_written_file_is_that_of_the_library(tmp_path):
+    tensors = {
+        "a": torch.rand(3, 1).to(torch.bfloat16),  # 6 bytes: what follows is aligned only if it comes first
+        "b": torch.rand(2, 3).T,
+        "c": torch.rand((), dtype=torch.float64),
+        "d": torch.rand(5).half(),
+    }
+    _write_safetensors(tmp_path / "ours.safetensors", tensors, tensors.get)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, tmp_path / "library.safetensors", metadata={"format": "pt"})
+    assert_same_tensors(load_file(tmp_path / "ours.safetensors"), contiguous)
+    headers = []
+    for name in ("ours", "library"):
+        content = (tmp_path / f"{name}.safetensors").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        assert length % 8 == 0
+        headers.append(json.loads(content[8 : 8 + length]))
+    assert headers[0] == headers[1]
 
 
 def test_dtype(reference_dir, tmp_path, weights):

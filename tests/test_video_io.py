@@ -53,9 +53,10 @@ def encode(path, ticks, time_base=Fraction(1, 30), codec="libx264", **container_
     return path
 
 
-def remux(source, path, shift):
+def remux(source, path, shift, **container_options):
     """Copies the packets of `source` with every timestamp moved by `shift` seconds."""
-    with av.open(str(source)) as old, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as new:
+    options = {"avoid_negative_ts": "disabled", **container_options}
+    with av.open(str(source)) as old, av.open(str(path), "w", options=options) as new:
         template = old.streams.video[0]
         stream = new.add_stream_from_template(template)
         ticks = round(shift / template.time_base)
@@ -169,6 +170,14 @@ def test_time_counts_from_the_first_frame(tmp_path, plain, suffix, shift):
     assert numbers(read_video(path, fps=15, start=0.2).frames) == list(range(6, 60, 2))
 
 
+def test_a_frame_replaced_at_its_own_time_is_never_seen(tmp_path):
+    # Matroska's milliseconds put three frames at 100.
+    path = encode(tmp_path / "film.mkv", [0, 1000, 1002, 1004, 2000], time_base=Fraction(1, 10_000), codec="libvpx")
+    video = read_video(path)
+    assert numbers(video.frames) == [0, 3, 4]
+    np.testing.assert_allclose(video.timestamps, [0, 0.1, 0.2])
+
+
 def test_a_stream_without_timestamps(tmp_path):
     path = encode(tmp_path / "raw.h264", range(40))
     with av.open(str(path)) as container:
@@ -275,6 +284,19 @@ def test_a_truncated_file_gives_the_frames_before_the_cut(tmp_path, plain, suffi
         read_video(path, min_frames=60)
 
 
+def test_half_a_picture_is_no_frame(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), np.uint8)
+    path = remux(write_video(tmp_path / "a.mp4", noise, fps=10), tmp_path / "b.mp4", Fraction(0), movflags="faststart")
+    whole = read_video(path).frames
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for packet in packets[1:]:
+        cut = tmp_path / "cut.mp4"
+        cut.write_bytes(path.read_bytes()[: packet.pos + packet.size // 2])
+        frames = read_video(cut).frames
+        np.testing.assert_array_equal(frames, whole[: len(frames)])
+
+
 def test_a_stream_cut_out_of_a_broadcast(tmp_path, plain):
     data = remux(plain, tmp_path / "whole.ts", Fraction(0)).read_bytes()
     path = tmp_path / "late.ts"
@@ -282,6 +304,18 @@ def test_a_stream_cut_out_of_a_broadcast(tmp_path, plain):
     found = numbers(read_video(path).frames)
     # It begins at the first whole key frame; there is one every 15 frames.
     assert found[0] in (15, 30) and found == list(range(found[0], 60))
+
+
+def test_a_picture_lost_at_the_start_of_a_broadcast(tmp_path, plain):
+    data = remux(plain, tmp_path / "whole.ts", Fraction(0)).read_bytes()
+    path = tmp_path / "hole.ts"
+    # Leave out one transport packet after the other, until it is one that the first picture needs.
+    for place in range(0, 188 * 20, 188):
+        path.write_bytes(data[:place] + data[place + 188 :])
+        with av.open(str(path)) as container:
+            if next(container.demux(video=0)).is_corrupt:
+                break
+    assert numbers(read_video(path).frames) == list(range(15, 60))
 
 
 def test_streams_glued_together(tmp_path, plain):
@@ -519,7 +553,11 @@ def test_writing_makes_folders_and_leaves_no_debris(tmp_path):
     with pytest.raises(av.error.FFmpegError):
         write_video(path, frames, fps=5, crf=1000)
     assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
+    taken = path.with_name("film.mp4")
+    taken.mkdir()
+    with pytest.raises(OSError, match="film.mp4"):
+        write_video(taken, frames, fps=5)
+    assert sorted(path.parent.iterdir()) == [taken, path]
 
 
 def test_crf_sets_the_quality(tmp_path):

@@ -270,7 +270,10 @@ def main():
         args.seed,
     )
     # In order: simulated scenes are independent, and a step then means the same scenes in every run.
-    loader = DataLoader(clips, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers)
+    # Its own generator, or starting the loader would draw from the stream that a checkpoint has just restored.
+    loader = DataLoader(
+        clips, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, generator=torch.Generator()
+    )
     objective = ReconstructionObjective(vae, args.mse_weight, args.kl_weight, args.foreground_weight)
     objective, optimizer, loader, scheduler = accelerator.prepare(objective, optimizer, loader, scheduler)
     ema.to(accelerator.device)

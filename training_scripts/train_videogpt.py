@@ -45,6 +45,7 @@ def parse_args():
     parser.add_argument(
         "--transformer_config", type=Path, help="JSON arguments of a transformer to train from nothing"
     )
+    parser.add_argument("--vae_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--instance_data_root", type=Path, help="folder of videos")
     parser.add_argument("--num_simulated_scenes", type=int, help="simulated scenes, instead of a folder of videos")
     parser.add_argument("--num_validation_videos", type=int, default=64, help="videos kept for the validation loss")

@@ -61,6 +61,13 @@ def test_the_seed_draws_every_kind():
     assert np.array_equal(simulate(seed=5).frames, simulate(kind, seed=5).frames)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("seed", [179, 804, 2782, 2822, 5556])
+def test_pendulums_that_leave_no_room_are_hung_anew(seed):
+    # With these seeds the first pendulums of the first try leave no place for the last.
+    assert len(simulate("pendulum", seed=seed, num_frames=1).objects) >= 1
+
+
 def test_nothing_leaves_the_picture():
     for scene in every_scene(num_frames=60):
         assert edge_distance(scene) > -0.05, (scene.kind, scene.caption)
@@ -89,7 +96,7 @@ def test_masks_cover_the_pixels_of_each_object():
         for index, item in enumerate(scene.objects):
             inside = scene.masks == index + 1
             area = np.pi * item.radius**2 if item.shape == "ball" else 4 * item.radius**2
-            assert inside.sum((1, 2)).mean() == pytest.approx(area, rel=0.06)
+            assert inside.sum((1, 2)).mean() == pytest.approx(area, rel=0.12)  # a box at rest is whole pixels wide
             difference = abs(scene.frames[inside].astype(float) - PALETTE[item.colour]).max(-1)
             # Pixels at the rim are mixed with what lies behind.
             assert np.mean(difference < 20) > 0.65, (scene.kind, item)

@@ -1,0 +1,391 @@
+import json
+import logging
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.pipeline_videogpt import History
+from diffusers_videogpt.video_io import VideoReadError, write_video
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    config = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 32}
+    return AutoencoderKL(latent_channels=4, scaling_factor=0.5, **config, **blocks).eval()
+
+
+@pytest.fixture
+def pipe(tiny_transformer, vae):
+    pipe = VideoGPTPipeline(
+        vae, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, max_context_frames=5, longest_side=32
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def history():
+    """3 frames of latents of 32 × 48 pixels."""
+    return torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def video():
+    """3 frames of 48 × 32 pixels."""
+    return np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def predict(pipe, **kwargs):
+    """Latents predicted with few steps."""
+    arguments = {"num_inference_steps": 3, "guidance_scale": 2.0, "generator": seeded(), "output_type": "latent"}
+    return pipe(**(arguments | kwargs)).frames
+
+
+# What comes out
+
+
+def test_every_input_and_output_form(pipe, video, tmp_path):
+    """The same video as array, tensor, PIL images and file gives the same frames in every output form; 48 × 32 is scaled to 32 × 16."""
+    images = [PIL.Image.fromarray(frame) for frame in video]
+    tensor = torch.from_numpy(video).permute(0, 3, 1, 2) / 255
+    expected = predict(pipe, video=video, output_type="np")
+    assert expected.shape == (1, 2, 16, 32, 3)
+    for same in (images, tensor, tensor[None], [images], [video]):
+        np.testing.assert_array_equal(predict(pipe, video=same, output_type="np"), expected)
+
+    tensors = predict(pipe, video=video, output_type="pt")
+    np.testing.assert_allclose(tensors.permute(0, 1, 3, 4, 2).numpy(), expected, atol=1e-6)
+    (pictures,) = predict(pipe, video=video, output_type="pil")
+    assert [picture.size for picture in pictures] == [(32, 16)] * 2
+    latents = predict(pipe, video=video)
+    np.testing.assert_array_equal(pipe.decode_latents(latents, "np"), expected)
+
+    path = write_video(tmp_path / "video.mp4", video, fps=8)
+    assert predict(pipe, video=path, output_type="np").shape == expected.shape
+    assert predict(pipe, video=str(path), fps=4, output_type="np").shape == expected.shape
+
+
+def test_image_is_a_video_of_one_frame(pipe, video, tmp_path):
+    picture = PIL.Image.fromarray(video[0])
+    expected = predict(pipe, video=video[:1])
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    for image in (picture, video[0], torch.from_numpy(video[0]).permute(2, 0, 1) / 255, path, str(path)):
+        torch.testing.assert_close(predict(pipe, image=image), expected)
+    assert predict(pipe, image=[picture, picture]).shape[0] == 2
+
+
+def test_height_and_width_are_hit_exactly(pipe, video):
+    assert predict(pipe, video=video, height=48, width=64).shape == (1, 4, 2, 6, 8)
+
+
+def test_from_nothing(pipe):
+    alone = predict(pipe, guidance_scale=None, num_frames=2)
+    assert alone.shape == (1, 4, 2, 4, 4)
+    assert predict(pipe, num_frames=4, num_videos_per_prompt=3, height=16, width=48).shape == (3, 4, 4, 2, 6)
+
+
+def test_history_changes_the_prediction(pipe, history):
+    assert not torch.allclose(predict(pipe, video_latents=history), predict(pipe, video_latents=-history))
+
+
+def test_same_seed_same_frames_and_new_noise_for_every_clip(pipe, history):
+    first = predict(pipe, video_latents=history, num_frames=4)
+    torch.testing.assert_close(first, predict(pipe, video_latents=history, num_frames=4), rtol=0, atol=0)
+    assert not torch.equal(first, predict(pipe, video_latents=history, num_frames=4, generator=seeded(1)))
+    # A clip of the same history from the generator's second draw differs from its first.
+    generator = seeded()
+    draws = [predict(pipe, video_latents=history, generator=generator) for _ in range(2)]
+    assert not torch.equal(*draws)
+
+
+def test_each_video_of_a_batch_is_as_if_alone(pipe, history):
+    batch = torch.cat([history, -history])
+    together = predict(pipe, video_latents=batch, num_frames=4, generator=[seeded(1), seeded(2)])
+    for index in range(2):
+        alone = predict(pipe, video_latents=batch[index : index + 1], num_frames=4, generator=seeded(index + 1))
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
+    assert predict(pipe, video_latents=batch, num_videos_per_prompt=2).shape[0] == 4
+
+
+def test_guidance_is_a_combination_of_two_passes(pipe, history):
+    """At one step from pure noise, guided x̂ = alone + c (with history − alone)."""
+    noise = torch.randn(1, 4, 2, 4, 6, generator=seeded(3))
+    one_step = {"latents": noise, "num_inference_steps": 1}
+    with_history = predict(pipe, video_latents=history, guidance_scale=1.0, **one_step)
+    alone = predict(pipe, guidance_scale=None, **one_step)
+    guided = predict(pipe, video_latents=history, guidance_scale=2.5, **one_step)
+    torch.testing.assert_close(guided, alone + 2.5 * (with_history - alone), atol=1e-4, rtol=0)
+
+
+def test_unconditional_pass_is_only_the_clip(pipe, history):
+    lengths = []
+    hook = pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda module, args: lengths.append(args[0].shape[1])
+    )
+    predict(pipe, video_latents=history, num_inference_steps=2)
+    hook.remove()
+    tokens_per_frame = 2 * 3 + 2
+    assert lengths == [3 * tokens_per_frame] + [2 * tokens_per_frame] * 4
+
+
+# Clips, history and its window
+
+
+@pytest.mark.parametrize("frames_per_clip, num_frames", [(2, 8), (3, 7), (1, 4)])
+def test_cached_and_uncached_rollouts_agree_past_the_window(pipe, history, frames_per_clip, num_frames):
+    arguments = {"video_latents": history, "num_frames": num_frames, "frames_per_clip": frames_per_clip}
+    cached = predict(pipe, **arguments)
+    assert history.shape[2] + num_frames > pipe.config.max_context_frames
+    torch.testing.assert_close(cached, predict(pipe, use_kv_cache=False, **arguments), atol=1e-5, rtol=0)
+
+
+def test_rollout_is_clip_after_clip_of_latents(pipe, history):
+    """Four clips at once are the same as four calls, each given the latents that came out before, never decoded."""
+    noise = torch.randn(1, 4, 8, 4, 6, generator=seeded(5))
+    at_once = predict(pipe, video_latents=history, latents=noise, num_frames=8)
+    latents = history
+    for first in range(0, 8, 2):
+        clip = predict(pipe, video_latents=latents[:, :, -5:], latents=noise[:, :, first : first + 2])
+        latents = torch.cat([latents, clip], dim=2)
+    torch.testing.assert_close(at_once, latents[:, :, 3:], atol=1e-5, rtol=0)
+
+
+def test_chunk_partition(pipe, history):
+    noise = torch.randn(1, 4, 4, 4, 6, generator=seeded(5))
+    uneven = predict(pipe, video_latents=history, latents=noise, chunk_partition=[1, 3])
+    assert uneven.shape[2] == 4
+    assert not torch.allclose(uneven, predict(pipe, video_latents=history, latents=noise, num_frames=4))
+    torch.testing.assert_close(uneven[:, :, :1], predict(pipe, video_latents=history, latents=noise[:, :, :1], num_frames=1))
+    with pytest.raises(ValueError, match="sum to `num_frames`=5"):
+        predict(pipe, video_latents=history, chunk_partition=[1, 3], num_frames=5)
+    with pytest.raises(ValueError, match="not both"):
+        predict(pipe, video_latents=history, chunk_partition=[1, 3], frames_per_clip=2)
+
+
+def test_history_longer_than_the_window_drops_the_oldest_and_says_so(pipe, caplog):
+    latents = torch.randn(1, 4, 9, 4, 6, generator=seeded())
+    logging.getLogger("diffusers_videogpt").propagate = True
+    with caplog.at_level(logging.WARNING):
+        result = predict(pipe, video_latents=latents)
+    assert "9 frames, more than the window of 5" in caplog.text and "oldest 4 are dropped" in caplog.text
+    torch.testing.assert_close(result, predict(pipe, video_latents=latents[:, :, -5:]))
+    wider = predict(pipe, video_latents=latents, max_context_frames=9)
+    assert not torch.allclose(result, wider)
+
+
+def test_noise_on_the_history(pipe, history):
+    clean = predict(pipe, video_latents=history, num_frames=4)
+    noisy = predict(pipe, video_latents=history, num_frames=4, history_retention=0.8)
+    torch.testing.assert_close(clean[:, :, :2], noisy[:, :, :2])
+    assert not torch.allclose(clean[:, :, 2:], noisy[:, :, 2:])
+
+
+def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):
+    sizes = []
+    encode = VideoGPTPipeline.encode_history
+
+    def record(self, history: History):
+        encode(self, history)
+        sizes.append(sum(t.numel() for pair in history.kv_cache._layers for t in pair))
+
+    monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
+    predict(pipe, video_latents=history, num_frames=12, num_inference_steps=1)
+    assert len(sizes) == 6 and len(set(sizes)) == 1
+
+
+# Schedulers
+
+
+def test_diffusers_euler_agrees(pipe, history):
+    ours = predict(pipe, video_latents=history, num_frames=4)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    torch.testing.assert_close(predict(pipe, video_latents=history, num_frames=4), ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scheduler_class", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_multistep_schedulers_come_near_the_exact_solution(pipe, history, scheduler_class):
+    noise = torch.randn(1, 4, 2, 4, 6, generator=seeded(5))
+    arguments = {"video_latents": history, "latents": noise, "guidance_scale": 1.0}
+    exact = predict(pipe, num_inference_steps=400, **arguments)
+    euler_error = (predict(pipe, num_inference_steps=30, **arguments) - exact).abs().mean()
+    pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    error = (predict(pipe, num_inference_steps=30, **arguments) - exact).abs().mean()
+    assert error < euler_error
+
+
+def test_scheduler_that_is_not_for_flow_matching(pipe, history):
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="DDIMScheduler"):
+        predict(pipe, video_latents=history)
+
+
+# Callbacks, saving
+
+
+def test_callback_counts_all_steps_and_may_change_the_latents(pipe, history):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append(step)
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 5 else tensors
+
+    result = predict(pipe, video_latents=history, num_frames=4, callback_on_step_end=callback)
+    assert steps == list(range(6)) and pipe.num_timesteps == 6
+    assert result[:, :, :2].any() and not result[:, :, 2:].any()
+
+
+def test_interrupt_ends_the_call(pipe, history):
+    def callback(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 1
+        return tensors
+
+    assert predict(pipe, video_latents=history, num_frames=8, callback_on_step_end=callback).shape[2] == 2
+
+
+def test_components_are_not_changed_by_a_call(pipe, video):
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    config = json.dumps(dict(pipe.scheduler.config), default=str)
+    predict(pipe, video=video)
+    assert all(torch.equal(before[name], value) for name, value in pipe.transformer.state_dict().items())
+    assert json.dumps(dict(pipe.scheduler.config), default=str) == config and not pipe.transformer.training
+
+
+def test_save_and_load(pipe, history, tmp_path):
+    expected = predict(pipe, video_latents=history)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["transformer"] == ["diffusers_videogpt", "VideoGPTTransformerModel"]
+    assert index["scheduler"] == ["diffusers_videogpt", "NextClipFlowMatchScheduler"]
+    assert index["frames_per_clip"] == 2 and index["max_context_frames"] == 5
+    loaded = VideoGPTPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(predict(loaded, video_latents=history), expected)
+
+
+def test_tiny_autoencoder_fits_too(pipe, video):
+    torch.manual_seed(0)
+    pipe = VideoGPTPipeline(AutoencoderTiny(), pipe.transformer, pipe.scheduler, frames_per_clip=2, longest_side=32)
+    assert predict(pipe, video=video, output_type="np").shape == (1, 2, 16, 32, 3)
+
+
+def test_bfloat16(pipe, video):
+    exact = predict(pipe, video=video)
+    pipe.to(torch.bfloat16)
+    torch.testing.assert_close(predict(pipe, video=video), exact, atol=0.3, rtol=0.1)
+
+
+# Streaming
+
+
+def test_stream_is_the_call(pipe, history):
+    arguments = {"video_latents": history, "num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
+    expected = pipe(num_frames=7, generator=seeded(), **arguments).frames
+    with pipe.stream(num_frames=7, generator=seeded(), **arguments) as stream:
+        clips = [clip.frames for clip in stream]
+    assert [clip.shape[2] for clip in clips] == [2, 2, 2, 1]
+    torch.testing.assert_close(torch.cat(clips, dim=2), expected, atol=1e-5, rtol=0)
+
+
+def test_stream_without_end_can_be_closed(pipe, history):
+    with pipe.stream(video_latents=history, num_inference_steps=2, generator=seeded()) as stream:
+        lengths = [len(next(stream).frames[0]) for _ in range(5)]
+    assert lengths == [2] * 5
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_stream_takes_real_frames(pipe, video):
+    """After observing, the next clip is what a call predicts from the given and the observed frames."""
+    seen = np.random.default_rng(1).integers(0, 256, (2, 16, 32, 3), dtype=np.uint8)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent"}
+    pipe.vae = AutoencoderTiny().eval()  # no random posterior: the same frames are the same latents
+    with pipe.stream(video=video, generator=seeded(), **arguments) as stream:
+        first = next(stream).frames
+        stream.observe(seen)
+        second = next(stream).frames
+
+    generator = seeded()
+    given = pipe.encode_given(video=video)
+    torch.testing.assert_close(predict(pipe, video_latents=given, generator=generator, **arguments), first)
+    observed = torch.cat([given, pipe.encode_given(video=seen)], dim=2)
+    expected = predict(pipe, video_latents=observed, generator=generator, **arguments)
+    torch.testing.assert_close(second, expected, atol=1e-5, rtol=0)
+
+
+def test_stream_raises_what_went_wrong_in_the_worker(pipe, history):
+    pipe.transformer.proj_out.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"), pipe.stream(video_latents=history, num_inference_steps=1) as stream:
+        next(stream)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"video_latents": torch.zeros(1, 4, 1, 4, 4), "image": PIL.Image.new("RGB", (32, 32))}, "only one of"),
+        ({"output_type": "gif"}, "pil, np, pt, latent, got 'gif'"),
+        ({"height": 40, "width": 32}, "`height` must be divisible by 16, got 40: the nearest are 32 and 48"),
+        ({"video": np.zeros((1, 32, 32, 3), np.uint8), "height": 32}, "both `height` and `width`"),
+        ({"guidance_scale": 3.0}, "guides by history"),
+        ({"num_frames": 0}, "at least 1"),
+        ({"frames_per_clip": 0}, "at least 1"),
+        ({"max_context_frames": 0}, "`max_context_frames` must be at least 1"),
+        ({"history_retention": 1.5}, "share in"),
+        ({"video_latents": torch.zeros(1, 3, 2, 4, 4)}, r"\(batch, 4, frames, height, width\)"),
+        ({"video_latents": torch.full((1, 4, 2, 4, 4), float("nan"))}, "`video_latents` has NaN"),
+        ({"latents": torch.zeros(1, 4, 3, 4, 4), "guidance_scale": None}, "all 2 predicted frames, got 3"),
+        ({"latents": torch.zeros(1, 4, 2, 4, 4), "video_latents": torch.zeros(1, 4, 2, 4, 6)}, "must agree"),
+        ({"video_latents": torch.zeros(1, 4, 2, 4, 4), "height": 64, "width": 64}, "frames of 32 × 32"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
+        ({"video": []}, "no frames"),
+        ({"video": np.full((2, 32, 32, 3), np.nan, np.float32)}, "NaN"),
+        ({"video": [np.zeros((2, 32, 32, 3), np.uint8), np.zeros((3, 32, 32, 3), np.uint8)]}, "one batch must agree"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+    ],
+)
+def test_bad_arguments(pipe, arguments, message):
+    defaults = {"guidance_scale": None, "num_inference_steps": 1}
+    with pytest.raises(ValueError, match=message):
+        predict(pipe, **(defaults | arguments))
+
+
+def test_paths_that_are_no_videos(pipe, tmp_path):
+    with pytest.raises(VideoReadError, match="no such file"):
+        predict(pipe, video=tmp_path / "missing.mp4")
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    with pytest.raises(VideoReadError, match="text.mp4"):
+        predict(pipe, video=text)
+
+
+def test_pipeline_without_vae(pipe, video, history):
+    pipe = VideoGPTPipeline(None, pipe.transformer, pipe.scheduler, frames_per_clip=2)
+    assert predict(pipe, video_latents=history).shape == (1, 4, 2, 4, 6)
+    for arguments in ({"video": video}, {"video_latents": history, "output_type": "pil"}):
+        with pytest.raises(ValueError, match="has no VAE"):
+            predict(pipe, **arguments)
+
+
+def test_nan_weights_are_reported(pipe, history):
+    pipe.transformer.proj_out.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="predicted clip has NaN"):
+        predict(pipe, video_latents=history)
