@@ -42,9 +42,7 @@ def predict(args: argparse.Namespace) -> None:
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     with stopwatch(timings, "read the video"):
-        video = read_video(
-            source, fps=args.fps, max_frames=1 if args.image else None, min_frames=(num_history or 1)
-        )
+        video = read_video(source, fps=args.fps, max_frames=1 if args.image else None, min_frames=(num_history or 1))
         frames = video.frames
         if args.height or args.width:
             frames = resize_to_cover(frames, args.height or frames.shape[1], args.width or frames.shape[2])
@@ -132,13 +130,21 @@ def make_parser() -> argparse.ArgumentParser:
     source = command.add_mutually_exclusive_group()
     source.add_argument("video", nargs="?", type=Path, help="any video file; default: the bundled sample")
     source.add_argument("--image", type=Path, help="a picture to animate, instead of a video")
-    command.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one")
-    command.add_argument("--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth")
-    command.add_argument("--num-frames", type=int, help="frames to predict; default: as many as the truth has, or two clips")
+    command.add_argument(
+        "--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one"
+    )
+    command.add_argument(
+        "--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth"
+    )
+    command.add_argument(
+        "--num-frames", type=int, help="frames to predict; default: as many as the truth has, or two clips"
+    )
     command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
     command.add_argument("--guidance-scale", type=float, help="history guidance, 1 for none; default: the model's own")
     command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
-    command.add_argument("--height", type=int, help="in pixels, divisible by 16; default: the video's, scaled to the model's")
+    command.add_argument(
+        "--height", type=int, help="in pixels, divisible by 16; default: the video's, scaled to the model's"
+    )
     command.add_argument("--width", type=int)
     command.add_argument("--fps", type=float, help="frames a second to read and write at; default: the video's own")
     command.add_argument("--seed", type=int, default=0)
@@ -165,7 +171,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Continues unseen simulated scenes (8 frames given, 16 predicted) and prints errors beside baselines.",
     )
     command.set_defaults(run=evaluate_world)
-    command.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one")
+    command.add_argument(
+        "--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one"
+    )
     command.add_argument("--num-scenes", type=int, default=64)
     command.add_argument("--frames-per-clip", type=int, nargs="+", default=[8, 1], help="clip lengths to compare")
     command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")

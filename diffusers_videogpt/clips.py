@@ -133,9 +133,7 @@ class ClipLayout:
         return (patch_stream == NOISY).view(self.batch_size, self.num_noisy_frames, rows, columns)
 
     def to(self, device: torch.device | str) -> "ClipLayout":
-        """The same layout on `device`."""
-        if self.stream.device == torch.device(device):
-            return self
+        """The same layout on `device`; its masks are made anew there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ClipLayout(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in values.items()})
 

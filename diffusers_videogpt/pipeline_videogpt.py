@@ -437,11 +437,12 @@ class VideoGPTPipeline(DiffusionPipeline):
             return
         latents = history.latents[:, :, history.kv_cache.num_frames :]
         if latents.shape[2]:
-            self.transformer(
-                clean_hidden_states=latents.to(self.transformer.dtype),
-                kv_cache=history.kv_cache,
-                attention_kwargs=self._attention_kwargs,
-            )
+            with self.transformer.cache_context("history"):
+                self.transformer(
+                    clean_hidden_states=latents.to(self.transformer.dtype),
+                    kv_cache=history.kv_cache,
+                    attention_kwargs=self._attention_kwargs,
+                )
 
     def predict_clean(self, latents: torch.Tensor, alpha: torch.Tensor, history: History) -> torch.Tensor:
         """One guided prediction of the clean clip from the noisy one.
@@ -464,9 +465,11 @@ class VideoGPTPipeline(DiffusionPipeline):
             past = {"kv_cache": history.kv_cache}
         elif history.num_frames:
             past = {"clean_hidden_states": history.latents.to(self.transformer.dtype)}
-        denoised = self.transformer(model_input, alpha, **past, **arguments)[0].float()
+        with self.transformer.cache_context("cond"):
+            denoised = self.transformer(model_input, alpha, **past, **arguments)[0].float()
         if past and self.do_classifier_free_guidance:
-            denoised_alone = self.transformer(model_input, alpha, **arguments)[0].float()
+            with self.transformer.cache_context("uncond"):
+                denoised_alone = self.transformer(model_input, alpha, **arguments)[0].float()
             denoised = denoised_alone + self._guidance_scale * (denoised - denoised_alone)
         return denoised
 
@@ -486,6 +489,8 @@ class VideoGPTPipeline(DiffusionPipeline):
             ValueError: if the clip comes out with NaN or infinite values.
         """
         self.encode_history(history)
+        if self.transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
+            self.transformer._reset_stateful_cache()
         timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
         for timestep, alpha in zip(timesteps, alphas, strict=True):
             if self.interrupt:
@@ -768,7 +773,9 @@ class VideoGPTStream:
             raise StopIteration
         clip = self._future.result()
         self._latents_before_clip = self._history.latents
-        if getattr(self._pipe, "_all_hooks", None):  # model offload moves one model at a time: decode before the next clip begins
+        if getattr(
+            self._pipe, "_all_hooks", None
+        ):  # model offload moves one model at a time: decode before the next clip begins
             frames = self._pipe.decode_latents(clip, self._output_type)
             self._begin_next(clip)
         else:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
@@ -71,13 +72,14 @@ class VideoGPTKVCache:
         self.max_tokens = max_tokens
         self.num_tokens = 0
         self.num_frames = 0
+        self.batch_size: int | None = None  # until something is appended
         self._layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * num_layers
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes (B, T, N, K) `key` and `value` behind what is committed; returns all of that layer's as views.
 
         Raises:
-            ValueError: if more than `max_tokens` would be held.
+            ValueError: if more than `max_tokens` would be held, or B changes.
         """
         end = self.num_tokens + key.shape[1]
         if end > self.max_tokens:
@@ -85,7 +87,10 @@ class VideoGPTKVCache:
                 f"The cache holds {self.num_tokens} of at most {self.max_tokens} tokens, {key.shape[1]} more do not fit: "
                 "make it with a larger `max_tokens`, or `reset` it and encode a shorter history."
             )
+        if self.batch_size not in (None, key.shape[0]):
+            raise ValueError(f"The cache was made for {self.batch_size} samples, got {key.shape[0]}: make another.")
         if self._layers[layer] is None:
+            self.batch_size = key.shape[0]
             shape = (key.shape[0], self.max_tokens, *key.shape[2:])
             self._layers[layer] = key.new_empty(shape), value.new_empty(shape)
         keys, values = self._layers[layer]
@@ -121,8 +126,8 @@ class VideoGPTAttnProcessor:
     """Self-attention under the hierarchical mask, through diffusers' attention dispatch.
 
     Three forms, by what is passed: all tokens at once under `attention_mask`; clean tokens appended to `kv_cache`, under
-    the mask among themselves; or one noisy clip that reads `kv_cache`. The last needs no mask: tokens lie by rank, and
-    each rank sees the history and a prefix of the clip, so any backend computes it.
+    the mask among themselves; or one noisy clip alone, after what `kv_cache` holds. The last needs no mask: tokens lie by
+    rank, and each rank sees the history and a prefix of the clip, so any backend computes it.
     """
 
     _attention_backend = None
@@ -149,9 +154,11 @@ class VideoGPTAttnProcessor:
                 key, value = kv_cache.append(attn.layer_idx, key, value)
             hidden_states = self._dispatch(query, key, value, attention_mask)
         else:
-            past_key, past_value = kv_cache.read(attn.layer_idx)
-            key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-            outputs, num_visible = [], past_key.shape[1]
+            outputs, num_visible = [], 0
+            if kv_cache is not None:
+                past_key, past_value = kv_cache.read(attn.layer_idx)
+                key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
+                num_visible = past_key.shape[1]
             for rank_query in query.split(rank_lengths, dim=1):
                 num_visible += rank_query.shape[1]
                 outputs.append(self._dispatch(rank_query, key[:, :num_visible], value[:, :num_visible], None))
@@ -234,6 +241,13 @@ class VideoGPTTransformerBlock(nn.Module):
         )
         hidden_states = hidden_states + attn_output
         return hidden_states + self.ff(self.norm2(hidden_states))
+
+
+# For the caches of diffusers that skip blocks (`enable_cache`).
+TransformerBlockRegistry.register(
+    model_class=VideoGPTTransformerBlock,
+    metadata=TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+)
 
 
 class VideoGPTRotaryPosEmbed(nn.Module):
@@ -460,6 +474,7 @@ class VideoGPTTransformerModel(
             ValueError: if latents, layout and conditions do not belong together.
         """
         reads_cache = kv_cache is not None and hidden_states is not None
+        is_one_clip = clip_layout is None and clean_hidden_states is None
         self._check_inputs(hidden_states, timestep, clean_hidden_states, kv_cache)
         conditions = self._embed_conditions(class_labels, encoder_hidden_states)
         if clip_layout is None:
@@ -497,7 +512,7 @@ class VideoGPTTransformerModel(
 
         # 2. Decoder
         attention_mask, rank_lengths = None, None
-        if reads_cache:
+        if reads_cache or (is_one_clip and conditions is None):
             rank_lengths = (num_frames, num_frames, patches.shape[1])
         else:
             attention_mask = self._attention_mask(clip_layout, kv_cache)
@@ -541,6 +556,10 @@ class VideoGPTTransformerModel(
                     "number of frames (dimension 2)."
                 )
         latents = hidden_states if hidden_states is not None else clean_hidden_states
+        if kv_cache is not None and kv_cache.batch_size not in (None, latents.shape[0]):
+            raise ValueError(
+                f"The `kv_cache` holds {kv_cache.batch_size} samples, the latents are of {latents.shape[0]}."
+            )
         size, channels = self.config.patch_size, self.config.in_channels
         if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[3] % size or latents.shape[4] % size:
             raise ValueError(

@@ -19,7 +19,9 @@ def run(code: str, *args) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
-PREDICT = "; print(tuple(pipe(num_inference_steps=1, num_frames=2, height=32, width=32, output_type='latent').frames.shape))"
+PREDICT = (
+    "; print(tuple(pipe(num_inference_steps=1, num_frames=2, height=32, width=32, output_type='latent').frames.shape))"
+)
 WAYS_IN = {
     "DiffusionPipeline": "from diffusers import DiffusionPipeline; pipe = DiffusionPipeline.from_pretrained(sys.argv[1])",
     "the class": "from diffusers_videogpt import VideoGPTPipeline; pipe = VideoGPTPipeline.from_pretrained(sys.argv[1])",
@@ -63,7 +65,9 @@ def test_what_a_saved_pipeline_says(saved):
 
 def test_without_our_import_diffusers_refuses(saved):
     """As the README says: a repository can't make diffusers import a library."""
-    result = run("import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])", saved)
+    result = run(
+        "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])", saved
+    )
     assert result.returncode != 0 and "VideoGPTPipeline" in result.stderr
 
 

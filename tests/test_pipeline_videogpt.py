@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -173,7 +174,9 @@ def test_chunk_partition(pipe, history):
     uneven = predict(pipe, video_latents=history, latents=noise, chunk_partition=[1, 3])
     assert uneven.shape[2] == 4
     assert not torch.allclose(uneven, predict(pipe, video_latents=history, latents=noise, num_frames=4))
-    torch.testing.assert_close(uneven[:, :, :1], predict(pipe, video_latents=history, latents=noise[:, :, :1], num_frames=1))
+    torch.testing.assert_close(
+        uneven[:, :, :1], predict(pipe, video_latents=history, latents=noise[:, :, :1], num_frames=1)
+    )
     with pytest.raises(ValueError, match="sum to `num_frames`=5"):
         predict(pipe, video_latents=history, chunk_partition=[1, 3], num_frames=5)
     with pytest.raises(ValueError, match="not both"):
@@ -389,3 +392,21 @@ def test_nan_weights_are_reported(pipe, history):
     pipe.transformer.proj_out.bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="predicted clip has NaN"):
         predict(pipe, video_latents=history)
+
+
+# diffusers' block caches
+
+
+def test_first_block_cache(pipe, history):
+    """At a threshold no step passes it changes nothing, also over clips of other lengths; at a high one it skips work."""
+    arguments = {"video_latents": history, "chunk_partition": [2, 1, 3], "num_inference_steps": 4}
+    expected = predict(pipe, **arguments)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+    torch.testing.assert_close(predict(pipe, **arguments), expected)
+    pipe.transformer.disable_cache()
+    calls = []
+    pipe.transformer.transformer_blocks[1].ff.register_forward_hook(lambda *_: calls.append(1))
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    assert predict(pipe, **arguments).isfinite().all()
+    # Each clip encodes its history once and computes the first of its steps, in both passes.
+    assert len(calls) == 3 * (1 + 2)

@@ -79,7 +79,10 @@ def _shift(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
     for dy, weight_y in ((0, 1 - wy), (1, wy)):
         for dx, weight_x in ((0, 1 - wx), (1, wx)):
             x, y = whole[0] + dx, whole[1] + dy
-            to_rows, from_rows = slice(max(y, 0), max(height + min(y, 0), 0)), slice(max(-y, 0), max(height - max(y, 0), 0))
+            to_rows, from_rows = (
+                slice(max(y, 0), max(height + min(y, 0), 0)),
+                slice(max(-y, 0), max(height - max(y, 0), 0)),
+            )
             to_columns = slice(max(x, 0), max(width + min(x, 0), 0))
             from_columns = slice(max(-x, 0), max(width - max(x, 0), 0))
             shifted[to_rows, to_columns] += weight_x * weight_y * image[from_rows, from_columns]
@@ -151,9 +154,7 @@ def evaluate_world_prediction(
         "constant velocity": score([keep_velocity(s, num_given) for s in scenes], truths),
     }
     for clip_length in frames_per_clip:
-        predictions = predict_scenes(
-            pipe, scenes, num_given, clip_length, num_inference_steps, guidance_scale, seed
-        )
+        predictions = predict_scenes(pipe, scenes, num_given, clip_length, num_inference_steps, guidance_scale, seed)
         results[f"clips of {clip_length}"] = score(predictions, truths)
     latents = [pipe.encode_given(video=truth, max_context_frames=num_predicted) for truth in truths]
     decoded = [(pipe.decode_latents(x, "np")[0] * 255).round().astype(np.uint8) for x in latents]
