@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from diffusers_videogpt.clips import make_clip_layout
+from diffusers_videogpt.training.objective import next_clip_loss
+
+
+LATENTS = torch.randn(2, 4, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+CLIPS = [[2, 1, 2], [1, 4]]
+
+
+class Recorder(torch.nn.Module):
+    """Stands where the transformer stands; answers with `answer(noisy latents)` and keeps what it was given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, **inputs):
+        self.inputs = inputs
+        return (self.answer(inputs["hidden_states"]),)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_loss_is_the_mean_error_of_all_frames(tiny_transformer):
+    assert next_clip_loss(Recorder(lambda noisy: LATENTS), LATENTS, CLIPS, seeded()) == 0
+    ones = next_clip_loss(Recorder(lambda noisy: LATENTS + 1), LATENTS, CLIPS, seeded())
+    torch.testing.assert_close(ones, torch.tensor(1.0))
+
+    def wrong_in_first_frame(noisy):
+        answer = LATENTS.clone()
+        answer[:, :, 0] += 1
+        return answer
+
+    first = next_clip_loss(Recorder(wrong_in_first_frame), LATENTS, CLIPS, seeded())
+    torch.testing.assert_close(first, torch.tensor(1 / 5))
+
+
+def test_every_clip_has_one_noise_level_and_the_formula_holds():
+    recorder = Recorder(lambda noisy: noisy)
+    next_clip_loss(recorder, LATENTS, CLIPS, seeded())
+    alphas, noisy = recorder.inputs["timestep"], recorder.inputs["hidden_states"]
+    assert alphas.shape == (2, 5) and (alphas >= 0).all() and (alphas < 1).all()
+    for row, lengths in zip(alphas, CLIPS, strict=True):
+        clips = row.split(lengths)
+        assert all((clip == clip[0]).all() for clip in clips) and len({float(c[0]) for c in clips}) == len(clips)
+    alphas = alphas[:, None, :, None, None]
+    noise = (noisy - alphas * LATENTS) / (1 - alphas)
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+
+
+def test_clean_frames_are_slightly_noisy_and_leave_out_the_last_clip():
+    recorder = Recorder(lambda noisy: noisy)
+    next_clip_loss(recorder, LATENTS, CLIPS, seeded())
+    clean, layout = recorder.inputs["clean_hidden_states"], recorder.inputs["clip_layout"]
+    assert clean.shape[2] == 3  # the first video needs 3 clean frames, the second 1 and padding
+    expected = make_clip_layout(CLIPS, (2, 3))
+    assert all(torch.equal(a, b) for a, b in zip(layout.meta(), expected.meta(), strict=True))
+    error = (clean - LATENTS[:, :, :3]).abs().mean()
+    assert 0 < error < 0.2
+    next_clip_loss(recorder, LATENTS, CLIPS, seeded(), min_retention=1.0)
+    torch.testing.assert_close(recorder.inputs["clean_hidden_states"], LATENTS[:, :, :3])
+
+
+def test_one_clip_has_no_clean_frames(tiny_transformer):
+    loss = next_clip_loss(tiny_transformer, LATENTS, [[5], [5]], seeded())
+    assert loss.isfinite()
+
+
+def test_same_seed_same_loss(tiny_transformer):
+    losses = [next_clip_loss(tiny_transformer, LATENTS, CLIPS, seeded(s)).item() for s in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_training_learns(make_tiny_transformer):
+    """A few steps on one video bring the loss well below that of a new model, which predicts zeros."""
+    model = make_tiny_transformer()
+    model.init_weights(seeded())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(60):
+        loss = next_clip_loss(model, LATENTS, CLIPS, seeded(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_clips_that_do_not_sum_to_the_frames(tiny_transformer):
+    with pytest.raises(ValueError, match=r"\[2, 2\] have 4 frames, the latents have 5"):
+        next_clip_loss(tiny_transformer, LATENTS, [[2, 2], [5]])
