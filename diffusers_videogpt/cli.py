@@ -31,6 +31,8 @@ def stopwatch(timings: dict[str, float], part: str):
 
 def predict(args: argparse.Namespace) -> None:
     """Continues a video (or animates a picture), and writes an MP4 and a film strip."""
+    if (args.height is None) != (args.width is None):
+        raise ValueError("--height and --width go together.")
     source, num_history = args.video or args.image, args.num_history_frames
     if source is None:
         source = SAMPLE_VIDEO
@@ -38,14 +40,15 @@ def predict(args: argparse.Namespace) -> None:
     timings: dict[str, float] = {}
 
     with stopwatch(timings, "load the model"):
-        pipe = VideoGPTPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, args.dtype)).to(args.device)
+        pipe = VideoGPTPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     with stopwatch(timings, "read the video"):
         video = read_video(source, fps=args.fps, max_frames=1 if args.image else None, min_frames=(num_history or 1))
         frames = video.frames
-        if args.height or args.width:
-            frames = resize_to_cover(frames, args.height or frames.shape[1], args.width or frames.shape[2])
+        if args.height and args.width:
+            pipe.check_size(args.height, args.width)
+            frames = resize_to_cover(frames, args.height, args.width)
         else:
             frames = resize_and_crop(frames, longest_side=pipe.config.longest_side)
         given = frames[: num_history or len(frames)][-pipe.config.max_context_frames :]
@@ -131,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     source.add_argument("video", nargs="?", type=Path, help="any video file; default: the bundled sample")
     source.add_argument("--image", type=Path, help="a picture to animate, instead of a video")
     command.add_argument(
-        "--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one"
+        "--model", default=str(BUNDLED_MODEL), help="folder or Hub id of a pipeline; default: the bundled one"
     )
     command.add_argument(
         "--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth"
@@ -172,7 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=evaluate_world)
     command.add_argument(
-        "--model", type=Path, default=BUNDLED_MODEL, help="folder of a pipeline; default: the bundled one"
+        "--model", default=str(BUNDLED_MODEL), help="folder or Hub id of a pipeline; default: the bundled one"
     )
     command.add_argument("--num-scenes", type=int, default=64)
     command.add_argument("--frames-per-clip", type=int, nargs="+", default=[8, 1], help="clip lengths to compare")

@@ -201,14 +201,7 @@ class VideoGPTPipeline(DiffusionPipeline):
                 "This pipeline has no VAE: load one and pass it as `vae=` to `from_pretrained`, or use `video_latents` "
                 "and `output_type='latent'`."
             )
-        multiple = self.vae_scale_factor * self.transformer.config.patch_size
-        for name, value in (("height", height), ("width", width)):
-            if value is not None and (value % multiple or value < multiple):
-                nearest = sorted({max(value // multiple, 1) * multiple, (value // multiple + 1) * multiple})
-                raise ValueError(
-                    f"`{name}` must be divisible by {multiple}, got {value}: the nearest are "
-                    f"{' and '.join(map(str, nearest))}."
-                )
+        self.check_size(height, width)
         if guidance_scale is not None and guidance_scale != 1.0 and not given and len(clip_lengths) == 1:
             raise ValueError(
                 f"`guidance_scale`={guidance_scale} guides by history, and a single clip made from nothing has none: "
@@ -241,6 +234,17 @@ class VideoGPTPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` may name {self._callback_tensor_inputs}, got {unknown}."
             )
 
+    def check_size(self, height: int | None, width: int | None) -> None:
+        """Raises a `ValueError` that names the nearest possible sizes if a frame can't be cut into whole patches."""
+        multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        for name, value in (("height", height), ("width", width)):
+            if value is not None and (value % multiple or value < multiple):
+                nearest = sorted({max(value // multiple, 1) * multiple, (value // multiple + 1) * multiple})
+                raise ValueError(
+                    f"`{name}` must be divisible by {multiple}, got {value}: the nearest are "
+                    f"{' and '.join(map(str, nearest))}."
+                )
+
     def prepare_frames(
         self,
         video: VideoInput | Sequence[VideoInput],
@@ -268,6 +272,7 @@ class VideoGPTPipeline(DiffusionPipeline):
         elif height is None or width is None:
             raise ValueError(f"Pass both `height` and `width`, or neither; got {height} and {width}.")
         else:
+            self.check_size(height, width)
             resize = partial(resize_to_cover, height=height, width=width)
         videos = []
         for item in _as_list_of_videos(video):

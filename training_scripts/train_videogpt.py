@@ -97,7 +97,7 @@ def load_pipeline(args) -> VideoGPTPipeline:
     transformer = VideoGPTTransformerModel(**json.loads(args.transformer_config.read_text()))
     transformer.init_weights(torch.Generator().manual_seed(args.seed))
     return VideoGPTPipeline(
-        vae=AutoModel.from_pretrained(args.pretrained_vae_path, torch_dtype=getattr(torch, args.vae_dtype)),
+        vae=AutoModel.from_pretrained(args.pretrained_vae_path, dtype=getattr(torch, args.vae_dtype)),
         transformer=transformer,
         scheduler=NextClipFlowMatchScheduler(),
         frames_per_clip=args.frames_per_clip,

@@ -77,7 +77,7 @@ def test_folder_of_videos_in_two_processes(tmp_path, basics):
     for index in range(6):
         write_video(tmp_path / "videos" / f"{index}.mp4", rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8), fps=8)
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"nothing")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     data = ["--instance_data_root", tmp_path / "videos", "--max_train_steps", 2, "--gradient_checkpointing"]
     result = train(tmp_path / "run", *basics, *data, launcher=launcher)
     assert "left out" in result.stdout and "broken.mp4" in result.stdout

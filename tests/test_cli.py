@@ -1,0 +1,113 @@
+"""The command line as a user runs it."""
+
+import json
+import re
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffusers_videogpt.cli import BUNDLED_MODEL, SAMPLE_HISTORY, SAMPLE_VIDEO, main
+from diffusers_videogpt.video_io import read_video, write_video
+
+
+FEW_STEPS = ["--steps", "2"]
+
+
+def test_predict_with_no_arguments_continues_the_sample(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["predict", *FEW_STEPS])
+    out = capsys.readouterr().out
+    assert re.search(r"sample\.mp4: 8 frames given, 16 to predict, 64 × 64 at 12 frames/s", out)
+    for part in ("load the model", "read the video", "encode", "predict", "decode", "write"):
+        assert re.search(rf"{part} \d+\.\d s", out)
+    video = read_video(tmp_path / "videogpt_output" / "sample_prediction.mp4")
+    assert video.frames.shape == (24, 64, 64, 3) and video.fps == pytest.approx(12)
+    strip = PIL.Image.open(tmp_path / "videogpt_output" / "sample_prediction.png")
+    assert strip.width > 3 * strip.height > 0  # two rows, many columns
+    for name in ("sample_prediction.mp4", "sample_prediction.png"):
+        assert name in out
+
+
+def test_given_frames_come_back_and_predicted_ones_follow(tmp_path):
+    main(["predict", "--output", str(tmp_path), "--num-frames", "3", "--seed", "5", *FEW_STEPS])
+    made = read_video(tmp_path / "sample_prediction.mp4").frames
+    assert len(made) == SAMPLE_HISTORY + 3
+    given = read_video(SAMPLE_VIDEO).frames[:SAMPLE_HISTORY]
+    small = [np.asarray(PIL.Image.fromarray(frame).resize((64, 64), PIL.Image.Resampling.BICUBIC)) for frame in given]
+    assert np.abs(made[:SAMPLE_HISTORY].astype(int) - np.stack(small)).mean() < 4
+
+
+@pytest.mark.parametrize("suffix, fps", [(".mp4", 10), (".webm", 8), (".gif", 5)])
+def test_predict_on_a_file_of_ones_own(tmp_path, capsys, suffix, fps):
+    frames = np.random.default_rng(0).integers(0, 256, (6, 90, 160, 3), dtype=np.uint8)
+    path = write_video(tmp_path / f"mine{suffix}", frames, fps=fps)
+    main(["predict", str(path), "--num-frames", "2", "--output", str(tmp_path / "out"), *FEW_STEPS])
+    assert f"6 frames given, 2 to predict, 64 × 32 at {fps} frames/s" in capsys.readouterr().out
+    with av.open(tmp_path / "out" / "mine_prediction.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8
+
+
+def test_predict_at_another_rate_and_size(tmp_path, capsys):
+    path = write_video(tmp_path / "mine.mp4", np.zeros((20, 64, 64, 3), np.uint8), fps=20)
+    options = ["--fps", "5", "--height", "32", "--width", "48", "--num-history-frames", "3", "--frames-per-clip", "1"]
+    main(["predict", str(path), "--output", str(tmp_path), *options, "--guidance-scale", "1", *FEW_STEPS])
+    assert "3 frames given, 2 to predict, 48 × 32 at 5 frames/s" in capsys.readouterr().out
+
+
+def test_predict_animates_a_picture(tmp_path, capsys):
+    PIL.Image.new("RGB", (100, 100), "teal").save(tmp_path / "picture.png")
+    main(
+        [
+            "predict",
+            "--image",
+            str(tmp_path / "picture.png"),
+            "--num-frames",
+            "4",
+            "--output",
+            str(tmp_path),
+            *FEW_STEPS,
+        ]
+    )
+    assert "1 frames given, 4 to predict, 64 × 64" in capsys.readouterr().out
+    assert len(read_video(tmp_path / "picture_prediction.mp4").frames) == 5
+
+
+def test_evaluate_world(tmp_path, capsys):
+    options = ["--num-scenes", "1", "--frames-per-clip", "16", "--output", str(tmp_path / "scores.json"), *FEW_STEPS]
+    main(["evaluate", "world", *options])
+    assert "| repeat the last frame |" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert len(scores["clips of 16"]["mse_by_horizon"]) == 16
+
+
+def test_the_bundled_model_is_whole_and_small():
+    files = [path for path in BUNDLED_MODEL.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in (*files, SAMPLE_VIDEO)) < 60_000_000
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+    for path in files:
+        assert path.suffix != ".json" or "_name_or_path" not in path.read_text()  # the folder it was made in
+
+
+@pytest.mark.parametrize(
+    "make, arguments, message",
+    [
+        (None, ["predict", "missing.mp4"], "no such file"),
+        (b"not a video", ["predict", "file.mp4"], "file.mp4"),
+        (b"", ["predict", "file.mp4"], "file.mp4"),
+        (None, ["predict", "--num-history-frames", "99"], "24"),
+        (None, ["predict", "--height", "40", "--width", "64"], "the nearest are 32 and 48"),
+        (None, ["predict", "--height", "64"], "--height and --width go together"),
+        (None, ["predict", "--model", "nowhere"], "nowhere"),
+        (None, ["convert", "nowhere", "out"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_readable_line(tmp_path, monkeypatch, make, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if make is not None:
+        (tmp_path / "file.mp4").write_bytes(make)
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert str(exit_info.value).startswith(f"videogpt {arguments[0]}: ") and message in str(exit_info.value)
+    assert not (tmp_path / "videogpt_output").exists() and not (tmp_path / "out").exists()
