@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,22 +45,25 @@ def predict(args: argparse.Namespace) -> None:
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     with stopwatch(timings, "read the video"):
-        video = read_video(source, fps=args.fps, max_frames=1 if args.image else None, min_frames=(num_history or 1))
-        frames = video.frames
-        if args.height and args.width:
+        resize = partial(resize_and_crop, longest_side=pipe.config.longest_side)
+        if args.height is not None:
             pipe.check_size(args.height, args.width)
-            frames = resize_to_cover(frames, args.height, args.width)
+            resize = partial(resize_to_cover, height=args.height, width=args.width)
+        window = pipe.config.max_context_frames
+        if num_history is None:
+            video = read_video(source, fps=args.fps, max_frames=window, from_end=True, transform=resize)
+            num_history = len(video.frames)
         else:
-            frames = resize_and_crop(frames, longest_side=pipe.config.longest_side)
-        given = frames[: num_history or len(frames)][-pipe.config.max_context_frames :]
-        num_frames = args.num_frames
-        truth = frames[num_history:] if num_history else frames[:0]
-        if num_frames is None:
-            num_frames = len(truth) or 2 * pipe.config.frames_per_clip
-        truth = truth[:num_frames]
+            num_read = None if args.num_frames is None else num_history + args.num_frames
+            video = read_video(source, fps=args.fps, max_frames=num_read, min_frames=num_history, transform=resize)
+        given, truth = video.frames[:num_history][-window:], video.frames[num_history:]
+        num_frames = args.num_frames or len(truth) or 2 * pipe.config.frames_per_clip
         fps = args.fps or video.fps or PICTURE_FPS
     height, width = given.shape[1:3]
-    print(f"{source}: {len(given)} frames given, {num_frames} to predict, {width} × {height} at {fps:g} frames/s")
+    print(
+        f"{source}: {len(given)} frames given (the model looks back on {window} at most), {num_frames} to predict, "
+        f"{width} × {height} at {fps:g} frames/s"
+    )
 
     generator = torch.Generator("cpu").manual_seed(args.seed)
     with stopwatch(timings, "encode"):
