@@ -4,6 +4,8 @@ Importing this package makes its public classes diffusers' own: `DiffusionPipeli
 scheduler swaps find them by name.
 """
 
+from pathlib import Path
+
 import diffusers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines import pipeline_loading_utils
@@ -18,7 +20,13 @@ from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoG
 
 __version__ = "0.1.0"
 
+# A small model of simulated physics and an unseen scene of it, which come with the package.
+BUNDLED_MODEL = str(Path(__file__).parent / "assets" / "videogpt-physics")
+SAMPLE_VIDEO = str(Path(__file__).parent / "assets" / "sample.mp4")
+
 __all__ = [
+    "BUNDLED_MODEL",
+    "SAMPLE_VIDEO",
     "ClipLayout",
     "NextClipFlowMatchScheduler",
     "VideoGPTAttnProcessor",

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import torch
 
+from . import BUNDLED_MODEL, SAMPLE_VIDEO
 from .convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
 from .pipeline_videogpt import VideoGPTPipeline
 from .video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
 
 
-ASSETS = Path(__file__).parent / "assets"
-BUNDLED_MODEL = ASSETS / "videogpt-physics"
-SAMPLE_VIDEO = ASSETS / "sample.mp4"
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
 PICTURE_FPS = 12.0  # of an animated picture, which has no rate of its own
 
@@ -138,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
     source.add_argument("video", nargs="?", type=Path, help="any video file; default: the bundled sample")
     source.add_argument("--image", type=Path, help="a picture to animate, instead of a video")
     command.add_argument(
-        "--model", default=str(BUNDLED_MODEL), help="folder or Hub id of a pipeline; default: the bundled one"
+        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
     )
     command.add_argument(
         "--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth"
@@ -179,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=evaluate_world)
     command.add_argument(
-        "--model", default=str(BUNDLED_MODEL), help="folder or Hub id of a pipeline; default: the bundled one"
+        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
     )
     command.add_argument("--num-scenes", type=int, default=64)
     command.add_argument("--frames-per-clip", type=int, nargs="+", default=[8, 1], help="clip lengths to compare")
