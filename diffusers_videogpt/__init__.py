@@ -12,8 +12,9 @@ from diffusers.pipelines import pipeline_loading_utils
 
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
+from .history import VideoGPTStream
 from .pipeline_output import VideoGPTPipelineOutput
-from .pipeline_videogpt import VideoGPTPipeline, VideoGPTStream
+from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoGPTTransformerModel
 

@@ -4,9 +4,7 @@ Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 
 from .clips import TOKENS_AROUND_PATCHES, equal_clip_lengths
+from .history import History, VideoGPTStream
 from .pipeline_output import VideoGPTPipelineOutput
 from .scheduling_next_clip_flow_match import (
     NextClipFlowMatchScheduler,
@@ -67,40 +66,6 @@ def _as_videos(image) -> list:
             picture = read_video(picture, max_frames=1).frames[0]
         videos.append([picture])
     return videos
-
-
-@dataclass
-class History:
-    """The clean frames that the next clip is predicted from: the last `max_frames` of all that were appended.
-
-    Attributes:
-        max_frames: length of the window.
-        latents: (B, C, F, h, w); `None` while there are none.
-        kv_cache: what the transformer keeps of them, brought up to date by [`VideoGPTPipeline.encode_history`]; `None`
-            to compute the whole history anew at every step.
-    """
-
-    max_frames: int
-    latents: torch.Tensor | None = None
-    kv_cache: VideoGPTKVCache | None = None
-
-    @property
-    def num_frames(self) -> int:
-        return 0 if self.latents is None else self.latents.shape[2]
-
-    def append(self, latents: torch.Tensor) -> None:
-        """Adds (B, C, F, h, w) frames behind the last; the oldest that no longer fit are dropped."""
-        latents = latents if self.latents is None else torch.cat([self.latents, latents], dim=2)
-        if latents.shape[2] > self.max_frames:
-            self.rewind(latents[:, :, -self.max_frames :])
-        else:
-            self.latents = latents
-
-    def rewind(self, latents: torch.Tensor | None) -> None:
-        """Makes `latents` the whole history. All later frames were computed from those before: the cache is void."""
-        self.latents = latents
-        if self.kv_cache is not None:
-            self.kv_cache.reset()
 
 
 class VideoGPTPipeline(DiffusionPipeline):
@@ -675,7 +640,7 @@ class VideoGPTPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         output_type: str = "pil",
         attention_kwargs: dict[str, Any] | None = None,
-    ) -> "VideoGPTStream":
+    ) -> VideoGPTStream:
         """Predicts clip after clip, each handed out as soon as it is there, while the next one is computed.
 
         The arguments are those of a call, except that `num_frames=None` goes on without end. Time and memory of a clip
@@ -717,110 +682,3 @@ class VideoGPTPipeline(DiffusionPipeline):
             generator=generator,
             output_type=output_type,
         )
-
-
-class VideoGPTStream:
-    """Iterates over predicted clips; made by [`VideoGPTPipeline.stream`].
-
-    One clip ahead is computed in a thread of its own, so the pipeline is busy until the stream ends or is closed.
-
-    ```py
-    with pipe.stream(video="given.mp4", frames_per_clip=4) as stream:
-        for clip in stream:
-            play(clip.frames)
-            stream.observe(camera.read(4))  # optional: what really happened
-    ```
-    """
-
-    def __init__(
-        self,
-        pipe: VideoGPTPipeline,
-        history: History,
-        predict_next: Callable[[int], torch.Tensor],
-        clip_lengths: Iterator[int],
-        frame_size: tuple[int, int],
-        history_retention: float,
-        generator: torch.Generator | None,
-        output_type: str,
-    ):
-        self._pipe, self._history, self._predict_next = pipe, history, predict_next
-        self._clip_lengths, self._frame_size, self._retention = clip_lengths, frame_size, history_retention
-        self._generator, self._output_type = generator, output_type
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="videogpt-stream")
-        self._latents_before_clip = history.latents  # what `observe` goes back to
-        self._begin_next()
-
-    def _begin_next(self, clip: torch.Tensor | None = None) -> None:
-        """Remembers the clip that was just finished and begins the one after it."""
-        self._clip_length = next(self._clip_lengths, None)
-        if self._clip_length is None:
-            self._future = None
-            return
-        self._random_state = None if self._generator is None else self._generator.get_state()
-        if clip is not None:
-            self._pipe.remember(self._history, clip, self._retention, self._generator)
-        self._submit()
-
-    def _submit(self) -> None:
-        self._pipe._interrupt = False
-        self._future = self._worker.submit(self._predict_next, self._clip_length)
-
-    def _stop_work(self) -> None:
-        self._pipe._interrupt = True
-        wait([self._future])
-
-    def __iter__(self) -> "VideoGPTStream":
-        return self
-
-    def __next__(self) -> VideoGPTPipelineOutput:
-        if self._future is None:
-            self.close()
-            raise StopIteration
-        clip = self._future.result()
-        self._latents_before_clip = self._history.latents
-        if getattr(
-            self._pipe, "_all_hooks", None
-        ):  # model offload moves one model at a time: decode before the next clip begins
-            frames = self._pipe.decode_latents(clip, self._output_type)
-            self._begin_next(clip)
-        else:
-            self._begin_next(clip)
-            frames = self._pipe.decode_latents(clip, self._output_type)
-        return VideoGPTPipelineOutput(frames=frames)
-
-    def __enter__(self) -> "VideoGPTStream":
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        self.close()
-
-    def observe(self, video: VideoInput) -> None:
-        """Puts real frames into the history, in the place of the clip that was predicted last.
-
-        Called again before the next clip, it adds the frames behind those. What was being computed is given up and begun
-        again from the corrected history, with the same noise.
-
-        Args:
-            video: at least one frame, in any form that a call takes, of the size of the predicted ones.
-
-        Raises:
-            ValueError: if the frames can't be used, or the stream has ended.
-        """
-        if self._future is None:
-            raise ValueError("The stream has ended: nothing would be predicted from these frames.")
-        frames = self._pipe.prepare_frames(video, *self._frame_size)
-        self._stop_work()
-        if self._generator is not None:
-            self._generator.set_state(self._random_state)
-        self._history.rewind(self._latents_before_clip)
-        self._history.append(self._pipe.encode_frames(frames, self._generator))
-        self._latents_before_clip = self._history.latents
-        self._submit()
-
-    def close(self) -> None:
-        """Stops the work and ends the stream; the pipeline is free again."""
-        if self._future is not None:
-            self._stop_work()
-            self._future = None
-        self._worker.shutdown()
-        self._pipe.maybe_free_model_hooks()

@@ -17,6 +17,7 @@ ROAD = [
     "transformer_videogpt",
     "scheduling_next_clip_flow_match",
     "pipeline_output",
+    "history",
     "pipeline_videogpt",
     "convert_checkpoint",
 ]
@@ -25,7 +26,10 @@ ROAD = [
 def imported_siblings(path: Path) -> set[str]:
     """First names of the package's own modules that a file imports, relatively or by name."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_type_checkers = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    tree.body = [node for node in tree.body if node not in for_type_checkers]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffusers_videogpt"):

@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.pipeline_videogpt import History
+from diffusers_videogpt.history import History
 from diffusers_videogpt.video_io import VideoReadError, write_video
 
 
