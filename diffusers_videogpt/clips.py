@@ -39,19 +39,27 @@ def equal_clip_lengths(num_frames: int, frames_per_clip: int) -> list[int]:
     return [frames_per_clip] * whole + [remainder] * (remainder > 0)
 
 
-def draw_clip_lengths(num_frames: int, generator: torch.Generator | None = None) -> list[int]:
+def draw_clip_lengths(
+    num_frames: int, generator: torch.Generator | None = None, max_clips: int | None = None
+) -> list[int]:
     """Draws a random partition for training: K ~ U{2..N} clips, K − 1 distinct cuts among the N − 1 gaps (paper, §4.1).
 
     Args:
         num_frames: N, the number of frames of the video, at least 2.
         generator: a CPU generator; the default one of torch if `None`.
+        max_clips: the largest K drawn, at least 2; N as in the paper if `None`. Fewer clips are longer ones.
 
     Returns:
         K lengths, each at least 1, whose sum is N.
+
+    Raises:
+        ValueError: if there are fewer than 2 frames, or `max_clips` is below 2.
     """
     if num_frames < 2:
         raise ValueError(f"A random partition needs at least 2 frames, got `num_frames`={num_frames}.")
-    num_clips = int(torch.randint(2, num_frames + 1, (), generator=generator))
+    if max_clips is not None and max_clips < 2:
+        raise ValueError(f"A random partition has at least 2 clips, got `max_clips`={max_clips}.")
+    num_clips = int(torch.randint(2, min(num_frames, max_clips or num_frames) + 1, (), generator=generator))
     cuts = torch.randperm(num_frames - 1, generator=generator)[: num_clips - 1].sort().values + 1
     edges = [0, *cuts.tolist(), num_frames]
     return [end - start for start, end in zip(edges, edges[1:], strict=False)]
@@ -147,6 +155,11 @@ class ClipLayout:
     def block_mask(self) -> BlockMask:
         """The mask for FlexAttention, made without a (T, T) tensor; see [`make_block_mask`]."""
         return make_block_mask(self)
+
+    @cached_property
+    def attention_tiles(self) -> "AttentionTiles":
+        """The mask for attention on a CPU, made without a (T, T) tensor; see [`make_attention_tiles`]."""
+        return make_attention_tiles(self)
 
     def meta(self) -> TokenMeta:
         """The metadata of all tokens, each (B, T)."""
@@ -340,3 +353,70 @@ def _ordered_blocks(present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     counts = present.sum(-1, dtype=torch.int32)
     indices = present.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     return counts[:, None], indices[:, None]
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """The hierarchical mask of a batch as tiles, rectangles of tokens that attend and tokens that they attend to.
+
+    A run of clean frames against all the frames before it, and a noisy clip against its history, are full rectangles, so
+    they need no mask; what remains, the frames of a run against themselves, is small.
+
+    Attributes:
+        plan (`torch.Tensor` of int32, on the CPU): the tiles one after another, each as: sample (−1 for all), whether
+            the mask applies inside, number of query ranges, number of key ranges, and the ranges' starts and ends.
+        meta (`torch.Tensor` of int16, (4, B or 1, T)): stream, clip, frame and rank of the tokens, for masked tiles.
+    """
+
+    plan: torch.Tensor
+    meta: torch.Tensor
+
+
+def make_attention_tiles(layout: ClipLayout, tile_size: int = 128) -> AttentionTiles:
+    """Cuts the mask of `layout` into tiles.
+
+    Args:
+        layout: the tokens; padding is in no tile, and its rows come out as zero.
+        tile_size: clean frames are taken together until they have this many tokens. Larger tiles are fewer calls and
+            more masked pairs.
+    """
+    meta = torch.stack([m.to(torch.int16) for m in layout.meta()]).cpu()
+    same_for_all = bool((meta == meta[:, :1]).all())
+    plan = []
+    for sample in range(1 if same_for_all else layout.batch_size):
+        for queries, keys, is_masked in _tiles(TokenMeta(*meta[:, sample]), tile_size):
+            plan += [-1 if same_for_all else sample, int(is_masked), len(queries), len(keys)]
+            plan += [edge for token_range in queries + keys for edge in token_range]
+    return AttentionTiles(torch.tensor(plan, dtype=torch.int32), meta[:, :1] if same_for_all else meta)
+
+
+def _tiles(meta: TokenMeta, tile_size: int):
+    """(query ranges, key ranges, is masked) of every tile of one sample; each pair that attends is in exactly one."""
+    condition, clean, noisy = (meta.stream == stream for stream in (CONDITION, CLEAN, NOISY))
+    if condition.any():
+        yield _ranges(condition), _ranges(condition), False
+
+    frames = meta.frame[clean].unique().tolist()
+    tokens_per_frame = int(clean.sum()) // max(len(frames), 1)
+    frames_per_tile = max(tile_size // max(tokens_per_frame, 1), 1)
+    for first in range(0, len(frames), frames_per_tile):
+        start, last = frames[first], frames[min(first + frames_per_tile, len(frames)) - 1]
+        here = _ranges(clean & (meta.frame >= start) & (meta.frame <= last))
+        past = condition | (clean & (meta.frame < start))
+        if past.any():
+            yield here, _ranges(past), False
+        yield here, here, True
+
+    for clip in meta.clip[noisy].unique().tolist():
+        here = noisy & (meta.clip == clip)
+        history = condition | (clean & (meta.clip < clip))
+        if history.any():
+            yield _ranges(here), _ranges(history), False
+        for rank in meta.rank[here].unique().tolist():
+            yield _ranges(here & (meta.rank == rank)), _ranges(here & (meta.rank <= rank)), False
+
+
+def _ranges(selected: torch.Tensor) -> list[tuple[int, int]]:
+    """The runs of `True` in a boolean (T,): [start, end)."""
+    edges = torch.diff(selected.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero()[:, 0].tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

@@ -32,6 +32,7 @@ from diffusers.utils import apply_lora_scale
 from torch.nn.attention.flex_attention import BlockMask
 
 from .clips import ClipLayout, make_clip_layout
+from .tile_attention import AttentionTiles, tile_attention
 
 
 # Phi-3-mini-128k's published long factors. The reference always rotates by these, however short the video.
@@ -55,6 +56,9 @@ MASKED_BACKENDS = (
     AttentionBackendName._NATIVE_MATH,
     AttentionBackendName.FLEX,
 )
+
+# From here on, a CPU computes the mask by tiles unless a backend was set; below, one dense call is faster.
+MIN_TILED_TOKENS = 2048
 
 
 class VideoGPTKVCache:
@@ -125,9 +129,10 @@ def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tens
 class VideoGPTAttnProcessor:
     """Self-attention under the hierarchical mask, through diffusers' attention dispatch.
 
-    Three forms, by what is passed: all tokens at once under `attention_mask`; clean tokens appended to `kv_cache`, under
-    the mask among themselves; or one noisy clip alone, after what `kv_cache` holds. The last needs no mask: tokens lie by
-    rank, and each rank sees the history and a prefix of the clip, so any backend computes it.
+    Three forms, by what is passed: all tokens at once under `attention_mask` (a tensor, a `BlockMask`, or
+    [`~tile_attention.AttentionTiles`]); clean tokens appended to `kv_cache`, under the mask among themselves; or one noisy
+    clip alone, after what `kv_cache` holds. The last needs no mask: tokens lie by rank, and each rank sees the history and
+    a prefix of the clip, so any backend computes it.
     """
 
     _attention_backend = None
@@ -137,7 +142,7 @@ class VideoGPTAttnProcessor:
         self,
         attn: "VideoGPTAttention",
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | BlockMask | None = None,
+        attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTKVCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
@@ -168,6 +173,8 @@ class VideoGPTAttnProcessor:
         return attn.to_out[1](attn.to_out[0](hidden_states))
 
     def _dispatch(self, query, key, value, attention_mask):
+        if isinstance(attention_mask, AttentionTiles):
+            return tile_attention(query, key, value, attention_mask)
         return dispatch_attention_fn(
             query,
             key,
@@ -227,7 +234,7 @@ class VideoGPTTransformerBlock(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | BlockMask | None = None,
+        attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTKVCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
@@ -629,11 +636,20 @@ class VideoGPTTransformerModel(
         pad = nn.functional.pad
         return torch.stack([pad(t, (0, 0, 0, columns - t.shape[1], 0, rows - t.shape[0])) for t in tables])
 
-    def _attention_mask(self, layout: ClipLayout, kv_cache: VideoGPTKVCache | None) -> torch.Tensor | BlockMask:
+    def _attention_mask(
+        self, layout: ClipLayout, kv_cache: VideoGPTKVCache | None
+    ) -> torch.Tensor | BlockMask | AttentionTiles:
         """The hierarchical mask in the form that the attention backend takes."""
         backend = self.transformer_blocks[0].attn.processor._attention_backend
         if backend is None:
             backend, _ = _AttentionBackendRegistry.get_active_backend()
+            is_large_on_cpu = layout.stream.device.type == "cpu" and layout.num_tokens >= MIN_TILED_TOKENS
+            if (
+                is_large_on_cpu
+                and backend == AttentionBackendName.NATIVE
+                and (kv_cache is None or not kv_cache.num_tokens)
+            ):
+                return layout.attention_tiles
         if backend not in MASKED_BACKENDS:
             raise ValueError(
                 f"Attention backend '{backend.value}' can't apply the hierarchical mask. Choose one of "

@@ -4,10 +4,11 @@ import pytest
 import torch
 from golden_cases import CASES, golden_latents, golden_tensors, load_golden_model, training_batch
 
+from diffusers_videogpt import transformer_videogpt
 from diffusers_videogpt.transformer_videogpt import VideoGPTKVCache
 
 
-BACKENDS = ("native", "_native_math", "flex")
+BACKENDS = ("native", "_native_math", "flex", "tiles")
 TRAIN_CASES = range(len(CASES["train"]))
 INFER_CASES = range(len(CASES["infer"]))
 
@@ -18,8 +19,12 @@ def golden_model():
 
 
 @pytest.fixture(params=BACKENDS)
-def model(request, golden_model):
-    golden_model.set_attention_backend(request.param)
+def model(request, golden_model, monkeypatch):
+    if request.param == "tiles":  # what a CPU does by itself where there are many tokens
+        golden_model.reset_attention_backend()
+        monkeypatch.setattr(transformer_videogpt, "MIN_TILED_TOKENS", 0)
+    else:
+        golden_model.set_attention_backend(request.param)
     return golden_model
 
 

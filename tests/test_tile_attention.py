@@ -1,0 +1,160 @@
+"""Attention by tiles against its slow twin, one dense call under the mask."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusers_videogpt import transformer_videogpt
+from diffusers_videogpt.clips import PADDING, attends, draw_clip_lengths, make_attention_tiles, make_clip_layout
+from diffusers_videogpt.tile_attention import tile_attention
+from diffusers_videogpt.training.objective import next_clip_loss
+
+
+LAYOUTS = {
+    "one for all samples": {"clip_lengths": [2, 3, 1], "patch_grid": (2, 2)},
+    "clips of their own": {"clip_lengths": [[1, 3, 2], [2, 1, 3]], "patch_grid": (2, 3)},
+    "padded frames and conditions": {
+        "clip_lengths": [[1, 3], [2, 2], [4]],
+        "patch_grid": [(2, 3), (3, 2), (1, 1)],
+        "condition_lengths": [2, 0, 1],
+    },
+    "history only": {"clip_lengths": [3, 2], "patch_grid": (2, 2), "clean": slice(None), "noisy": slice(0)},
+    "one clip after history": {"clip_lengths": [3, 2], "patch_grid": (2, 2), "noisy": slice(-1, None)},
+    "clip alone with a condition": {"clip_lengths": [3], "patch_grid": (2, 2), "condition_lengths": 1},
+}
+
+
+def dense_attention(query, key, value, mask):
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def random_inputs(layout, batch_size=None, dtype=torch.float32):
+    shape = (batch_size or layout.batch_size, layout.num_tokens, 2, 16)
+    generator = torch.Generator().manual_seed(0)
+    *inputs, grad = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(4))
+    padding = (layout.stream == PADDING)[:, :, None, None]
+    return [x.requires_grad_() for x in inputs], grad.masked_fill(padding, 0), padding
+
+
+@pytest.mark.parametrize("tile_size", [1, 16, 1000])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_output_and_gradients(name, tile_size):
+    layout = make_clip_layout(**LAYOUTS[name])
+    inputs, grad, padding = random_inputs(layout)
+    output = tile_attention(*inputs, make_attention_tiles(layout, tile_size))
+    expected = dense_attention(*inputs, layout.dense_mask)
+    torch.testing.assert_close(output, expected.masked_fill(padding, 0), atol=1e-5, rtol=0)
+    grads, expected_grads = (torch.autograd.grad(o, inputs, grad) for o in (output, expected))
+    torch.testing.assert_close(grads, expected_grads, atol=1e-5, rtol=0)
+
+
+def test_gradients_by_finite_differences():
+    layout = make_clip_layout([2, 1], (1, 2))
+    inputs, _, _ = random_inputs(layout, dtype=torch.float64)
+    tiles = make_attention_tiles(layout, 4)
+    assert torch.autograd.gradcheck(lambda *x: tile_attention(*x, tiles), inputs, atol=1e-7)
+
+
+def test_one_layout_serves_a_batch():
+    layout = make_clip_layout([2, 1], (2, 2))
+    inputs, _, _ = random_inputs(layout, batch_size=3)
+    output = tile_attention(*inputs, make_attention_tiles(layout))
+    torch.testing.assert_close(output, dense_attention(*inputs, layout.dense_mask), atol=1e-5, rtol=0)
+
+
+def test_bfloat16_is_as_near_as_dense_bfloat16():
+    layout = make_clip_layout([4, 4, 4], (4, 4))
+    exact_inputs, _, _ = random_inputs(layout)
+    exact = dense_attention(*exact_inputs, layout.dense_mask)
+    inputs = [x.bfloat16() for x in exact_inputs]
+    dense_error = (dense_attention(*inputs, layout.dense_mask) - exact).abs().mean()
+    tile_error = (tile_attention(*inputs, make_attention_tiles(layout)) - exact).abs().mean()
+    assert tile_error < 1.1 * dense_error
+
+
+def test_tiles_leave_out_what_the_mask_does():
+    layout = make_clip_layout(draw_clip_lengths(16, torch.Generator().manual_seed(1)), (16, 16))
+    numbers, computed = make_attention_tiles(layout).plan.tolist(), 0
+    while numbers:
+        _, _, num_queries, num_keys = numbers[:4]
+        edges, numbers = numbers[4 : 4 + 2 * (num_queries + num_keys)], numbers[4 + 2 * (num_queries + num_keys) :]
+        lengths = [end - start for start, end in zip(edges[::2], edges[1::2], strict=True)]
+        computed += sum(lengths[:num_queries]) * sum(lengths[num_queries:])
+    assert computed < 1.05 * layout.dense_mask.sum()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches the sizes of all results."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if torch.is_tensor(x):
+                self.num_elements = max(self.num_elements, x.numel())
+        return result
+
+
+def test_mask_of_a_long_video_is_small():
+    with LargestTensor() as largest:
+        layout = make_clip_layout([8] * 9, (16, 16))
+        tiles = make_attention_tiles(layout)
+    num_tokens = layout.num_tokens
+    assert num_tokens > 35_000
+    assert largest.num_elements < num_tokens**2 / 4
+    assert sum(x.numel() * x.itemsize for x in (tiles.plan, tiles.meta)) < 2 * 2**20
+
+
+def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeypatch):
+    latents = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    losses, grads, asked = {}, {}, []
+    monkeypatch.setattr(transformer_videogpt, "tile_attention", lambda *args: asked.append(1) or tile_attention(*args))
+    for name, least in (("dense", 10_000), ("tiles", 0)):
+        monkeypatch.setattr(transformer_videogpt, "MIN_TILED_TOKENS", least)
+        tiny_transformer.zero_grad()
+        loss = next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
+        loss.backward()
+        losses[name] = loss.item()
+        grads[name] = {n: p.grad.clone() for n, p in tiny_transformer.named_parameters() if p.grad is not None}
+    assert len(asked) == tiny_transformer.config.num_layers
+    assert losses["tiles"] == pytest.approx(losses["dense"], abs=1e-6)
+    torch.testing.assert_close(grads["tiles"], grads["dense"], atol=1e-5, rtol=0)
+
+    tiny_transformer.set_attention_backend("native")  # the twin, by name
+    next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
+    assert len(asked) == tiny_transformer.config.num_layers
+
+
+def test_compiles_into_one_graph_for_all_partitions():
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def attention(query, key, value, tiles):
+        return tile_attention(2 * query, key, value, tiles)
+
+    for clips in ([1, 1, 4], [3, 3], [1, 2, 1, 2], [2, 2, 2], [1, 5]):
+        layout = make_clip_layout(clips, (2, 2), clean=slice(None))
+        inputs, grad, _ = random_inputs(layout)
+        attention(*inputs, make_attention_tiles(layout)).backward(grad)
+        expected = dense_attention(2 * inputs[0], *inputs[1:], layout.dense_mask)
+        torch.testing.assert_close(attention(*inputs, make_attention_tiles(layout)), expected, atol=1e-5, rtol=0)
+    assert counter.frame_count <= 2  # at most once more, when the length of the plan turns out to vary
+
+
+def test_every_attending_pair_is_in_one_tile():
+    layout = make_clip_layout([1, 3, 2], (2, 3), condition_lengths=2)
+    pairs = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.int)
+    numbers = make_attention_tiles(layout, 16).plan.tolist()
+    while numbers:
+        _, is_masked, num_queries, num_keys = numbers[:4]
+        edges, numbers = numbers[4 : 4 + 2 * (num_queries + num_keys)], numbers[4 + 2 * (num_queries + num_keys) :]
+        ranges = [torch.arange(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+        queries, keys = torch.cat(ranges[:num_queries]), torch.cat(ranges[num_queries:])
+        q = type(layout.meta())(*(m[0, queries, None] for m in layout.meta()))
+        k = type(layout.meta())(*(m[0, None, keys] for m in layout.meta()))
+        pairs[queries[:, None], keys] += attends(q, k).int() if is_masked else 1
+    assert torch.equal(pairs, layout.dense_mask[0, 0].int())
