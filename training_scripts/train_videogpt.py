@@ -54,6 +54,7 @@ def parse_args():
     parser.add_argument("--frame_interval", type=int, default=1, help="every how many source frames one is taken")
     parser.add_argument("--frames_per_video", type=int, help="frames encoded of each video; default: max_num_frames")
     parser.add_argument("--max_num_frames", type=int, default=24, help="frames of one training sample")
+    parser.add_argument("--max_clips", type=int, help="most clips that a sample is cut into; default: one a frame")
     parser.add_argument("--min_retention", type=float, default=0.9, help="least share of signal in a clean clip")
     parser.add_argument("--frames_per_clip", type=int, default=8, help="of the saved pipeline")
     parser.add_argument("--guidance_scale", type=float, default=1.5, help="of the saved pipeline")
@@ -62,6 +63,7 @@ def parse_args():
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--torch_compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--max_train_steps", type=int, default=1000)
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule")
     parser.add_argument("--lr_warmup_steps", type=int, default=1000)
@@ -158,7 +160,8 @@ def draw_batch(latents: torch.Tensor, args, step: int, rank: int):
     for index in order[torch.arange(first, first + batch_size) % len(latents)].tolist():
         start = int(torch.randint(latents.shape[2] - args.max_num_frames + 1, (), generator=generator))
         windows.append(latents[index, :, start : start + args.max_num_frames])
-    clip_lengths = [draw_clip_lengths(args.max_num_frames, generator) for _ in windows]
+    # One partition for the batch: no sample is padded to the clean frames of another.
+    clip_lengths = [draw_clip_lengths(args.max_num_frames, generator, args.max_clips)] * len(windows)
     return torch.stack(windows).float(), clip_lengths, generator
 
 
@@ -169,7 +172,7 @@ def validation_loss(transformer, latents: torch.Tensor, args, accelerator: Accel
     for first in range(0, len(latents), args.train_batch_size):
         generator = torch.Generator().manual_seed(first)
         windows = latents[first : first + args.train_batch_size, :, : args.max_num_frames].float()
-        clip_lengths = [draw_clip_lengths(args.max_num_frames, generator) for _ in windows]
+        clip_lengths = [draw_clip_lengths(args.max_num_frames, generator, args.max_clips)] * len(windows)
         with accelerator.autocast():
             loss = next_clip_loss(
                 transformer, windows.to(accelerator.device), clip_lengths, generator, args.min_retention
@@ -203,6 +206,33 @@ def save_checkpoint(args, accelerator: Accelerator, step: int) -> None:
             shutil.rmtree(old)
 
 
+def make_optimizers(transformer: VideoGPTTransformerModel, args) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices of the blocks and AdamW for the rest."""
+    matrices = []
+    if args.optimizer == "muon":
+        matrices = [p for p in transformer.transformer_blocks.parameters() if p.ndim == 2]
+    taken = {id(p) for p in matrices}
+    others = [p for p in transformer.parameters() if id(p) not in taken]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in others if p.ndim >= 2]},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+        fused=True,
+    )
+    if not matrices:
+        return [adamw]
+    # Its steps are scaled to the size of AdamW's, so both share the learning rate and the decay.
+    muon = torch.optim.Muon(
+        matrices, lr=args.learning_rate, weight_decay=args.adam_weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adamw]
+
+
 def main():
     args = parse_args()
     accelerator = Accelerator(
@@ -220,29 +250,25 @@ def main():
     if args.torch_compile:
         transformer.compile_repeated_blocks()
 
-    no_decay = [p for p in transformer.parameters() if p.ndim < 2]
-    decay = [p for p in transformer.parameters() if p.ndim >= 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-        fused=True,
-    )
+    optimizers = make_optimizers(transformer, args)
     # accelerate steps the schedule once a process, so it is made that many times as long.
-    scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer,
-        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
-    )
+    schedulers = [
+        get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+            num_training_steps=args.max_train_steps * accelerator.num_processes,
+        )
+        for optimizer in optimizers
+    ]
     ema = None
     if args.ema_decay:
         ema = EMAModel(transformer.parameters(), decay=args.ema_decay)
         ema.to(accelerator.device)
         accelerator.register_for_checkpointing(ema)
-    transformer, optimizer, scheduler = accelerator.prepare(transformer, optimizer, scheduler)
+    transformer = accelerator.prepare(transformer)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    schedulers = [accelerator.prepare(scheduler) for scheduler in schedulers]
 
     step, log = 0, []
     log_path = args.output_dir / "train_log.csv"
@@ -274,9 +300,10 @@ def main():
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(transformer.parameters(), args.max_grad_norm)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
+                for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
             losses.append(loss.detach())
         if ema is not None:
             ema.step(transformer.parameters())
@@ -306,7 +333,7 @@ def main():
                     writer = csv.DictWriter(file, fieldnames=list(row))
                     writer.writeheader()
                     writer.writerows(log)
-                progress.set_postfix(loss=row["loss"], lr=scheduler.get_last_lr()[0])
+                progress.set_postfix(loss=row["loss"], lr=schedulers[0].get_last_lr()[0])
             losses, began, began_step = [], time.perf_counter(), step
         if step % args.checkpointing_steps == 0:
             save_checkpoint(args, accelerator, step)
