@@ -28,6 +28,24 @@ def stopwatch(timings: dict[str, float], part: str):
     timings[part] = time.perf_counter() - began
 
 
+def parse_lora(text: str) -> tuple[str, float]:
+    """ "DIR:0.8" → ("DIR", 0.8), "DIR" → ("DIR", 1.0)."""
+    source, _, weight = text.rpartition(":")
+    try:
+        return (source, float(weight)) if source else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def load_loras(pipe: VideoGPTPipeline, loras: list[tuple[str, float]]) -> None:
+    """Loads all of them and makes them active together."""
+    names = [f"lora_{index}" for index in range(len(loras))]
+    for name, (source, _) in zip(names, loras, strict=True):
+        pipe.load_lora_weights(source, adapter_name=name)
+    if loras:
+        pipe.set_adapters(names, [weight for _, weight in loras])
+
+
 def predict(args: argparse.Namespace) -> None:
     """Continues a video (or animates a picture), and writes an MP4 and a film strip."""
     if (args.height is None) != (args.width is None):
@@ -40,6 +58,7 @@ def predict(args: argparse.Namespace) -> None:
 
     with stopwatch(timings, "load the model"):
         pipe = VideoGPTPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+        load_loras(pipe, args.lora)
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
 
     with stopwatch(timings, "read the video"):
@@ -137,6 +156,14 @@ def make_parser() -> argparse.ArgumentParser:
     source.add_argument("--image", type=Path, help="a picture to animate, instead of a video")
     command.add_argument(
         "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
+    )
+    command.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=parse_lora,
+        metavar="SOURCE[:WEIGHT]",
+        help="folder, file or Hub id of a LoRA and its weight (default: 1); give it several times to mix them",
     )
     command.add_argument(
         "--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth"

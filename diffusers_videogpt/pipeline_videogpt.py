@@ -21,6 +21,7 @@ from diffusers.video_processor import VideoProcessor
 
 from .clips import TOKENS_AROUND_PATCHES, equal_clip_lengths
 from .history import History, VideoGPTStream
+from .lora_videogpt import VideoGPTLoraLoaderMixin
 from .pipeline_output import VideoGPTPipelineOutput
 from .scheduling_next_clip_flow_match import (
     NextClipFlowMatchScheduler,
@@ -68,7 +69,7 @@ def _as_videos(image) -> list:
     return videos
 
 
-class VideoGPTPipeline(DiffusionPipeline):
+class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
     """Continues a video, animates a picture, or makes a video from nothing, clip after clip.
 
     Args:
@@ -113,6 +114,8 @@ class VideoGPTPipeline(DiffusionPipeline):
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def _set_call_state(self, guidance_scale: float | None, attention_kwargs: dict[str, Any] | None) -> None:
+        if (attention_kwargs or {}).get("scale") == 0:  # diffusers would set the weights of all LoRAs to 1 afterwards
+            raise ValueError("`attention_kwargs={'scale': 0}` can't be undone: call `disable_lora()` instead.")
         self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
@@ -548,7 +551,8 @@ class VideoGPTPipeline(DiffusionPipeline):
             latents (`torch.Tensor` of shape (B, C, `num_frames`, h, w), *optional*): the noise to begin with.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
-            attention_kwargs (`dict`, *optional*): `scale` multiplies LoRA layers.
+            attention_kwargs (`dict`, *optional*): `{"scale": s}` multiplies the weights of the active LoRAs, unless they
+                are fused; s is not 0.
             callback_on_step_end: called as `callback(pipe, step, timestep, {"latents": ...})` after every step, steps
                 counted over all clips; may return changed latents.
             callback_on_step_end_tensor_inputs: what it is handed: `["latents"]`, those of the clip in work.

@@ -8,8 +8,9 @@ import av
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
-from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO
+from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline
 from diffusers_videogpt.cli import SAMPLE_HISTORY, main
 from diffusers_videogpt.video_io import read_video, write_video
 
@@ -86,6 +87,28 @@ def test_predict_animates_a_picture(tmp_path, capsys):
     assert len(read_video(tmp_path / "picture_prediction.mp4").frames) == 5
 
 
+def test_predict_with_loras(tmp_path):
+    """An adapter changes the animation of a picture; at weight 0, beside one that adds nothing, it does not."""
+    PIL.Image.new("RGB", (64, 64), "teal").save(tmp_path / "picture.png")
+    generator = torch.Generator().manual_seed(0)
+    layer = "transformer_blocks.0.attn.to_v"
+    loras = {"strong": torch.randn(256, 2, generator=generator), "nothing": torch.zeros(256, 2)}
+    for name, factor in loras.items():
+        layers = {f"{layer}.lora_A.weight": torch.randn(2, 256, generator=generator), f"{layer}.lora_B.weight": factor}
+        VideoGPTPipeline.save_lora_weights(tmp_path / name, layers)
+
+    def animate(output, *loras):
+        options = [option for lora in loras for option in ("--lora", str(tmp_path / lora))]
+        arguments = ["predict", "--image", str(tmp_path / "picture.png"), "--num-frames", "2", *options, *FEW_STEPS]
+        main([*arguments, "--output", str(tmp_path / output)])
+        return read_video(tmp_path / output / "picture_prediction.mp4").frames
+
+    without = animate("without")
+    np.testing.assert_array_equal(animate("off", "strong:0", "nothing"), without)
+    changed = np.abs(animate("on", "strong:0.5", "nothing:2").astype(int) - without).mean(axis=(1, 2, 3))
+    assert changed[0] < 2 < changed[2]  # the picture, the last predicted frame
+
+
 def test_evaluate_world(tmp_path, capsys):
     options = ["--num-scenes", "1", "--frames-per-clip", "16", "--output", str(tmp_path / "scores.json"), *FEW_STEPS]
     main(["evaluate", "world", *options])
@@ -112,6 +135,8 @@ def test_the_bundled_model_is_whole_and_small():
         (None, ["predict", "--height", "40", "--width", "64"], "the nearest are 32 and 48"),
         (None, ["predict", "--height", "64"], "--height and --width go together"),
         (None, ["predict", "--model", "nowhere"], "nowhere"),
+        (None, ["predict", "--lora", "nowhere:0.5"], "'nowhere'"),
+        (b"not weights", ["predict", "--lora", "file.mp4"], "not a safetensors file"),
         (None, ["convert", "nowhere", "out"], "nowhere"),
     ],
 )

@@ -19,6 +19,7 @@ ROAD = [
     "scheduling_next_clip_flow_match",
     "pipeline_output",
     "history",
+    "lora_videogpt",
     "pipeline_videogpt",
     "convert_checkpoint",
 ]
