@@ -418,6 +418,18 @@ class VideoGPTTransformerModel(
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def enable_parallelism(self, **kwargs) -> None:
+        """Refuses: diffusers' context parallelism splits the tokens between devices in one order for all layers, while the
+        hierarchical mask, and the attention that needs no mask, are laid out over all of them.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Video-GPT has no context parallelism: diffusers' ring and Ulysses attention do not take the hierarchical mask. "
+            "For long sequences use gradient checkpointing and FSDP2 (training_scripts/configs/accelerate/fsdp2.yaml)."
+        )
+
     def pos_embed(self, rows: int, columns: int) -> torch.Tensor:
         """The fixed 2-D sin-cos table of one frame, (`rows`, `columns`, D): the centre crop of the full grid.
 

@@ -3,6 +3,7 @@
 Frames are `uint8` RGB arrays of shape (F, H, W, 3) everywhere in this file.
 """
 
+import io
 import itertools
 import math
 import os
@@ -10,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,16 +47,37 @@ class Video:
     frames: np.ndarray
     timestamps: np.ndarray
     fps: float | None
-    path: Path
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What [`probe_video`] finds out about a file without decoding it.
+
+    Attributes:
+        height, width: in pixels, upright.
+        timestamps: `float64` array (F,), seconds since the first frame: those that [`read_video`] gives.
+        origin: time of the first frame on the file's own clock, in seconds; `None` where the file has no clock.
+    """
+
+    height: int
+    width: int
+    timestamps: np.ndarray = field(repr=False, compare=False)
+    origin: float | None = None
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps)
 
 
 # Reading
 
 
 def read_video(
-    path: str | Path,
+    path: str | Path | bytes,
     *,
     start: float = 0.0,
+    origin: float | None = None,
     fps: float | None = None,
     frame_interval: int = 1,
     max_frames: int | None = None,
@@ -71,8 +93,9 @@ def read_video(
     follows is built on it.
 
     Args:
-        path: the file.
+        path: the file, or the bytes of one.
         start: seconds since the first frame; reading begins with the frame that is on screen then.
+        origin: that of the file's [`VideoInfo`], where it is known: the first frame is then not decoded to find it.
         fps: resample: frame k is the one on screen at `start + k / fps`, and `timestamps` are these times. Frames are
             repeated or left out as needed. Without it every source frame is read.
         frame_interval: without `fps`, every how many source frames one is taken (the paper trains with 4 to 12).
@@ -87,7 +110,6 @@ def read_video(
         VideoReadError: there is no such file, it is no video, no frame decodes, or fewer than `min_frames` do.
         ValueError: `fps` together with `frame_interval`, or a number out of range.
     """
-    path = Path(path)
     if fps is not None and frame_interval != 1:
         raise ValueError(f"fps={fps} and frame_interval={frame_interval} both set a rate; give one of them.")
     if start < 0 or (fps is not None and fps <= 0):
@@ -96,10 +118,9 @@ def read_video(
         raise ValueError(
             f"frame_interval={frame_interval}, min_frames={min_frames} and max_frames={max_frames} must be at least 1."
         )
-    if not path.is_file():
-        raise VideoReadError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give the path of a video.")
+    path = _check_source(path)
 
-    rate, slack, shown = _open_picture(path) or _open_video(path, start)
+    rate, slack, shown = _open_picture(path) or _open_video(path, start, origin)
     with closing(shown):
         visible = itertools.dropwhile(lambda frame: frame[1] <= start + slack, shown)
         if fps is not None and rate is not None:
@@ -118,7 +139,7 @@ def read_video(
 
     if len(frames) < min_frames:
         raise VideoReadError(
-            f"{path}: {len(frames)} frames could be read from {start:g} s on, {min_frames} are needed. The video is "
+            f"{_name(path)}: {len(frames)} frames could be read from {start:g} s on, {min_frames} are needed. The video is "
             "shorter than that, or cut or damaged behind them; give a longer one or ask for fewer frames."
         )
     if fps is None and rate is not None:
@@ -127,7 +148,84 @@ def read_video(
         # Within the rounding of the timestamps the header's rate is the exact one (30, not 29.99).
         if abs(span - (len(frames) - 1) / fps) > slack:
             fps = (len(frames) - 1) / span
-    return Video(np.stack(frames), np.array(timestamps), fps if rate is not None else None, path)
+    fps = fps if rate is not None else None
+    return Video(np.stack(frames), np.array(timestamps), fps, None if isinstance(path, bytes) else path)
+
+
+def probe_video(path: str | Path | bytes) -> VideoInfo:
+    """The size of a video and the times of its frames, from its packets: only the first frame is decoded.
+
+    Packets that are never shown (hidden by an edit list, before the first frame that decodes, behind a cut) do not count.
+    Where packets carry no order of time (raw streams, old AVI, streams glued together) the video is decoded once.
+    Damage inside a packet shows only when it is decoded.
+
+    Args:
+        path: the file, or the bytes of one.
+
+    Raises:
+        VideoReadError: as [`read_video`].
+    """
+    path = _check_source(path)
+    if _open_picture(path) is None:
+        container, stream = _open_container(path)
+        with container:
+            first = next(_decode(container, stream), None)
+            if first is None:
+                raise _no_frame(path)
+            size = (first.height, first.width) if first.rotation % 180 == 0 else (first.width, first.height)
+            tick = float(stream.time_base)
+        stamps = _packet_stamps(path)
+        if stamps is not None and first.pts in stamps:
+            stamps = np.unique([stamp for stamp in stamps if stamp >= first.pts])
+            return VideoInfo(*size, stamps * tick - first.pts * tick, first.pts * tick)
+    sizes = []
+
+    def transform(frame):
+        sizes.append(frame.shape[:2])
+        return frame[:1, :1]
+
+    video = read_video(path, transform=transform)
+    return VideoInfo(*sizes[0], video.timestamps)
+
+
+def _packet_stamps(path: Path | bytes) -> list[int] | None:
+    """When the packets are shown, in ticks; `None` where they do not tell."""
+    stamps, previous = [], -math.inf
+    container, stream = _open_container(path)
+    with container:
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError:
+                return stamps
+            if packet is None or (packet.is_corrupt and stamps):
+                return stamps
+            # VP8 has frames that are never shown; a bit of their first byte says so.
+            hidden = stream.codec_context.name == "vp8" and packet.size and not bytes(packet)[0] & 16
+            if not packet.size or packet.is_discard or hidden:
+                continue
+            if packet.pts is None or (packet.dts is not None and packet.dts < previous):
+                return None
+            previous = previous if packet.dts is None else packet.dts
+            stamps.append(packet.pts)
+
+
+def _check_source(path: str | Path | bytes) -> Path | bytes:
+    if isinstance(path, bytes):
+        return path
+    path = Path(path)
+    if not path.is_file():
+        raise VideoReadError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give the path of a video.")
+    return path
+
+
+def _name(path: Path | bytes) -> str:
+    return f"video of {len(path)} bytes" if isinstance(path, bytes) else str(path)
+
+
+def _no_frame(path: Path | bytes) -> VideoReadError:
+    return VideoReadError(f"{_name(path)}: the video track holds no frame that decodes; the file is empty or damaged.")
 
 
 def _resample(shown: Iterator[ShownFrame], start: float, fps: float, slack: float):
@@ -138,12 +236,15 @@ def _resample(shown: Iterator[ShownFrame], start: float, fps: float, slack: floa
             k += 1
 
 
-def _open_picture(path: Path) -> tuple[float | None, float, Iterator[ShownFrame]] | None:
+def _open_picture(path: Path | bytes) -> tuple[float | None, float, Iterator[ShownFrame]] | None:
     """Pictures and animated WebP, which FFmpeg does not decode; `None` for any other file."""
     try:
-        image = Image.open(path, formats=("BMP", "JPEG", "PNG", "WEBP"))
+        file = io.BytesIO(path) if isinstance(path, bytes) else path
+        image = Image.open(file, formats=("BMP", "JPEG", "PNG", "WEBP"))
     except Image.UnidentifiedImageError:
         return None
+    except OSError as error:
+        raise VideoReadError(f"{_name(path)}: a damaged picture ({error}); give another file.") from error
     frames = []
     try:
         with image:
@@ -155,48 +256,66 @@ def _open_picture(path: Path) -> tuple[float | None, float, Iterator[ShownFrame]
                 end = begin + (image.info["duration"] or 100) / 1000 if count > 1 else math.inf
                 frames.append((begin, end, picture))
     except (OSError, SyntaxError) as error:
-        raise VideoReadError(f"{path}: a damaged picture ({error}); give another file.") from error
+        raise VideoReadError(f"{_name(path)}: a damaged picture ({error}); give another file.") from error
     rate = None if count == 1 else count / frames[-1][1]
     return rate, 1e-6, (frame for frame in frames)
 
 
-def _open_video(path: Path, start: float) -> tuple[float, float, Iterator[ShownFrame]]:
-    """Rate in the header, how far the file's clock may be off (seconds), frames from a key frame at or before `start`."""
+def _open_container(path: Path | bytes):
     try:
-        container = av.open(os.path.abspath(path))
+        container = av.open(io.BytesIO(path) if isinstance(path, bytes) else os.path.abspath(path))
     except (av.error.FFmpegError, OSError) as error:
         raise VideoReadError(
-            f"{path}: no video that FFmpeg can open ({error.strerror}). It may be another kind of file, or a download "
+            f"{_name(path)}: no video that FFmpeg can open ({error.strerror}). It may be another kind of file, or a download "
             "that was cut before its index; give a whole video file."
         ) from error
     stream = container.streams.best("video")
     # FFmpeg draws text files as terminal screens ("tty"); nobody means that.
     if stream is None or container.format.name == "tty":
         container.close()
-        raise VideoReadError(f"{path}: there is no video in this file; give one with a video track.")
+        raise VideoReadError(f"{_name(path)}: there is no video in this file; give one with a video track.")
     stream.thread_type = "AUTO"
-    frames = _decode(container, stream)
-    first = next(frames, None)
-    if first is None:
-        container.close()
-        raise VideoReadError(f"{path}: the video track holds no frame that decodes; the file is empty or damaged.")
+    return container, stream
 
+
+def _open_video(
+    path: Path | bytes, start: float, origin: float | None = None
+) -> tuple[float, float, Iterator[ShownFrame]]:
+    """Rate in the header, how far the file's clock may be off (seconds), frames from a key frame at or before `start`."""
+    container, stream = _open_container(path)
+    frames = _decode(container, stream)
+    first = None
     tick = float(stream.time_base)
+    if start == 0 or origin is None:
+        first = next(frames, None)
+        if first is None:
+            container.close()
+            raise _no_frame(path)
+        origin = None if first.pts is None else first.pts * tick
     # Raw streams carry no timestamps and at most a guess at the rate; FFmpeg's own default for them is 25.
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     interval = 1 / float(stream.guessed_rate or rate)
     # A timestamp is rounded to the file's tick, and so is the first one, from which time is counted.
     slack = min(tick, 1 / (8 * rate))
-    origin = 0.0 if first.pts is None else first.pts * tick
-    if start > 0 and first.pts is not None:
+    if start > 0 and origin is not None:
         # Believed only where it lands on a key frame at or before the start; else the file is decoded from its start.
+        first = None
         try:
-            container.seek(int((origin + start) / tick), stream=stream)
-            frames = _decode(container, stream)
-            first = next(frames, None)
+            target = int((origin + start) / tick)
+            container.seek(target, stream=stream)
+            packet = next(container.demux(stream))
+            if packet.dts is not None and packet.pts is not None and packet.pts > target:
+                # The index goes by the times of decoding, and led to a key frame shown later: take the one before.
+                target = packet.dts - 1
+                container.seek(target, stream=stream)
+                packet = next(container.demux(stream))
+            if packet.is_keyframe:
+                container.seek(target, stream=stream)
+                frames = _decode(container, stream)
+                first = next(frames, None)
         except av.error.FFmpegError:
-            first = None
-        if first is None or first.pts is None or not first.key_frame or first.pts * tick - origin > start:
+            pass
+        if first is None or first.pts is None or first.pts * tick - origin > start:
             container.close()
             return _open_video(path, 0.0)
     frames = itertools.chain([first], frames)
@@ -205,7 +324,7 @@ def _open_video(path: Path, start: float) -> tuple[float, float, Iterator[ShownF
         with container:
             held = None
             for frame in frames:
-                time = None if frame.pts is None else frame.pts * tick - origin
+                time = None if frame.pts is None else frame.pts * tick - (origin or 0.0)
                 if held is not None and (time is None or time < held[0]):
                     time = held[0] + interval
                 # A frame replaced at the very time of its own is never on screen.

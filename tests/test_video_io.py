@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_videogpt import video_io
 from diffusers_videogpt.video_io import (
     VideoReadError,
+    probe_video,
     read_video,
     resize_and_crop,
     resize_to_cover,
@@ -266,6 +268,90 @@ def test_first_or_last_frames_without_the_others(plain):
     assert converted == [48, 52, 56]
     np.testing.assert_allclose(video.timestamps, [48 / 30, 52 / 30, 56 / 30])
     assert video.fps == 7.5
+
+
+# Looking without decoding
+
+
+def make_film(kind, folder, plain):
+    path = folder / "film.mp4"
+    if kind == "variable":
+        return encode(path, list(itertools.accumulate([0] + [1, 3, 2, 5, 1, 1, 8, 2] * 5)), time_base=Fraction(1, 50))
+    if kind == "edit list":
+        return remux(plain, path, Fraction(-7, 30))
+    if kind in ("late", "negative"):
+        return remux(plain, path.with_suffix(".mkv"), Fraction(3) if kind == "late" else Fraction(-1, 3))
+    if kind == "replaced":
+        return encode(path.with_suffix(".mkv"), [0, 1000, 1002, 1004], time_base=Fraction(1, 10_000), codec="libvpx")
+    if kind == "truncated":
+        path.write_bytes(plain.read_bytes()[: plain.stat().st_size * 7 // 10])
+        return path
+    if kind == "broadcast":
+        data = remux(plain, path.with_suffix(".ts"), Fraction(0)).read_bytes()
+        path.write_bytes(data[len(data) * 3 // 10 // 188 * 188 :])
+        return path
+    if kind == "glued":
+        path.write_bytes(remux(plain, path.with_suffix(".ts"), Fraction(0)).read_bytes() * 2)
+        return path
+    if kind == "hidden":
+        source = encode(folder / "shown.webm", range(40), codec="libvpx")
+        with av.open(str(source)) as old, av.open(str(folder / "film.webm"), "w") as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                data = bytearray(packet)
+                if packet.pts in (333, 867):
+                    data[0] &= ~16  # its bit "show this frame"
+                copy = av.Packet(bytes(data))
+                copy.pts, copy.dts, copy.is_keyframe, copy.stream = packet.pts, packet.dts, packet.is_keyframe, stream
+                if packet.size:
+                    new.mux(copy)
+        return folder / "film.webm"
+    if kind in ("avi", "h264"):
+        return encode(folder / f"film.{kind}", range(40), codec="mpeg4" if kind == "avi" else "libx264")
+    return write_video(folder / f"film.{kind}", [numbered_frame(i) for i in range(30)], fps=10)
+
+
+KINDS = ["variable", "edit list", "late", "negative", "replaced", "truncated", "broadcast", "glued", "hidden"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "avi", "h264", "mp4", "webm", "gif"])
+def test_probing_finds_the_timestamps_of_decoding(tmp_path, plain, kind):
+    path = make_film(kind, tmp_path, plain)
+    video, info = read_video(path), probe_video(path)
+    assert (info.height, info.width) == video.frames.shape[1:3]
+    np.testing.assert_allclose(info.timestamps, video.timestamps, rtol=0, atol=1e-9)
+    # With the origin known, reading from anywhere gives the same frames.
+    for index in (1, info.num_frames // 2, info.num_frames - 1):
+        part = read_video(path, start=info.timestamps[index], origin=info.origin)
+        np.testing.assert_array_equal(part.frames, video.frames[index:])
+
+
+def test_probing_decodes_one_frame(plain, monkeypatch):
+    decoded = []
+    decode = video_io._decode
+    monkeypatch.setattr(video_io, "_decode", lambda *args: (decoded.append(f.pts) or f for f in decode(*args)))
+    info = probe_video(plain)
+    assert len(decoded) == 1
+    decoded.clear()
+    read_video(plain, start=info.timestamps[20], origin=info.origin, max_frames=5)
+    assert len(decoded) == len(set(decoded)) <= 12
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif", "webp"])
+def test_bytes_are_read_like_the_file(tmp_path, suffix):
+    path = tmp_path / f"film.{suffix}"
+    if suffix == "webp":
+        frames = [Image.fromarray(numbered_frame(i)) for i in range(40)]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=50)
+    else:
+        write_video(path, [numbered_frame(i) for i in range(40)], fps=10)
+    whole, info = read_video(path), probe_video(path.read_bytes())
+    np.testing.assert_array_equal(read_video(path.read_bytes()).frames, whole.frames)
+    part = read_video(path.read_bytes(), start=info.timestamps[9], origin=info.origin)
+    np.testing.assert_array_equal(part.frames, whole.frames[9:])
+    for data in (b"", b"no video at all", path.read_bytes()[:40]):
+        with pytest.raises(VideoReadError, match=f"video of {len(data)} bytes: "):
+            probe_video(data)
 
 
 # Files that are not what was asked for

@@ -3,20 +3,44 @@
 Shapes: B videos, C latent channels, N frames, H × W latent size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ..clips import make_clip_layout
+from ..clips import draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
 from ..transformer_videogpt import VideoGPTTransformerModel
+
+
+def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torch.Generator | None], list[int]]:
+    """How training samples are cut into clips, as a function of (number of frames, generator).
+
+    Args:
+        clips: "random": K ~ U{2..N} clips (paper, stages 2 to 4); "equal:n": n frames each (stage 1: "equal:1"; one clip:
+            an n of all frames); "first:n": n given frames, then the rest as one clip (image animation: "first:1").
+        max_clips: with "random", the largest K.
+
+    Raises:
+        ValueError: if `clips` has another form.
+    """
+    kind, _, number = clips.partition(":")
+    if clips == "random":
+        return lambda num_frames, generator: draw_clip_lengths(num_frames, generator, max_clips)
+    if kind not in ("equal", "first") or not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got '{clips}'.")
+    if max_clips is not None:
+        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
+    size = int(number)
+    if kind == "equal":
+        return lambda num_frames, generator: equal_clip_lengths(num_frames, size)
+    return lambda num_frames, generator: [size, num_frames - size] if size < num_frames else [num_frames]
 
 
 def next_clip_loss(
     transformer: VideoGPTTransformerModel,
     latents: torch.Tensor,
     clip_lengths: Sequence[Sequence[int]],
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     min_retention: float = 0.9,
     patch_size: int = 2,
     **conditions: torch.Tensor,
@@ -31,7 +55,8 @@ def next_clip_loss(
         transformer: the model, wrapped for data parallelism or not.
         latents: clean latents (B, C, N, H, W), already scaled.
         clip_lengths: for each video, the frames in its clips; each list sums to N.
-        generator: a **CPU** generator, so that one seed gives one loss on every device.
+        generator: a **CPU** generator, so that one seed gives one loss on every device; or one a video, so that the
+            loss of a video does not depend on which others share its batch.
         min_retention: the least share of signal in a clean frame; 1 leaves the clean clips without noise.
         patch_size: the model's, in latent pixels.
         conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, passed to the model.
@@ -40,22 +65,30 @@ def next_clip_loss(
         The loss, a scalar in fp32.
 
     Raises:
-        ValueError: if the clips of a video do not sum to N.
+        ValueError: if the clips of a video do not sum to N, or generators are given for another number of videos.
     """
-    num_frames = latents.shape[2]
+    batch_size, _, num_frames = latents.shape[:3]
     for lengths in clip_lengths:
         if sum(lengths) != num_frames:
             raise ValueError(f"Clips {list(lengths)} have {sum(lengths)} frames, the latents have {num_frames}.")
+    generators = list(generator) if isinstance(generator, Sequence) else [generator] * batch_size
+    if len(generators) != batch_size:
+        raise ValueError(f"{len(generators)} generators for {batch_size} videos: give one, or one a video.")
 
-    alphas = torch.stack([sample_alphas(lengths, generator) for lengths in clip_lengths]).to(latents.device)  # (B, N)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    noisy_latents = mix_noise(latents, alphas[:, None], noise)
+    draws = [
+        (
+            sample_alphas(lengths, g),
+            torch.randn(latents.shape[1:], generator=g),
+            sample_retentions(num_frames, g, min_retention),
+            torch.randn(latents.shape[1:], generator=g),
+        )
+        for lengths, g in zip(clip_lengths, generators, strict=True)
+    ]
+    alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
+    noisy_latents = mix_noise(latents, alphas[:, None], noise.to(latents))
 
     num_clean = num_frames - min(lengths[-1] for lengths in clip_lengths)
-    clean_latents = latents[:, :, :num_clean]
-    retentions = torch.stack([sample_retentions(num_clean, generator, min_retention) for _ in clip_lengths])
-    clean_noise = torch.randn(clean_latents.shape, generator=generator).to(latents)
-    clean_latents = mix_noise(clean_latents, retentions[:, None].to(latents.device), clean_noise)
+    clean_latents = mix_noise(latents, retentions[:, None], clean_noise.to(latents))[:, :, :num_clean]
 
     patch_grid = (latents.shape[3] // patch_size, latents.shape[4] // patch_size)
     layout = make_clip_layout(clip_lengths, patch_grid, device=latents.device)

@@ -1,97 +1,334 @@
 """The training script as a user runs it, at toy size, to its output."""
 
 import csv
+import hashlib
 import json
-import os
+import re
+import shutil
+import signal
 import subprocess
-import sys
-from pathlib import Path
+import tarfile
+import time
 
-import numpy as np
+import psutil
 import pytest
 import torch
-from diffusers import AutoencoderTiny
-from safetensors.torch import load_file
+import yaml
+from diffusers import DiffusionPipeline
+from run_scripts import (
+    FSDP2_ON_CPU,
+    SCRIPTS,
+    TWO_PROCESSES,
+    make_videos,
+    run_script,
+    script_command,
+    script_environment,
+)
+from safetensors.torch import load_file, save_file
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from diffusers_videogpt import VideoGPTPipeline
-from diffusers_videogpt.video_io import write_video
+from diffusers_videogpt.training.feed import split_off
 
 
-SCRIPT = Path(__file__).parents[2] / "training_scripts" / "train_videogpt.py"
-TINY = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "rope_long_factor": None}
+def train(output_dir, *args, **kwargs):
+    return run_script("train_videogpt.py", "--output_dir", output_dir, *args, **kwargs)
 
 
-def train(output_dir, *args, launcher=(), check=True):
-    command = [sys.executable, *launcher, str(SCRIPT), "--output_dir", str(output_dir), *map(str, args)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert not check or result.returncode == 0, result.stderr
-    return result
+def read_log(folder, columns=("step", "loss", "validation_loss")):
+    with (folder / "train_log.csv").open(newline="") as file:
+        return [tuple(row[c] for c in columns) for row in csv.DictReader(file)]
+
+
+def losses(folder):
+    return [float(loss) for (loss,) in read_log(folder, ("loss",))]
+
+
+def file_hashes(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def wait_for(path, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
+def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, launcher):
+    batch = 1 if launcher else 2
+    args = [*new_model, "--instance_data_root", videos, "--train_batch_size", batch, "--max_train_steps", 40]
+    args += ["--checkpointing_steps", 20, "--validation_steps", 10, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
+    args += ["--logging_steps", 3]  # a checkpoint falls between two rows of the log
+    train(tmp_path / "straight", *args, launcher=launcher)
+
+    killed = tmp_path / "killed"
+    command = script_command("train_videogpt.py", "--output_dir", killed, *args, launcher=launcher)
+    process = subprocess.Popen(
+        command,
+        env=script_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(killed / "checkpoint-20" / "manifest.json", process)
+    for victim in (*psutil.Process(process.pid).children(recursive=True), process):
+        victim.kill()
+    process.communicate()
+    assert not (killed / "model_index.json").exists()
+
+    result = train(killed, *args, "--resume_from_checkpoint", "latest", launcher=launcher)
+    assert "resumed from" in result.stdout
+    assert read_log(killed) == read_log(tmp_path / "straight")
+    assert [int(row[0]) for row in read_log(killed)][:4] == [3, 6, 9, 10]
+    expected = file_hashes(tmp_path / "straight" / "checkpoint-40")
+    assert {"model.safetensors", "optimizer-0.safetensors", "ema.safetensors"} <= set(expected)
+    assert file_hashes(killed / "checkpoint-40") == expected
+    first, second = (
+        load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (killed, tmp_path / "straight")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one(tmp_path, new_model, videos, strategy):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 10, "--train_batch_size", 2]
+    args += ["--ema_decay", 0.9, "--validation_steps", 5]
+    train(tmp_path / "one", *args, "--gradient_accumulation_steps", 2)
+    launcher = TWO_PROCESSES if strategy == "ddp" else (*TWO_PROCESSES, FSDP2_ON_CPU)
+    result = train(tmp_path / "two", *args, launcher=launcher)
+    assert ("FSDP2 on the CPU" in result.stdout) == (strategy == "fsdp2")
+    one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
+    assert len(one) == 10
+    for row, other in zip(one, two, strict=True):
+        assert [float(x) for x in row if x] == pytest.approx([float(x) for x in other if x], abs=1e-5)
+    weights = [load_file(tmp_path / n / "transformer" / "diffusion_pytorch_model.safetensors") for n in ("one", "two")]
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=0)
+
+
+def test_sigterm_saves_and_exits(tmp_path, new_model, videos):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 12, "--checkpointing_steps", 100]
+    train(tmp_path / "straight", *args)
+    stopped = tmp_path / "stopped"
+    long = [*args[:-3], 100_000, "--checkpointing_steps", 100_000, "--lr_scheduler", "constant"]
+    process = subprocess.Popen(
+        script_command("train_videogpt.py", "--output_dir", stopped, *long),
+        env=script_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(stopped / "train_log.csv", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "stopped at step" in output
+    (checkpoint,) = stopped.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    long[long.index(100_000)] = step + 2
+    train(stopped, *long, "--resume_from_checkpoint", "latest")
+    assert [int(row[0]) for row in read_log(stopped)] == list(range(1, step + 3))
+
+
+def test_bad_videos_among_good_ones(tmp_path, new_model, videos):
+    folder = make_videos(tmp_path / "videos", 5)
+    good = (folder / "32x32-0.mp4").read_bytes()
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no video")
+    (folder / "truncated.mp4").write_bytes(good[: len(good) // 3])
+    make_videos(folder, 1, num_frames=2, height=48)
+    result = train(tmp_path / "run", *new_model, "--instance_data_root", folder, "--max_train_steps", 3)
+    assert "4 of 9 videos dropped" in result.stdout
+    with (tmp_path / "run" / "dropped_videos.csv").open(newline="") as file:
+        dropped = {row["id"]: row["kind"] for row in csv.DictReader(file)}
+    assert set(dropped) == {"empty.mp4", "text.mp4", "truncated.mp4", "48x32-0.mp4"}
+    assert dropped["48x32-0.mp4"] == "too short"
+
+    result = train(
+        tmp_path / "strict", *new_model, "--instance_data_root", folder, "--max_bad_fraction", 0.2, check=False
+    )
+    assert result.returncode != 0 and "4 of 9 videos dropped" in result.stderr
 
 
 @pytest.fixture(scope="module")
-def basics(tmp_path_factory):
-    """Arguments that every run needs: an autoencoder, a transformer's configuration, small sizes."""
-    folder = tmp_path_factory.mktemp("basics")
+def cache(tmp_path_factory, new_model, videos):
+    folder = tmp_path_factory.mktemp("cache") / "latents"
+    sizes = new_model[: new_model.index("--frames_per_clip")]
+    sizes = [a for a in sizes if a != "--transformer_config" and not str(a).endswith("transformer.json")]
+    run_script(
+        "cache_latents.py", "--output_dir", folder, *sizes, "--instance_data_root", videos, "--windows_per_video", 8
+    )
+    return folder
+
+
+def test_cached_latents_train_as_videos_do(tmp_path, new_model, videos, cache):
+    args = [*new_model, "--max_train_steps", 6, "--train_batch_size", 2, "--validation_steps", 3]
+    train(tmp_path / "pixels", *args, "--instance_data_root", videos)
+    train(tmp_path / "cached", *args, "--cached_latents", cache)
+    assert read_log(tmp_path / "pixels") == read_log(tmp_path / "cached")
+
+
+def test_loss_that_is_not_finite_stops_all_processes(tmp_path, new_model, cache):
+    poisoned = tmp_path / "poisoned"
+    poisoned.mkdir()
+    for path in cache.iterdir():
+        (poisoned / path.name).write_bytes(path.read_bytes())
+    index = json.loads((poisoned / "index.json").read_text())
+    shard = poisoned / index["shards"][0]["file"]
+    tensors = load_file(shard)
+    ids = [video["id"] for video in index["videos"]]
+    video = ids[split_off(ids, num_validation=1, seed=0)[0][3]]
+    tensors[f"{video}/moments"].fill_(float("nan"))
+    from safetensors import safe_open
+
+    with safe_open(shard, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, shard, metadata)
+    args = [*new_model, "--cached_latents", poisoned, "--max_train_steps", 50, "--checkpointing_steps", 1]
+    args += ["--num_validation_videos", 1, "--validation_steps", 1000]
+    result = train(tmp_path / "run", *args, launcher=TWO_PROCESSES, check=False)
+    assert result.returncode != 0
+    (step,) = set(re.findall(r"The loss is not finite at step (\d+)", result.stderr))
+    assert re.search(rf"Its videos: process \d: {re.escape(video)}\.", result.stderr)  # one process's, not both
+    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
+    assert [c.name for c in checkpoints if c.name.endswith(f"-{step}")] == []
+    for checkpoint in checkpoints:
+        assert all(x.isfinite().all() for x in load_file(checkpoint / "model.safetensors").values())
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path, new_model, videos):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 2, "--checkpointing_steps", 2]
+    train(tmp_path, *args)
+    resume = ["--resume_from_checkpoint", "latest"]
+    result = train(tmp_path, *args, *resume, "--train_batch_size", 2, check=False)
+    assert result.returncode != 0 and "global_batch_size" in result.stderr
+    result = train(tmp_path, *args, *resume, "--clips", "equal:2", check=False)
+    assert result.returncode != 0 and "clips" in result.stderr and "equal:2" in result.stderr
+
+
+def test_resume_with_another_number_of_processes(tmp_path, new_model, videos):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 6, "--checkpointing_steps", 3]
+    train(tmp_path / "straight", *args, "--train_batch_size", 2)
+    other = tmp_path / "other"
+    train(other, *args[:-3], 3, "--checkpointing_steps", 3, "--train_batch_size", 1, launcher=TWO_PROCESSES)
+    train(other, *args, "--train_batch_size", 2, "--resume_from_checkpoint", "latest")
+    assert losses(other) == pytest.approx(losses(tmp_path / "straight"), abs=1e-5)
+
+
+def test_four_stages_one_after_another(tmp_path, new_model, videos):
+    small = {"max_train_steps": 2, "lr_warmup_steps": 1, "max_num_frames": 4, "gradient_checkpointing": True}
+    start = new_model
+    for stage in (1, 2, 3, 4):
+        recipe = yaml.safe_load((SCRIPTS / "configs" / f"stage{stage}.yaml").read_text(encoding="utf-8"))
+        recipe |= small | {"mixed_precision": "no", "dataloader_num_workers": 0}
+        recipe["frame_interval"] = [1, 2] if isinstance(recipe["frame_interval"], list) else 1
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
+        output = tmp_path / f"stage{stage}"
+        rest = ["--instance_data_root", videos, "--height", 32, "--width", 32, "--num_validation_videos", 2]
+        train(
+            output,
+            "--config",
+            tmp_path / f"{stage}.yaml",
+            *(start if stage == 1 else ["--pretrained_model_name_or_path", start]),
+            *rest,
+            "--logging_steps",
+            1,
+        )
+        if stage > 1:
+            before = load_file(start / "transformer" / "diffusion_pytorch_model.safetensors")
+            after = load_file(output / "transformer" / "diffusion_pytorch_model.safetensors")
+            moved = max((after[name] - before[name]).abs().max().item() for name in after)
+            assert 0 < moved < 0.01  # it went on from the stage before
+        start = output
+    pipe = DiffusionPipeline.from_pretrained(start)
+    assert isinstance(pipe, VideoGPTPipeline)
+
+
+def test_streamed_run_goes_on_exactly(tmp_path, new_model, videos):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    files = sorted(videos.iterdir())
+    for shard in range(2):
+        with tarfile.open(shards / f"{shard}.tar", "w") as tar:
+            for path in files[shard::2]:
+                tar.add(path, arcname=path.name)
+    args = [*new_model, "--dataset_name", shards, "--streaming", "--video_column", "mp4", "--max_train_steps", 8]
+    args += ["--checkpointing_steps", 4, "--dataloader_num_workers", 2, "--validation_data_root", videos]
+    run = tmp_path / "run"
+    train(run, *args)
+    straight, expected = read_log(run), file_hashes(run / "checkpoint-8")
+    shutil.rmtree(run / "checkpoint-8")  # as if it had been stopped before
+    result = train(run, *args, "--resume_from_checkpoint", "latest")
+    assert "resumed from" in result.stdout
+    assert read_log(run) == straight and file_hashes(run / "checkpoint-8") == expected
+    shutil.rmtree(run / "checkpoint-8")
+    result = train(run, *args, "--resume_from_checkpoint", "latest", "--dataloader_num_workers", 1, check=False)
+    assert result.returncode != 0 and "streaming.num_workers" in result.stderr
+
+
+def test_start_from_phi3(tmp_path, new_model, videos):
     torch.manual_seed(0)
-    AutoencoderTiny(scaling_factor=1.0).save_pretrained(folder / "vae")
-    (folder / "transformer.json").write_text(json.dumps(TINY))
-    sizes = ["--height", 32, "--width", 32, "--max_num_frames", 4, "--frames_per_clip", 2, "--train_batch_size", 2]
-    start = ["--pretrained_vae_path", folder / "vae", "--transformer_config", folder / "transformer.json"]
-    return [*start, *sizes, "--num_validation_videos", 2, "--logging_steps", 1, "--lr_warmup_steps", 2]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    phi3 = Phi3ForCausalLM(Phi3Config(**sizes, vocab_size=40, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+    phi3.save_pretrained(tmp_path / "phi3")
+    start = [*new_model, "--pretrained_phi3_path", tmp_path / "phi3", "--instance_data_root", videos]
+    train(tmp_path / "run", *start, "--max_train_steps", 1, "--learning_rate", 1e-8)
+    weights = load_file(tmp_path / "run" / "transformer" / "diffusion_pytorch_model.safetensors")
+    mine, theirs = weights["transformer_blocks.1.ff.linear_out.weight"], phi3.model.layers[1].mlp.down_proj.weight
+    torch.testing.assert_close(mine, theirs.detach(), atol=1e-6, rtol=0)
 
 
-def weights(folder):
-    return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+def test_output_of_a_run(tmp_path, new_model, videos):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 4, "--validation_steps", 2]
+    args += ["--validation_rollout_steps", 2, "--num_validation_rollouts", 1, "--validation_inference_steps", 2]
+    args += ["--report_to", "tensorboard", "--output_dtype", "bfloat16", "--optimizer", "muon", "--torch_compile"]
+    train(tmp_path, *args)
+    for step in (2, 4):
+        names = {p.name for p in (tmp_path / "validation" / f"step-{step:06d}").iterdir()}
+        assert {"0.mp4", "0.png", "scores.json"} <= names
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "library_name: diffusers" in card and "prediction.png" in card and "--optimizer muon" in card
+    assert (tmp_path / "prediction.png").stat().st_size > 500
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    weights = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {x.dtype for x in weights.values()} == {torch.bfloat16}
+    assert DiffusionPipeline.from_pretrained(tmp_path).config.frames_per_clip == 2
 
 
-def test_straight_and_resumed_runs_end_alike(tmp_path, basics):
-    data = ["--num_simulated_scenes", 6, "--max_train_steps", 6, "--checkpointing_steps", 2, "--validation_steps", 3]
-    train(tmp_path / "straight", *basics, *data)
-    with (tmp_path / "straight" / "train_log.csv").open() as file:
-        log = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in log] == [1, 2, 3, 4, 5, 6]
-    assert [bool(row["validation_loss"]) for row in log] == [False, False, True, False, False, True]
-    assert sorted(p.name for p in (tmp_path / "straight").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-
-    # A copy that stopped after step 4 goes on to the same end.
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
-    for name in ("latents.safetensors", "train_log.csv", "checkpoint-4"):
-        (tmp_path / "straight" / name).rename(stopped / name)
-    train(stopped, *basics, *data, "--resume_from_checkpoint", "latest")
-    straight, resumed = weights(tmp_path / "straight"), weights(stopped)
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-    with (stopped / "train_log.csv").open() as file:
-        assert [row["loss"] for row in csv.DictReader(file)] == [row["loss"] for row in log]
-
-    # What was trained is a pipeline, and a pipeline can be trained on.
-    pipe = VideoGPTPipeline.from_pretrained(stopped)
-    frames = pipe(video=np.zeros((2, 32, 32, 3), np.uint8), num_inference_steps=1, output_type="np").frames
-    assert frames.shape == (1, 2, 32, 32, 3)
-    assert pipe.config.frames_per_clip == 2 and pipe.config.max_context_frames == 2
+def test_yaml_file_and_command_line(tmp_path, new_model, videos):
+    (tmp_path / "recipe.yaml").write_text("max_train_steps: 3\nclips: equal:2\nframe_interval: [1, 2]\n")
+    args = [*new_model, "--instance_data_root", videos, "--config", tmp_path / "recipe.yaml"]
+    train(tmp_path / "run", *args, "--max_train_steps", 2)
+    assert len(losses(tmp_path / "run")) == 2
 
 
-def test_folder_of_videos_in_two_processes(tmp_path, basics):
-    rng = np.random.default_rng(0)
-    for index in range(6):
-        write_video(tmp_path / "videos" / f"{index}.mp4", rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8), fps=8)
-    (tmp_path / "videos" / "broken.mp4").write_bytes(b"nothing")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    data = ["--instance_data_root", tmp_path / "videos", "--max_train_steps", 2, "--gradient_checkpointing"]
-    result = train(tmp_path / "run", *basics, *data, launcher=launcher)
-    assert "left out" in result.stdout and "broken.mp4" in result.stdout
-    assert VideoGPTPipeline.from_pretrained(tmp_path / "run").transformer.config.num_layers == 1
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("max_steps: 3", "there is no argument 'max_steps'"),
+        ("max_train_steps: many", "invalid int value: 'many'"),
+        ("streaming: 3", "'streaming' is true or false"),
+        ("clips: [", "--config"),
+    ],
+)
+def test_bad_yaml(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    result = train(tmp_path / "run", "--config", tmp_path / "recipe.yaml", check=False)
+    assert result.returncode == 2 and message in result.stderr
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([], "--instance_data_root and --num_simulated_scenes"),
-        (["--num_simulated_scenes", 4, "--frames_per_video", 2], "--frames_per_video must be at least"),
-        (["--instance_data_root", "nowhere"], "No usable video in nowhere"),
+        ([], "give videos: --instance_data_root"),
+        (["--instance_data_root", "nowhere"], "nowhere is no folder"),
+        (["--instance_data_root", ".", "--clips", "some"], "Clips are 'random', 'equal:N' or 'first:N'"),
+        (["--num_simulated_scenes", 3, "--frame_interval", 4, 2], "--frame_interval takes one number or a range"),
+        (["--instance_data_root", ".", "--height", 40], "--height 40 --width 32: both must be multiples of 16"),
+        (["--num_simulated_scenes", 3, "--num_validation_videos", 3], "3 usable videos, of which"),
     ],
 )
-def test_bad_arguments(tmp_path, basics, args, message):
-    result = train(tmp_path, *basics, *args, check=False)
+def test_bad_arguments(tmp_path, new_model, args, message):
+    result = train(tmp_path, *new_model, *args, check=False)
     assert result.returncode != 0 and message in result.stderr

@@ -1,0 +1,320 @@
+"""What each step trains on: latents from videos or from a cache, with one generator a sample.
+
+A sample's place in the global batch of a step is its slot. Its posterior sample, its clips and its noise come from a
+generator seeded by (seed, step, slot), so a step is the same however its slots are spread over processes.
+
+Shapes: B videos, C latent channels, N frames, h × w latent size.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import Dataset
+
+from .arguments import load_video_table, make_sampling
+from .batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
+from .latents import LatentCache, encode_moments, make_cache_key, sample_latents
+from .sampling import seeded_generator
+from .streaming import StreamedBatches
+from .videos import DroppedVideos, VideoTable, report_dropped
+
+
+ClipDrawer = Callable[[int, torch.Generator], list[int]]
+
+
+@dataclass
+class MicroBatch:
+    """What one process trains on at once.
+
+    Attributes:
+        latents: (B, C, N, h, w), scaled, fp32, on the device.
+        generators: one a video, on the CPU; the noise is drawn from them.
+        clip_lengths: the frames in each clip of each video.
+        ids: names of the videos.
+        captions, labels: of the videos, `None` where there are none.
+    """
+
+    latents: torch.Tensor
+    generators: list[torch.Generator]
+    clip_lengths: list[list[int]]
+    ids: list[str]
+    captions: list[str | None] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+
+
+class CachedWindows(Dataset):
+    """Some videos of a cache as [`~batches.WindowDataset`] gives those of a table: by (video index, draw index).
+
+    Args:
+        cache: of latents.
+        indices: of the videos in it.
+    """
+
+    def __init__(self, cache: LatentCache, indices: Sequence[int]):
+        self.cache, self.indices = cache, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.cache.size(self.indices[index])
+
+    def length(self, index: int) -> int:
+        return self.cache.length(self.indices[index])
+
+    def __getitem__(self, item: tuple[int, int]) -> dict:
+        index, draw = self.indices[item[0]], item[1]
+        return {
+            "moments": self.cache.read(index, draw),
+            "id": self.cache.ids[index],
+            "caption": self.cache.captions[index],
+            "label": self.cache.labels[index],
+        }
+
+
+def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("latents")
+    group.add_argument("--cached_latents", type=Path, help="folder that cache_latents.py wrote, instead of videos")
+    group.add_argument(
+        "--same_clips_in_step",
+        action="store_true",
+        help="cut all samples of a step alike: nothing is padded where clips are few and long",
+    )
+    group.add_argument("--vae_batch_size", type=int, default=16, help="frames encoded at once")
+    group.add_argument("--num_validation_videos", type=int, default=8, help="videos kept from training for validation")
+    group.add_argument("--validation_data_root", type=Path, help="folder of other videos for validation, instead")
+
+
+def split_off(ids: Sequence[str], num_validation: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and indices kept for validation; which these are follows from (seed, id).
+
+    Raises:
+        ValueError: nothing is left to train on.
+    """
+    if len(ids) <= num_validation:
+        raise ValueError(
+            f"{len(ids)} usable videos, of which --num_validation_videos {num_validation} are kept for validation: add "
+            "videos, lower it, or name other videos by --validation_data_root."
+        )
+    order = sorted(range(len(ids)), key=lambda index: hashlib.blake2b(f"{seed}/{ids[index]}".encode()).digest())
+    return sorted(order[num_validation:]), sorted(order[:num_validation])
+
+
+class PlannedBatches:
+    """Batches of videos that are all known: what a step trains on follows from its number.
+
+    Args:
+        args: of [`~arguments.add_data_arguments`] and [`~loop.add_loop_arguments`].
+        accelerator: says which share of a step is this process's.
+        dataset: [`~batches.WindowDataset`] or [`CachedWindows`].
+        dropped: where videos that break while they are read are listed.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        dataset: WindowDataset | CachedWindows,
+        dropped: DroppedVideos | None = None,
+    ):
+        self.dataset, self.dropped = dataset, dropped
+        self.shares = {
+            "batch_size": args.train_batch_size,
+            "rank": accelerator.process_index,
+            "num_processes": accelerator.num_processes,
+            "accumulation": args.gradient_accumulation_steps,
+            "num_workers": args.dataloader_num_workers,
+        }
+        global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+        self.plan = BatchPlan(table_of(dataset), global_batch_size, args.seed)
+
+    def run_fields(self) -> dict:
+        digest = hashlib.sha256("\n".join(ids_of(self.dataset)).encode()).hexdigest()
+        return {"videos": digest[:16], "global_batch_size": self.plan.global_batch_size}
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[dict]:
+        steps = {"start_step": start_step, "num_steps": end_step - start_step}
+        return make_loader(self.dataset, self.plan, **steps, **self.shares, dropped=self.dropped)
+
+
+class StreamSource:
+    """Batches of a stream, which goes on where it stood: each process keeps its own place."""
+
+    def __init__(self, accelerator: Accelerator, stream: StreamedBatches):
+        self.accelerator, self.stream = accelerator, stream
+
+    def run_fields(self) -> dict:
+        run = {name: value for name, value in self.stream.run.items() if name != "rank"}
+        return {f"streaming.{name}": value for name, value in run.items()}
+
+    def state_dict(self) -> dict:
+        return {"places": gather_object([self.stream.state_dict()])}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.stream.load_state_dict(state["places"][self.accelerator.process_index])
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[dict]:
+        return iter(self.stream)
+
+
+class LatentFeed:
+    """The batches of a training run, and its held-out videos, as latents.
+
+    Args:
+        args: of [`~arguments.add_data_arguments`], [`add_feed_arguments`] and [`~loop.add_loop_arguments`].
+        accelerator: on whose device the latents are wanted.
+        vae: encodes videos, in its own precision, on its own device.
+        draw_clips: cuts a sample into clips, from (number of frames, generator).
+        source: [`PlannedBatches`] or [`StreamSource`].
+        validation: the held-out videos, if there are any.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        vae,
+        draw_clips: ClipDrawer,
+        source: PlannedBatches | StreamSource,
+        validation: WindowDataset | CachedWindows | None = None,
+    ):
+        self.args, self.accelerator, self.vae, self.draw_clips = args, accelerator, vae, draw_clips
+        self.source, self.validation = source, validation
+        self._validation_batches: list[dict] | None = None
+
+    def run_fields(self) -> dict:
+        """What a checkpoint must agree with."""
+        sampling = json.loads(json.dumps(asdict(make_sampling(self.args))))
+        return {"seed": self.args.seed, "sampling": sampling} | self.source.run_fields()
+
+    def micro_batches(self, start_step: int, end_step: int) -> Iterator[MicroBatch]:
+        """This process's micro-batches of the steps from `start_step` (counted from 0) to before `end_step`, in order."""
+        for batch in self.source.batches(start_step, end_step):
+            generators = [seeded_generator(self.args.seed, batch["step"], slot) for slot in batch["slots"]]
+            clip_generators = generators
+            if self.args.same_clips_in_step:
+                clip_generators = [seeded_generator(self.args.seed, batch["step"], "clips") for _ in generators]
+            yield self._micro_batch(batch, generators, clip_generators)
+
+    def _micro_batch(
+        self, batch: dict, generators: list[torch.Generator], clip_generators: list[torch.Generator]
+    ) -> MicroBatch:
+        moments = batch.get("moments")
+        if moments is None:
+            moments = encode_moments(self.vae, batch["frames"], self.args.vae_batch_size)
+        moments = moments.to(self.accelerator.device)
+        latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
+        clip_lengths = [self.draw_clips(moments.shape[1], g) for g in clip_generators]
+        return MicroBatch(
+            torch.stack(latents), generators, clip_lengths, batch["ids"], batch["captions"], batch["labels"]
+        )
+
+    def validation_batches(self) -> Iterator[MicroBatch]:
+        """The held-out videos, all of them on every process, with the same windows, clips and noise every time."""
+        if self.validation is None:
+            return
+        if self._validation_batches is None:
+            self._validation_batches = []
+            for members in make_buckets(table_of(self.validation)).values():
+                for first in range(0, len(members), self.args.train_batch_size):
+                    samples = [
+                        self.validation[index, 0] for index in members[first : first + self.args.train_batch_size]
+                    ]
+                    self._validation_batches.append(collate(samples))
+        for batch in self._validation_batches:
+            generators = [seeded_generator(self.args.seed, "validation", id) for id in batch["ids"]]
+            yield self._micro_batch(batch, generators, generators)
+
+    def validation_videos(self, count: int) -> list[np.ndarray]:
+        """Up to `count` held-out videos of full length, uint8 (F, h, w, 3); of a cache, as its latents decode."""
+        if self.validation is None:
+            return []
+        table, videos = table_of(self.validation), []
+        for index in range(len(table)):
+            if table.length(index) == self.args.max_num_frames and len(videos) < count:
+                sample = self.validation[index, 0]
+                videos.append(sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"]))
+        return videos
+
+    @torch.no_grad()
+    def _decode(self, moments: torch.Tensor) -> np.ndarray:
+        means = moments[:, : self.vae.config.latent_channels].to(self.vae.device, self.vae.dtype)
+        pixels = [self.vae.decode(mean[None]).sample for mean in means]
+        pixels = (torch.cat(pixels).float().clamp(-1, 1) + 1) * 127.5
+        return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def table_of(dataset: WindowDataset | CachedWindows) -> VideoTable | CachedWindows:
+    """What knows the videos' sizes and lengths."""
+    return dataset.table if isinstance(dataset, WindowDataset) else dataset
+
+
+def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
+    records, infos = ([values[index] for index in indices] for values in (table.records, table.infos))
+    return VideoTable(records, infos, table.sampling, table.dropped)
+
+
+def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
+    if isinstance(dataset, WindowDataset):
+        return [record.id for record in dataset.table.records]
+    return [dataset.cache.ids[index] for index in dataset.indices]
+
+
+def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clips: ClipDrawer) -> LatentFeed:
+    """The feed that the arguments name: from cached latents, from videos, or from a stream of them.
+
+    Of videos that are all known, some are kept for validation, unless there are others for it.
+
+    Raises:
+        ValueError: no usable videos, too few, or a cache that was made otherwise; with what to do.
+    """
+    validation = None
+    if args.validation_data_root is not None:
+        validation = WindowDataset(VideoTable.from_folder(args.validation_data_root, make_sampling(args)), args.seed)
+    if args.streaming:
+        stream = StreamedBatches(
+            args.dataset_name,
+            make_sampling(args),
+            args.train_batch_size,
+            seed=args.seed,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            accumulation=args.gradient_accumulation_steps,
+            num_workers=args.dataloader_num_workers,
+            split=args.dataset_split,
+            config_name=args.dataset_config_name,
+            video_column=args.video_column,
+            max_bad_fraction=args.max_bad_fraction,
+        )
+        report_dropped(stream.dropped, args.output_dir, accelerator.is_main_process)
+        return LatentFeed(args, accelerator, vae, draw_clips, StreamSource(accelerator, stream), validation)
+
+    num_validation = 0 if args.validation_data_root else args.num_validation_videos
+    dropped = None
+    if args.cached_latents is not None:
+        cache = LatentCache(args.cached_latents, make_cache_key(vae, make_sampling(args), args.seed))
+        kept, held_out = split_off(cache.ids, num_validation, args.seed)
+        train, held_out = CachedWindows(cache, kept), CachedWindows(cache, held_out)
+    else:
+        with accelerator.main_process_first():
+            table = load_video_table(args)
+        dropped = table.dropped
+        report_dropped(dropped, args.output_dir, accelerator.is_main_process)
+        kept, held_out = split_off([record.id for record in table.records], num_validation, args.seed)
+        train, held_out = (WindowDataset(subset(table, indices), args.seed) for indices in (kept, held_out))
+    source = PlannedBatches(args, accelerator, train, dropped)
+    return LatentFeed(args, accelerator, vae, draw_clips, source, held_out if num_validation else validation)

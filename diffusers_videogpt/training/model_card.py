@@ -1,0 +1,147 @@
+"""What the Hub shows of a trained model, and the way there."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+
+from ..pipeline_videogpt import VideoGPTPipeline
+from .validation import RolloutScores
+
+
+PREDICTION, CURVE, LOG = "prediction.png", "loss_curve.png", "train_log.csv"
+
+EXAMPLE = """```python
+from diffusers import DiffusionPipeline
+from diffusers_videogpt.video_io import write_video
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+frames = pipe(video="given.mp4", num_frames={num_frames}).frames[0]
+write_video("next.mp4", frames, fps=8)
+```"""
+
+
+def write_model_card(
+    folder: str | Path,
+    *,
+    pipe: VideoGPTPipeline,
+    recipe: dict[str, object],
+    command: str,
+    repo_id: str | None = None,
+    base_model: str | None = None,
+    dataset: str | None = None,
+    license: str | None = None,
+    scores: RolloutScores | None = None,
+    strip: str | Path | None = None,
+    curve: str | Path | None = None,
+) -> Path:
+    """Writes `README.md` beside a saved pipeline: a prediction, its errors, how to use the model, how it was trained.
+
+    Args:
+        folder: where the pipeline was saved. `strip` is copied there as `prediction.png`, `curve` as `loss_curve.png`.
+        pipe: the trained pipeline.
+        recipe: the arguments of the training script, plain values; those that are `None` are left out. Published, like
+            `command`: neither may hold a token.
+        command: the command that trained the model.
+        repo_id: where the model will be found, for the example; by default the folder.
+        base_model, dataset: id on the Hub, which is linked; or a path or other words, which are only written down.
+        license: of the weights, as the Hub abbreviates it.
+        scores: of the last rollout.
+        strip: its film strip.
+        curve: what [`plot_curve`] drew.
+
+    Returns:
+        The path of the card.
+    """
+    folder = Path(folder)
+    name = (repo_id or folder.resolve().name).split("/")[-1]
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="image-to-video",
+        tags=["diffusers", "video-gpt", "next-clip-diffusion", "video-prediction"],
+        license=license,
+        base_model=_hub_id(base_model),
+        datasets=_hub_id(dataset),
+    )
+    origin = f"started from `{base_model}`" if base_model else "started from random weights"
+    material = f"trained on `{dataset}`" if dataset else "trained"
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        "A Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that continues videos clip after "
+        f"clip: {_count(pipe.transformer)} in the transformer, {material}, {origin}.",
+    ]
+    if strip is not None:
+        shutil.copyfile(strip, folder / PREDICTION)
+        parts.append(
+            f"![The frames of a held-out video, and what the model predicts after the given ones]({PREDICTION})"
+        )
+    if scores is not None:
+        parts += [
+            "## How well it predicts",
+            "Held-out videos, mean squared error of pixels in [0, 1] × 1000 (PSNR in dB) of the frames after the given ones; "
+            f"over all of them {scores.ratio_to_repeat:.2f} × the error of repeating the last given frame.",
+            _table(scores),
+        ]
+    parts += ["## How to use it", EXAMPLE.format(model=repo_id or folder, num_frames=pipe.config.frames_per_clip)]
+    parts += ["## How it was trained", f"```bash\n{command}\n```"]
+    if curve is not None:
+        shutil.copyfile(curve, folder / CURVE)
+        parts.append(f"![Loss by step]({CURVE})")
+    plain = json.loads(json.dumps({key: value for key, value in recipe.items() if value is not None}, default=str))
+    parts.append(f"```yaml\n{yaml.safe_dump(plain, sort_keys=False)}```")
+    path = folder / "README.md"
+    ModelCard("\n\n".join(parts) + "\n").save(path)
+    return path
+
+
+def _hub_id(name: str | None) -> str | None:
+    """Only what is on the Hub is linked: a link to a folder of this machine would lead nowhere."""
+    is_id = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return name if is_id else None
+
+
+def _count(model: torch.nn.Module) -> str:
+    number = sum(parameter.numel() for parameter in model.parameters())
+    unit, divisor = ("billion", 1e9) if number >= 1e9 else ("million", 1e6)
+    return f"{number / divisor:.3g} {unit} parameters"
+
+
+def _table(scores: RolloutScores) -> str:
+    names = {"predicted": "this model", "repeat": "repeating the last frame", "autoencoder": "the autoencoder alone"}
+    lines = [
+        "| | " + " | ".join(f"frame {horizon}" for horizon in scores.horizons) + " |",
+        "|---" * (1 + len(scores.horizons)) + "|",
+    ]
+    for key, label in names.items():
+        cells = [f"{1000 * scores.mse[key][h - 1]:.2f} ({scores.psnr[key][h - 1]:.1f})" for h in scores.horizons]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Uploads a saved pipeline with its card, and nothing else that lies in the folder: no checkpoint, cache or log.
+
+    Args:
+        folder: of the pipeline.
+        repo_id: made if it does not exist; a name without a user goes to the token's owner.
+        token: by default the one that `hf auth login` stored.
+        private: of a repository that is made.
+
+    Returns:
+        The address of the commit.
+    """
+    folder = Path(folder)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    components = [name for name, value in index.items() if isinstance(value, list)]
+    patterns = ["model_index.json", "README.md", PREDICTION, CURVE, LOG]
+    patterns += [f"{name}/*.{suffix}" for name in components for suffix in ("json", "safetensors")]
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return api.upload_folder(
+        repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload the trained pipeline"
+    )

@@ -1,0 +1,224 @@
+"""What a model in training predicts of held-out videos: as numbers, as pictures, and in the tracker.
+
+Shapes: F given frames, N predicted frames, H × W pixels.
+"""
+
+import csv
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..video_io import to_uint8_frames, write_film_strip, write_video
+
+
+GIVEN, NEXT = (44, 110, 203), (226, 125, 32)  # blue and orange, as in the film strip
+LEAST_MSE = 1e-10  # 100 dB: keeps the PSNR of equal frames, and the ratio to a baseline without error, finite
+
+
+@dataclass(frozen=True)
+class RolloutScores:
+    """Errors of frames 1 … N after the given ones, means over videos.
+
+    Attributes:
+        mse: mean squared error of pixels in [0, 1] at each horizon, of `"predicted"`, of `"repeat"` (the last given frame
+            again and again) and of `"autoencoder"` (the true frames encoded and decoded: no model of these latents can
+            do better).
+        psnr: the same as peak signal-to-noise ratio in dB, at most 100, taken for each video and frame and then averaged.
+    """
+
+    mse: dict[str, list[float]]
+    psnr: dict[str, list[float]]
+
+    @property
+    def ratio_to_repeat(self) -> float:
+        """Error of the prediction over that of repeating the last frame, over all horizons: useful below 1."""
+        return float(np.mean(self.mse["predicted"]) / max(np.mean(self.mse["repeat"]), LEAST_MSE))
+
+    @property
+    def horizons(self) -> list[int]:
+        """The horizons worth showing: 1, 2, 4, … and N."""
+        num_predicted = len(self.mse["predicted"])
+        return sorted({2**i for i in range(num_predicted.bit_length())} | {num_predicted})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RolloutScores":
+        """Reads a `scores.json` that [`validation_rollout`] wrote."""
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def validation_rollout(
+    pipe: VideoGPTPipeline,
+    videos: Sequence[np.ndarray],
+    *,
+    num_given: int,
+    num_inference_steps: int,
+    fps: float,
+    frames_per_clip: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> RolloutScores:
+    """Continues each video after its first frames and compares with what really followed.
+
+    Draws from generators of its own, so the training's random numbers are the same with and without it. Under FSDP every
+    process must call it, and only one gives a `folder`.
+
+    Args:
+        videos: each uint8 (F + N, H, W, 3), H and W divisible by 16. Sizes may differ, lengths may not.
+        num_given: F.
+        num_inference_steps, frames_per_clip, guidance_scale: as in the pipeline's call.
+        fps: of the written videos.
+        seed: video i is predicted with `seed` + i.
+        folder: gets `i.mp4` (left the truth, right the given frames and the prediction; the bar above is blue while frames
+            are given, orange after that) and `i.png` (a film strip) for every video, and at the end `scores.json`.
+            Without it nothing is written.
+
+    Raises:
+        ValueError: if there is no video, or lengths differ, or nothing is left to predict.
+    """
+    lengths = sorted({len(video) for video in videos})
+    if len(lengths) != 1:
+        raise ValueError(f"Validation videos must be some and equally long, got lengths {lengths}: cut them alike.")
+    num_predicted = lengths[0] - num_given
+    if num_given < 1 or num_predicted < 1:
+        raise ValueError(
+            f"`num_given`={num_given} of {lengths[0]} frames leaves {num_predicted} to predict: give 1 to {lengths[0] - 1}."
+        )
+    was_training = pipe.transformer.training
+    pipe.transformer.eval()
+    errors = {"predicted": [], "repeat": [], "autoencoder": []}
+    for index, video in enumerate(videos):
+        given, truth = video[:num_given], video[num_given:]
+        generator = torch.Generator().manual_seed(seed + index)
+        size = {"height": video.shape[1], "width": video.shape[2]}
+        predicted = pipe(
+            video=given,
+            num_frames=num_predicted,
+            frames_per_clip=frames_per_clip,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=generator,
+            output_type="np",
+            **size,
+        ).frames[0]
+        predicted = to_uint8_frames(predicted)
+        latents = pipe.encode_given(video=truth, max_context_frames=num_predicted, generator=generator, **size)
+        decoded = to_uint8_frames(pipe.decode_latents(latents, "np")[0])
+        errors["predicted"].append(_mse_by_frame(predicted, truth))
+        errors["repeat"].append(_mse_by_frame(given[-1:], truth))
+        errors["autoencoder"].append(_mse_by_frame(decoded, truth))
+        if folder is not None:
+            continued = np.concatenate([given, predicted])
+            write_video(Path(folder) / f"{index}.mp4", _side_by_side(video, continued, num_given), fps=fps)
+            write_film_strip(
+                Path(folder) / f"{index}.png", {"truth": video, "predicted": continued}, num_given=num_given, fps=fps
+            )
+    pipe.transformer.train(was_training)
+
+    scores = RolloutScores(
+        mse={name: np.mean(rows, axis=0).tolist() for name, rows in errors.items()},
+        psnr={name: np.mean(_psnr(np.stack(rows)), axis=0).tolist() for name, rows in errors.items()},
+    )
+    if folder is not None:
+        unfinished = Path(folder) / "scores.json.partial"
+        unfinished.write_text(json.dumps(asdict(scores), indent=2), encoding="utf-8")
+        os.replace(unfinished, Path(folder) / "scores.json")
+    return scores
+
+
+def _mse_by_frame(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return np.square(frames / 255 - truth / 255).mean(axis=(1, 2, 3))
+
+
+def _psnr(mse: np.ndarray) -> np.ndarray:
+    return -10 * np.log10(np.maximum(mse, LEAST_MSE))
+
+
+def _side_by_side(truth: np.ndarray, continued: np.ndarray, num_given: int) -> np.ndarray:
+    """(F + N, H + 6, 2 W + 4, 3): both videos under a bar that says which frames were given."""
+    gap = np.full((*truth.shape[:2], 4, 3), 255, np.uint8)
+    pictures = np.concatenate([truth, gap, continued], axis=2)
+    bar = np.zeros((len(truth), 6, *pictures.shape[2:]), np.uint8)
+    bar[:num_given], bar[num_given:] = GIVEN, NEXT
+    return np.concatenate([bar, pictures], axis=1)
+
+
+def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:
+    """Step → scores, in order, of the complete rollouts in the folders `step-<number>` of a folder."""
+    paths = Path(validation_folder).glob("step-*/scores.json")
+    return dict(sorted((int(path.parent.name.removeprefix("step-")), RolloutScores.load(path)) for path in paths))
+
+
+def log_rollout(
+    accelerator: Accelerator, scores: RolloutScores, folder: str | Path, step: int, prefix: str = "validation"
+) -> None:
+    """Sends a rollout to the trackers: errors at some horizons, the strips, and the videos where a tracker shows them.
+
+    Scalars `<prefix>/mse_h1`, `<prefix>/psnr_h1`, … and `<prefix>/ratio_to_repeat` go to any tracker of accelerate. Strips
+    go to TensorBoard, Trackio and Weights & Biases, videos to the last two.
+
+    Args:
+        folder: where [`validation_rollout`] wrote.
+    """
+    scalars = {f"{prefix}/ratio_to_repeat": scores.ratio_to_repeat}
+    for horizon in scores.horizons:
+        scalars[f"{prefix}/mse_h{horizon}"] = scores.mse["predicted"][horizon - 1]
+        scalars[f"{prefix}/psnr_h{horizon}"] = scores.psnr["predicted"][horizon - 1]
+    accelerator.log(scalars, step=step)
+    strips, videos = sorted(Path(folder).glob("*.png")), sorted(Path(folder).glob("*.mp4"))
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            for strip in strips:
+                pixels = np.asarray(Image.open(strip))[None]
+                tracker.log_images({f"{prefix}/strip_{strip.stem}": pixels}, step=step, dataformats="NHWC")
+        elif tracker.name in ("trackio", "wandb"):
+            media = importlib.import_module(tracker.name)  # both have `Image` and `Video`, made from a path
+            values = {f"{prefix}/strip_{strip.stem}": media.Image(str(strip)) for strip in strips}
+            values |= {f"{prefix}/video_{video.stem}": media.Video(str(video)) for video in videos}
+            tracker.log(values, step=step)
+
+
+def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, RolloutScores] | None = None) -> Path | None:
+    """Draws the loss, the validation loss and, if there are rollouts, their error over repeating the last frame.
+
+    Args:
+        log_csv: has columns `step`, `loss` and `validation_loss`, which is empty where it was not computed.
+        path: a `.png` file.
+        rollouts: from [`read_rollouts`].
+
+    Returns:
+        `path`, or `None` where matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from matplotlib.figure import Figure
+
+    with Path(log_csv).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(10 if rollouts else 5.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2 if rollouts else 1, squeeze=False)[0]
+    for name, style in (
+        ("loss", {"linewidth": 0.8, "alpha": 0.7}),
+        ("validation_loss", {"marker": "o", "markersize": 3}),
+    ):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        axes[0].plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+    axes[0].set(xlabel="step", ylabel="loss", yscale="log")
+    axes[0].legend()
+    if rollouts:
+        axes[1].plot(
+            list(rollouts), [scores.ratio_to_repeat for scores in rollouts.values()], marker="o", markersize=3
+        )
+        axes[1].axhline(1, color="gray", linestyle="--", linewidth=0.8)
+        axes[1].set(xlabel="step", ylabel="MSE over repeating the last frame", ylim=(0, None))
+    figure.savefig(path, dpi=120)
+    return Path(path)

@@ -1,0 +1,247 @@
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderTiny
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
+from diffusers_videogpt.training.validation import RolloutScores
+from diffusers_videogpt.video_io import read_video, write_video
+
+
+RECIPE = {"learning_rate": 3e-4, "lr_scheduler": "constant", "frame_interval": (1, 4), "fps": None, "seed": 0}
+COMMAND = "accelerate launch training_scripts/train_videogpt.py --instance_data_root videos"
+SCORES = RolloutScores(
+    mse={"predicted": [0.001, 0.002, 0.003], "repeat": [0.004, 0.008, 0.012], "autoencoder": [0.0005] * 3},
+    psnr={"predicted": [30.0, 27.0, 25.2], "repeat": [24.0, 21.0, 19.2], "autoencoder": [33.0] * 3},
+)
+
+
+@pytest.fixture
+def pipe(tiny_transformer):
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+    return VideoGPTPipeline(vae.eval(), tiny_transformer, NextClipFlowMatchScheduler(), 2, longest_side=32)
+
+
+@pytest.fixture
+def run(pipe, tmp_path):
+    """The folder of a finished run: pipeline, card, and all else that training leaves."""
+    folder = tmp_path / "bouncing"
+    pipe.save_pretrained(folder)
+    rollout = folder / "validation" / "step-000010"
+    rollout.mkdir(parents=True)
+    for name, color in (("0.png", "red"), ("curve.png", "blue")):
+        Image.new("RGB", (20, 10), color).save(rollout / name)
+    write_model_card(
+        folder,
+        pipe=pipe,
+        recipe=RECIPE,
+        command=COMMAND,
+        dataset="someone/clips",
+        license="apache-2.0",
+        scores=SCORES,
+        strip=rollout / "0.png",
+        curve=rollout / "curve.png",
+    )
+    for extra in (
+        "checkpoint-10/model.safetensors",
+        "checkpoint-10/state.json",
+        "checkpoint-20.partial/model.safetensors",
+        "latents/latents-00000.safetensors",
+        "logs/events.out",
+        "dropped_videos.csv",
+        "transformer/optimizer.pt",
+    ):
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_text("stays here")
+    (folder / "train_log.csv").write_text("step,loss\n1,0.5\n")
+    return folder
+
+
+def code_block(card: str, language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", card, flags=re.DOTALL)[1]
+
+
+def test_card_for_the_hub(run):
+    card = ModelCard.load(run / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "diffusers" and data["pipeline_tag"] == "image-to-video"
+    assert data["license"] == "apache-2.0" and "video-gpt" in data["tags"]
+    assert data["datasets"] == "someone/clips" and "base_model" not in data
+
+
+def test_card_for_a_reader(run, pipe):
+    card = (run / "README.md").read_text()
+    assert card.count("\n# ") == 1 and "\n# bouncing\n" in card
+    millions = sum(parameter.numel() for parameter in pipe.transformer.parameters()) / 1e6
+    assert f"{millions:.3g} million parameters" in card
+    assert code_block(card, "bash").strip() == COMMAND
+    assert yaml.safe_load(code_block(card, "yaml")) == {
+        "learning_rate": 3e-4,
+        "lr_scheduler": "constant",
+        "frame_interval": [1, 4],
+        "seed": 0,
+    }
+    assert "0.25 × the error of repeating" in card
+    assert "| | frame 1 | frame 2 | frame 3 |\n|---|---|---|---|\n| this model | 1.00 (30.0) | 2.00 (27.0) |" in card
+    assert "| repeating the last frame | 4.00 (24.0) |" in card and "| the autoencoder alone | 0.50 (33.0) |" in card
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", card)
+    assert pictures == ["prediction.png", "loss_curve.png"]
+    colors = [Image.open(run / picture).getpixel((0, 0)) for picture in pictures]
+    assert colors == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_example_in_the_card_runs(run, tmp_path, monkeypatch):
+    code = code_block((run / "README.md").read_text(), "python")
+    assert len(code.splitlines()) <= 8
+    monkeypatch.chdir(tmp_path)
+    video = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    write_video("given.mp4", video, fps=8)
+    exec(code, {})
+    assert read_video("next.mp4").frames.shape == (2, 32, 32, 3)
+
+
+def test_what_was_started_from(pipe, tmp_path, monkeypatch):
+    """A model on the Hub is linked; a folder is named, but a link would lead nowhere. Nothing else is demanded."""
+    local = tmp_path / "run" / "stage1"
+    local.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for base_model, linked in (
+        ("someone/stage1", "someone/stage1"),
+        (str(local), None),
+        ("run/stage1", None),
+        (None, None),
+    ):
+        path = write_model_card(
+            tmp_path, pipe=pipe, recipe={}, command="train", base_model=base_model, dataset="my videos"
+        )
+        card = ModelCard.load(path)
+        assert card.data.to_dict().get("base_model") == linked
+        assert "datasets" not in card.data.to_dict() and "trained on `my videos`" in card.text
+        assert f"started from `{base_model}`" in card.text if base_model else "from random weights" in card.text
+    assert "prediction.png" not in card.text and not (tmp_path / "prediction.png").exists()
+
+
+def test_id_on_the_hub(pipe, tmp_path):
+    card = write_model_card(tmp_path, pipe=pipe, recipe={}, command="train", repo_id="me/toy").read_text()
+    assert "\n# toy\n" in card and 'from_pretrained("me/toy")' in card
+
+
+# Upload
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub's HTTP interface as an upload needs, in memory, for the token "right"."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != "Bearer right":
+            return self.answer(401, {"error": "Invalid credentials"})
+        if self.path == "/api/repos/create":
+            self.server.repository = json.loads(body)
+            return self.answer(200, {"url": f"{self.server.endpoint}/me/{self.server.repository['name']}"})
+        if self.path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if self.path == "/api/models/me/toy/preupload/main":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self.answer(200, {"files": files})
+        if self.path == "/api/models/me/toy/commit/main":
+            operations = [json.loads(line) for line in body.splitlines()]
+            self.server.files = {
+                operation["value"]["path"]: base64.b64decode(operation["value"]["content"])
+                for operation in operations
+                if operation["key"] == "file"
+            }
+            commit = {"commitOid": "1" * 40, "commitUrl": f"{self.server.endpoint}/me/toy/commit/{'1' * 40}"}
+            return self.answer(200, commit | {"hookOutput": "", "success": True})
+        self.answer(404, {"error": f"no {self.path}"})
+
+    def do_GET(self):
+        self.answer(404, {"error": "Repository not found"})
+
+    def answer(self, status: int, value: dict):
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A server in the place of the Hub, as `HF_ENDPOINT` would set it before huggingface_hub is imported."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_only_the_pipeline_and_its_card_are_uploaded(hub, run):
+    address = push_to_hub(run, "toy", token="right", private=True)
+    assert address == f"{hub.endpoint}/me/toy/commit/{'1' * 40}"
+    assert hub.repository["name"] == "toy" and hub.repository["visibility"] == "private"
+    assert set(hub.files) == {
+        "README.md",
+        "loss_curve.png",
+        "model_index.json",
+        "prediction.png",
+        "scheduler/scheduler_config.json",
+        "train_log.csv",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    assert all((run / name).read_bytes() == content for name, content in hub.files.items())
+
+
+def test_uploaded_files_are_a_pipeline(hub, run, tmp_path):
+    push_to_hub(run, "me/toy", token="right")
+    for name, content in hub.files.items():
+        path = tmp_path / "downloaded" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    loaded = VideoGPTPipeline.from_pretrained(tmp_path / "downloaded")
+    assert loaded.config.frames_per_clip == 2
+
+
+def test_wrong_token(hub, run):
+    with pytest.raises(HfHubHTTPError, match="401"):
+        push_to_hub(run, "me/toy", token="wrong")
+    assert not hasattr(hub, "files")
+
+
+def test_folder_without_a_pipeline(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "model_index.json"))):
+        push_to_hub(tmp_path, "me/toy", token="right")

@@ -1,0 +1,328 @@
+"""Which videos are usable, why others are not, and which frames a sample takes: on files made here."""
+
+import csv
+import json
+import math
+import struct
+from dataclasses import asdict, replace
+from fractions import Fraction
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from diffusers_videogpt.training.sampling import Sampling, Window, seeded_generator
+from diffusers_videogpt.training.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped
+from diffusers_videogpt.video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, write_video
+from diffusers_videogpt.worlds import simulate
+
+
+def numbered(count, height=32, width=48):
+    """Grey pictures that tell their number: 3 levels apart, which survives the codec."""
+    return [np.full((height, width, 3), 3 * index, np.uint8) for index in range(count)]
+
+
+def numbers(frames):
+    return np.round(frames.mean(axis=(1, 2, 3)) / 3).astype(int).tolist()
+
+
+def write(path, count, height=32, width=48, fps=10):
+    return write_video(path, numbered(count, height, width), fps=fps, crf=1)
+
+
+def write_variable(path, ticks):
+    """Frame i is shown at `ticks[i]` / 50 s."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=50, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 50)
+        for tick, pixels in zip(ticks, numbered(len(ticks)), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 50)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def shifted(source, path, seconds):
+    """The packets of a file, moved in time; moved to before zero, an MP4 hides them by an edit list."""
+    with av.open(str(source)) as old, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        ticks = round(seconds / old.streams.video[0].time_base)
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts + ticks, packet.dts + ticks, stream
+                new.mux(packet)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Good videos of several kinds among bad ones."""
+    root = tmp_path / "videos"
+    write(root / "b.mp4", 30)
+    write(root / "deeper" / "a.webm", 12)
+    write_variable(root / "variable.mp4", [0, 1, 4, 6, 11, 12, 13, 21, 23, 24, 30, 31])
+    turned = bytearray(write(root / "turned.mp4", 12).read_bytes())
+    struct.pack_into(">9i", turned, turned.index(b"tkhd") + 44, 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    (root / "turned.mp4").write_bytes(turned)
+    shifted(root / "b.mp4", root / "edited.mp4", Fraction(-7, 10))
+    with av.open(str(root / "lying.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for pixels in numbered(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    lying = bytearray((root / "lying.avi").read_bytes())
+    struct.pack_into("<I", lying, lying.index(b"avih") + 8 + 16, 1000)
+    struct.pack_into("<I", lying, lying.index(b"strh") + 8 + 32, 1000)
+    (root / "lying.avi").write_bytes(lying)
+    (root / "truncated.mp4").write_bytes((root / "b.mp4").read_bytes()[:-200])
+    (root / "text.mp4").write_text("no video at all")
+    (root / "empty.mp4").write_bytes(b"")
+    with av.open(str(root / "frameless.mp4"), "w") as container:
+        container.add_stream("libx264", rate=10)
+        container.streams.video[0].width, container.streams.video[0].height = 48, 32
+        container.start_encoding()
+    write(root / "thin.mp4", 12, height=8)
+    (root / "notes.txt").write_text("not looked at")
+    return root
+
+
+GOOD = ["b.mp4", "deeper/a.webm", "edited.mp4", "turned.mp4", "variable.mp4"]
+BAD = {
+    "empty.mp4": "unreadable",
+    "frameless.mp4": "unreadable",
+    "lying.avi": "too short",
+    "text.mp4": "unreadable",
+    "thin.mp4": "too small",
+    "truncated.mp4": "unreadable",
+}
+
+
+def test_a_folder_of_good_and_bad_videos(folder, tmp_path, capsys):
+    table = VideoTable.from_folder(folder, Sampling(max_num_frames=10), max_bad_fraction=0.6)
+    assert [record.id for record in table] == GOOD
+    assert {id: reason.partition(":")[0] for id, reason in table.dropped.items()} == BAD
+    assert [info.num_frames for info in table.infos] == [30, 12, 23, 12, 12]
+    assert [table.size(i) for i in range(5)] == [(32, 48)] * 3 + [(48, 32), (32, 48)]
+    for index in range(5):
+        frames = table.read(index, table.draw_window(index, 0, 0))
+        assert frames.shape == (10, *table.size(index), 3) and frames.dtype == np.uint8
+
+    path = report_dropped(table.dropped, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "6 of 11 videos dropped (4 unreadable, 1 too short, 1 too small)" in printed and str(path) in printed
+    table.dropped.max_bad_fraction = 1.0
+    table.dropped.add("b.mp4", "breaks while read: at frame 3: damaged")
+    table.dropped.add("b.mp4", "breaks while read: counted once")
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "kind", "reason"] and [row[:2] for row in rows[1:7]] == [list(x) for x in BAD.items()]
+    assert "6 frames in 0.5 s, 10 are needed at an interval of 1" in rows[3][2]
+    assert rows[7:] == [["b.mp4", "breaks while read", "at frame 3: damaged"]]
+
+
+def test_too_many_bad_videos_stop_the_run(folder):
+    with pytest.raises(
+        ValueError, match=r"6 of 11 .*4 unreadable.*more than the share of 0.5.*\n  empty.mp4: unreadable"
+    ):
+        VideoTable.from_folder(folder, Sampling(max_num_frames=10))
+    with pytest.raises(ValueError, match="No usable video in .*: 11 of 11 videos dropped .*7 too short|6 too short"):
+        VideoTable.from_folder(folder, Sampling(max_num_frames=100), max_bad_fraction=1.0)
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        VideoTable.from_folder(folder / "nowhere", Sampling(max_num_frames=10))
+
+
+def test_videos_that_break_later_stop_the_run_too(folder):
+    table = VideoTable.from_folder(folder, Sampling(max_num_frames=10), max_bad_fraction=0.6)
+    with pytest.raises(ValueError, match="7 of 11 videos dropped .*1 breaks while read"):
+        table.dropped.add("b.mp4", "breaks while read: damaged")
+
+
+def test_windows_show_the_frames_that_they_name(folder):
+    for sampling in (Sampling(6, frame_interval=(1, 3)), Sampling(3, fps=7.0), Sampling(4, fps=40.0)):
+        table = VideoTable.from_folder(folder, sampling, max_bad_fraction=0.6)
+        for index, record in enumerate(table):
+            whole = numbers(read_video(record.source).frames)
+            for draw in range(4):
+                window = table.draw_window(index, draw, seed=1)
+                expected = [whole[i] for i in table.frame_indices(index, window)]
+                assert numbers(table.read(index, window)) == expected, (record.id, window)
+
+
+def test_frame_rate_picks_what_is_on_screen():
+    info = VideoInfo(32, 48, np.array([0, 1, 4, 6, 11, 12, 13, 21, 23, 24, 30, 31]) / 50)
+    sampling = Sampling(3, fps=10.0)
+    # At 0.08 s, 0.18 s and 0.28 s: shown since 0.08, 0.12 and 0.26 s.
+    assert sampling.frame_indices(info, Window(2, 0, 3)).tolist() == [2, 3, 6]
+    starts = {sampling.draw(info, seeded_generator(k)).start for k in range(200)}
+    # A window of 0.2 s fits up to the frame at 0.42 s, which is followed for 0.2 s by others.
+    assert starts == set(range(8))
+
+
+def test_windows_are_drawn_as_the_paper_says():
+    info = VideoInfo(32, 48, np.arange(21) / 10)
+    sampling = Sampling(6, frame_interval=(2, 12))
+    windows = [sampling.draw(info, seeded_generator(0, draw)) for draw in range(3000)]
+    # 6 frames fit into 21 at an interval of up to 4, though 12 are allowed.
+    counts = np.bincount([window.interval for window in windows])
+    assert counts[:2].sum() == 0 and len(counts) == 5
+    np.testing.assert_allclose(counts[2:], 1000, atol=100)
+    for interval, num_starts in ((2, 11), (3, 6), (4, 1)):
+        starts = np.bincount([window.start for window in windows if window.interval == interval])
+        assert len(starts) == num_starts and starts.min() > 0.6 * starts.mean()
+    assert all(window.num_frames == 6 for window in windows)
+
+
+def test_a_window_follows_from_seed_video_and_draw(folder):
+    sampling = Sampling(5, frame_interval=(1, 2))
+    table = VideoTable.from_folder(folder, sampling, max_bad_fraction=0.6)
+    windows = [table.draw_window(0, draw, 0) for draw in range(8)]
+    (folder / "text.mp4").unlink()
+    write(folder / "0.mp4", 20)
+    larger = VideoTable.from_folder(folder, sampling, max_bad_fraction=0.6)
+    assert larger[1].id == "b.mp4" and [larger.draw_window(1, draw, 0) for draw in range(8)] == windows
+    assert [table.draw_window(0, draw, 1) for draw in range(8)] != windows
+    assert len(set(windows)) > 4
+
+
+def test_shorter_videos_give_samples_of_few_lengths():
+    def length(num_frames, **options):
+        return Sampling(48, **options).length(VideoInfo(32, 32, np.arange(num_frames) / 30))
+
+    assert [length(n) for n in (47, 48, 200)] == [0, 48, 48]
+    lengths = [length(n, min_num_frames=8) for n in range(1, 60)]
+    assert lengths[:7] == [0] * 7 and lengths[47:] == [48] * 12 and lengths == sorted(lengths)
+    assert len(set(lengths)) <= 11 and all(
+        n - 5 < used <= n for n, used in zip(range(8, 48), lengths[7:47], strict=True)
+    )
+    # Fewer frames fit at a larger interval or a lower rate.
+    assert length(60, min_num_frames=8, frame_interval=(4, 12)) == 13
+    assert length(60, min_num_frames=8, fps=10.0) == 18
+    assert length(48, fps=30.0) == 48
+    assert Sampling(1, frame_interval=(4, 12)).draw(VideoInfo(32, 32, np.zeros(1)), seeded_generator(0)).start == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"min_num_frames": 9}, "min_num_frames=9 must lie in 1..max_num_frames=8"),
+        ({"frame_interval": (4, 2)}, r"frame_interval=\(4, 2\)"),
+        ({"fps": 0.0}, "fps=0.0"),
+        ({"fps": 8.0, "frame_interval": (2, 2)}, "fps=8.0 .* without frame_interval"),
+        ({"height": 64}, "height=64 and width=None together"),
+        ({"height": 64, "width": 50}, "width=50 .* multiples of 16"),
+    ],
+)
+def test_a_sampling_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(8, **options)
+
+
+def test_sizes(folder):
+    sampling = Sampling(4, longest_side=32)
+    table = VideoTable.from_folder(folder, sampling, max_bad_fraction=0.6)
+    assert table.size(0) == (16, 32)
+    video = read_video(table[0].source, max_frames=4)
+    np.testing.assert_array_equal(table.read(0, Window(0, 1, 4)), resize_and_crop(video.frames, 32))
+    fixed = VideoTable.from_folder(folder, replace(sampling, height=64, width=80), max_bad_fraction=0.6)
+    assert fixed.size(0) == (64, 80) and fixed.read(0, Window(0, 1, 4)).shape == (4, 64, 80, 3)
+    # A cache of latents is keyed by these fields.
+    assert json.loads(json.dumps(asdict(sampling)))["longest_side"] == 32
+
+
+def test_damage_inside_a_window_is_an_error(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), np.uint8)
+    path = write_video(tmp_path / "a.mp4", noise, fps=10, crf=30)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for packet in packets[20:24]:
+        data[packet.pos + 4 : packet.pos + packet.size] = bytes(packet.size - 4)
+    path.write_bytes(data)
+    table = VideoTable.from_folder(tmp_path, Sampling(8))
+    # Packets tell nothing of the damage; the frames before it are good.
+    assert table.infos[0].num_frames == 40
+    assert table.read(0, Window(0, 1, 8)).shape == (8, 32, 48, 3)
+    with pytest.raises(VideoReadError, match=r"a\.mp4|damaged there"):
+        table.read(0, Window(18, 1, 8))
+
+
+def test_frames_at_other_times_than_promised_are_an_error(tmp_path):
+    path = write(tmp_path / "a.mp4", 20)
+    info = VideoTable.from_folder(tmp_path, Sampling(8)).infos[0]
+    lying = replace(info, timestamps=np.array([*np.arange(10), *np.arange(10, 20) + 0.5]) / 10)
+    with pytest.raises(VideoReadError, match="frame 5 of the sample from 0.5 s on was shown at 1 s, not at 1.05 s"):
+        Sampling(8).read(path, lying, Window(5, 1, 8))
+
+
+# Other sources
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_tables(tmp_path, suffix):
+    for name in ("a", "b"):
+        write(tmp_path / "films" / f"{name}.mp4", 8)
+    rows = [{"file": f"{name}.mp4", "text": f"ä {name}, b", "kind": k} for k, name in enumerate(("b", "a", "b", "c"))]
+    path = tmp_path / f"table.{suffix}"
+    if suffix == "csv":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, fieldnames=rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    arguments = {"video_column": "file", "root": tmp_path / "films"}
+    table = VideoTable.from_table(path, Sampling(8), caption_column="text", label_column="kind", **arguments)
+    assert [record.id for record in table] == ["b.mp4", "a.mp4", "b.mp4 (row 3)"]
+    assert [(record.caption, record.label) for record in table][1:] == [("ä a, b", "1"), ("ä b, b", "2")]
+    assert list(table.dropped) == ["c.mp4"] and "no such file" in table.dropped["c.mp4"]
+    with pytest.raises(ValueError, match=r"row 1 has no column 'prompt', only file, text, kind"):
+        VideoTable.from_table(path, Sampling(8), caption_column="prompt", **arguments)
+
+
+def test_a_broken_table(tmp_path):
+    path = tmp_path / "table.jsonl"
+    for text, message in (('{"video": "a.mp4"}\n{"video":', "line 2 is no JSON"), ("3", "line 1 is 3, not an object")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            VideoTable.from_table(path, Sampling(8))
+
+
+def test_a_dataset_of_parquet_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    films = [write(tmp_path / f"{count}.mp4", count).read_bytes() for count in (8, 9)] + [b"no video"]
+    (tmp_path / "data").mkdir()
+    videos = [{"bytes": film, "path": None} for film in films]
+    pq.write_table(pa.table({"clip": videos, "text": ["a", "b", "c"]}), tmp_path / "data" / "train.parquet")
+    table = VideoTable.from_dataset(tmp_path / "data", Sampling(8), video_column="clip", caption_column="text")
+    assert [(record.id, record.caption) for record in table] == [("train/0", "a"), ("train/1", "b")]
+    assert table.dropped["train/2"].startswith("unreadable: video of 8 bytes: no video")
+    assert numbers(table.read(1, Window(1, 1, 8))) == list(range(1, 9))
+    with pytest.raises(ValueError, match="There is no column 'video': give one of clip, text"):
+        VideoTable.from_dataset(tmp_path / "data", Sampling(8))
+
+
+def test_simulated_scenes_begin_behind_those_for_evaluation():
+    table = VideoTable.simulated(3, 9, Sampling(4, frame_interval=(2, 2), height=32, width=32))
+    assert len(table) == 3 and table.size(2) == (32, 32)
+    window = table.draw_window(2, 0, 0)
+    scene = simulate(seed=FIRST_TRAINING_SEED + 2, num_frames=9, size=32).frames
+    np.testing.assert_array_equal(table.read(2, window), scene[window.start :: 2][:4])
+    with pytest.raises(ValueError, match="Scenes of 6 frames are too short"):
+        VideoTable.simulated(3, 6, Sampling(4, frame_interval=(2, 2)))
+
+
+def test_real_videos(shared_dir):
+    """Every file of the folder: its packets tell the times at which its frames are shown, and windows hold them."""
+    table = VideoTable.from_folder(shared_dir / "data" / "clips", Sampling(8, frame_interval=(1, 4), longest_side=64))
+    assert not table.dropped and len(table) > 30
+    for index in range(6, len(table), 9):
+        window = table.draw_window(index, 0, 0)
+        frames = table.read(index, window)
+        whole = read_video(table[index].source, transform=table.sampling.resize)
+        assert math.isclose(whole.timestamps[-1], table.infos[index].timestamps[-1], abs_tol=1e-9)
+        np.testing.assert_array_equal(frames, whole.frames[table.frame_indices(index, window)])

@@ -1,0 +1,38 @@
+"""What the scripts' tests start from: tiny models and videos."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from run_scripts import TINY, make_videos
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory) -> Path:
+    """A folder with `vae` and `transformer.json`."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    vae = AutoencoderTiny()
+    with torch.no_grad():
+        latents = vae.encode(torch.rand(4, 3, 32, 32) * 2 - 1).latents
+    vae.register_to_config(scaling_factor=1 / float(latents.std()))  # so that there is something to learn
+    vae.save_pretrained(folder / "vae")
+    (folder / "transformer.json").write_text(json.dumps(TINY))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos"), 7)
+
+
+@pytest.fixture(scope="session")
+def new_model(tiny_parts) -> list:
+    """Arguments for a new tiny model, small samples and few words."""
+    return [
+        *("--pretrained_vae_path", tiny_parts / "vae", "--transformer_config", tiny_parts / "transformer.json"),
+        *("--height", 32, "--width", 32, "--max_num_frames", 4, "--frames_per_clip", 2),
+        *("--learning_rate", 1e-3, "--lr_warmup_steps", 2, "--num_validation_videos", 2, "--logging_steps", 1),
+    ]

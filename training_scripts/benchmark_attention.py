@@ -1,0 +1,95 @@
+"""Training attention under the hierarchical mask: what the mask lets through, over dense attention.
+
+    python training_scripts/benchmark_attention.py --output attention.json
+
+For layouts of the paper's training stages, outputs and gradients are compared first; then forward and backward passes take
+turns. On a CPU tiles are timed, on a GPU FlexAttention with a block mask. Prints how many times faster they are than
+dense attention under a boolean mask, and how long their mask takes to make.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
+from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
+from diffusers_videogpt.tile_attention import tile_attention
+
+
+def dense_attention(query, key, value, mask):
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def block_attention(query, key, value, mask):
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return flex_attention(query, key, value, block_mask=mask).transpose(1, 2)
+
+
+def forward_and_backward(attend, inputs, mask, grad):
+    attend(*inputs, mask).backward(grad)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--num_frames", type=int, default=16, help="of a sample; the paper trains with 48 and 80")
+    parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--head_dim", type=int, default=96)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("attention.json"))
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, args.dtype)
+    sparse = torch.compile(block_attention, dynamic=False) if device == "cuda" else tile_attention
+
+    results = []
+    for seed in range(args.num_layouts):
+        clips = draw_clip_lengths(args.num_frames, torch.Generator().manual_seed(seed))
+        layout = make_clip_layout(clips, (16, 16), device=device)
+        began = time.perf_counter()
+        sparse_mask = layout.block_mask if device == "cuda" else layout.attention_tiles
+        mask_seconds = time.perf_counter() - began
+        dense_mask = layout.dense_mask
+        shape = (1, layout.num_tokens, args.heads, args.head_dim)
+        inputs = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
+        grad = torch.randn(shape, device=device, dtype=dtype)
+
+        variants = {"dense": (dense_attention, dense_mask), "sparse": (sparse, sparse_mask)}
+        outputs = {name: attend(*inputs, mask) for name, (attend, mask) in variants.items()}
+        grads = {name: torch.autograd.grad(output, inputs, grad) for name, output in outputs.items()}
+        pairs = [(outputs["dense"], outputs["sparse"]), *zip(grads["dense"], grads["sparse"], strict=True)]
+        difference = max((a - b).abs().max().item() for a, b in pairs)
+        assert difference < (1e-5 if args.dtype == "float32" and device == "cpu" else 0.1), difference
+
+        seconds = take_turns(
+            {
+                name: partial(forward_and_backward, attend, inputs, mask, grad)
+                for name, (attend, mask) in variants.items()
+            },
+            args.rounds,
+        )
+        result = speedup(seconds, "dense", "sparse") | {
+            "clips": clips,
+            "tokens": layout.num_tokens,
+            "attended": dense_mask.float().mean().item(),
+            "largest_difference": difference,
+            "mask_seconds": mask_seconds,
+        }
+        results.append(result)
+        print(
+            show_speedup(f"{len(clips)} clips, {layout.num_tokens} tokens, {result['attended']:.2f} attended", result),
+            f"difference {difference:.1e}, mask made in {1e3 * mask_seconds:.0f} ms",
+        )
+    write_results(args.output, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Memory of training the published 3.8 B model, counted exactly, without a GPU and without the memory.
+
+    python training_scripts/benchmark_memory.py --output memory.json
+
+Weights, gradients, optimizer state and average are counted from the parameters; activations by running the network's
+forward pass on tensors that have a shape and a dtype but no data, under bf16 autocast, and adding up every tensor that is
+kept for the backward pass, once each. What an allocator wastes, the working memory of single kernels, and the VAE come on
+top. On a GPU with enough memory, `--measure` also runs a step and reports the peak.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
+from diffusers_videogpt.evaluation.timing import write_results
+from diffusers_videogpt.training.objective import next_clip_loss
+
+
+SIZES = ((176, 320), (256, 256))  # height, width in pixels
+GIB = 2**30
+
+
+def kept_bytes(transformer, layout, height: int, width: int) -> int:
+    """Bytes of what one sample's forward pass keeps for its backward pass, parameters left out."""
+    parameters = {p.untyped_storage()._cdata for p in transformer.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage  # held, so that its address is not used again
+        return tensor
+
+    def latents(num_frames):
+        return torch.zeros(1, 4, num_frames, height // 8, width // 8)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        transformer(
+            latents(layout.num_noisy_frames),
+            torch.zeros(1, layout.num_noisy_frames),
+            latents(layout.num_clean_frames),
+            clip_layout=layout,
+        )
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
+    """Peak bytes on the GPU of one step of AdamW."""
+    optimizer = torch.optim.AdamW(transformer.parameters())
+    clips = draw_clip_lengths(num_frames, torch.Generator().manual_seed(0))
+    latents = torch.randn(1, 4, num_frames, height // 8, width // 8, device="cuda")
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = next_clip_loss(transformer, latents, [clips])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cuda.max_memory_allocated()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[16, 48, 80])
+    parser.add_argument("--measure", action="store_true", help="run the steps too (needs a GPU)")
+    parser.add_argument("--output", type=Path, default=Path("memory.json"))
+    args = parser.parse_args()
+
+    layouts = {}
+    for height, width in SIZES:
+        for num_frames in args.frames:
+            clips = draw_clip_lengths(num_frames, torch.Generator().manual_seed(0))
+            layouts[height, width, num_frames] = layout = make_clip_layout(clips, (height // 16, width // 16))
+            assert layout.attention_tiles.plan.numel()  # made here, where numbers can be read
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        transformer = VideoGPTTransformerModel()
+        num_parameters = sum(p.numel() for p in transformer.parameters())
+        state = {
+            "weights, fp32": 4 * num_parameters,
+            "gradients, fp32": 4 * num_parameters,
+            "AdamW": 8 * num_parameters,
+            "AdamW, 8 bit": 2 * num_parameters,
+            "average (EMA)": 4 * num_parameters,
+        }
+        print(*(f"{name}: {size / GIB:.1f} GiB" for name, size in state.items()), sep="\n")
+        activations = {}
+        for (height, width, num_frames), layout in layouts.items():
+            row = {}
+            for name in ("without checkpointing", "with checkpointing"):
+                if name.startswith("with "):
+                    transformer.enable_gradient_checkpointing()
+                else:
+                    transformer.disable_gradient_checkpointing()
+                row[name] = kept_bytes(transformer.train(), layout, height, width)
+            activations[f"{height} x {width}, {num_frames} frames"] = row
+            print(
+                f"activations of one sample, {height} x {width}, {num_frames} frames, {layout.num_tokens} tokens: "
+                + ", ".join(f"{size / GIB:.1f} GiB {name}" for name, size in row.items()),
+                flush=True,
+            )
+    results = {"parameters": num_parameters, "state": state, "activations": activations}
+    if args.measure:
+        transformer = VideoGPTTransformerModel().cuda().train()
+        transformer.set_attention_backend("flex")
+        transformer.enable_gradient_checkpointing()
+        results["measured"] = {
+            f"{height} x {width}, {num_frames} frames": measured_peak(transformer, num_frames, height, width)
+            for height, width in SIZES
+            for num_frames in args.frames
+        }
+        print(*(f"peak, {name}: {size / GIB:.1f} GiB" for name, size in results["measured"].items()), sep="\n")
+    write_results(args.output, results)
+
+
+if __name__ == "__main__":
+    main()

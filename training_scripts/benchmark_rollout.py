@@ -1,0 +1,115 @@
+"""Denoising one clip with guidance: cached history over recomputing all of it at every step.
+
+    python training_scripts/benchmark_rollout.py --output rollout.json
+
+"recompute" does what the authors' code does (spec of their sampler): at every step one batch of two sequences, the clip
+after its history and the clip alone padded to the same length, under a dense mask. "cached" is `VideoGPTPipeline`. Both
+denoise the same noise, and their results are compared before they take turns.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
+from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
+
+
+CASES = ((16, 16), (64, 16), (16, 1))  # frames of history, frames of the clip
+
+
+@torch.no_grad()
+def recompute_clip(pipe, noise, history, num_inference_steps, guidance_scale):
+    """The slow twin: nothing is kept from one step to the next."""
+    transformer, scheduler = pipe.transformer, NextClipFlowMatchScheduler.from_config(pipe.scheduler.config)
+    num_history, num_frames = history.shape[2], noise.shape[2]
+    grid = (noise.shape[3] // 2, noise.shape[4] // 2)
+    layout = make_clip_layout(
+        [[num_history, num_frames], [num_frames]], grid, noisy=slice(-1, None), device=noise.device
+    )
+    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    latents, both_histories = noise, history.expand(2, -1, -1, -1, -1)
+    for timestep in scheduler.timesteps:
+        both = latents.expand(2, -1, -1, -1, -1).to(transformer.dtype)
+        denoised = transformer(both, timestep, both_histories.to(transformer.dtype), clip_layout=layout).sample
+        with_history, alone = denoised.float().split(1)
+        latents = scheduler.step(alone + guidance_scale * (with_history - alone), timestep, latents).prev_sample
+    return latents
+
+
+@torch.no_grad()
+def cached_clip(pipe, noise, history, num_inference_steps, guidance_scale):
+    return pipe(
+        video_latents=history,
+        latents=noise,
+        num_frames=noise.shape[2],
+        frames_per_clip=noise.shape[2],
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        output_type="latent",
+    ).frames
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--head_dim", type=int, default=96)
+    parser.add_argument("--ffn_dim", type=int, default=1024)
+    parser.add_argument("--height", type=int, default=128, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance_scale", type=float, default=3.0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("rollout.json"))
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    from diffusers import AutoencoderTiny
+
+    transformer = VideoGPTTransformerModel(
+        num_layers=args.layers,
+        num_attention_heads=args.heads,
+        attention_head_dim=args.head_dim,
+        ffn_dim=args.ffn_dim,
+    )
+    generator = torch.Generator().manual_seed(0)
+    transformer.init_weights(generator)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.02, generator=generator)
+    transformer = transformer.to(device, getattr(torch, args.dtype)).eval()
+    transformer.set_attention_backend("native")
+    pipe = VideoGPTPipeline(vae=AutoencoderTiny(), transformer=transformer, scheduler=NextClipFlowMatchScheduler()).to(
+        device
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    size = args.height // 8
+    results, cached = {}, {}
+    for num_history, num_frames in CASES:
+        history = torch.randn(1, 4, num_history, size, size, generator=generator).to(device)
+        noise = torch.randn(1, 4, num_frames, size, size, generator=generator).to(device)
+        few = (pipe, noise, history, 3, args.guidance_scale)
+        difference = (recompute_clip(*few) - cached_clip(*few)).abs().max().item()
+        assert difference < (1e-4 if args.dtype == "float32" else 0.5), difference
+        call = (pipe, noise, history, args.steps, args.guidance_scale)
+        cached[num_history, num_frames] = lambda call=call: cached_clip(*call)
+        seconds = take_turns(
+            {"recompute": lambda call=call: recompute_clip(*call), "cached": cached[num_history, num_frames]},
+            args.rounds,
+            num_warmups=0,
+        )
+        name = f"{num_history} frames of history, clip of {num_frames}"
+        results[name] = speedup(seconds, "recompute", "cached") | {"largest_difference": difference}
+        print(show_speedup(name, results[name]), f"difference {difference:.1e}", flush=True)
+
+    seconds = take_turns({"16": cached[16, 16], "64": cached[64, 16]}, args.rounds)
+    results["64 frames of history over 16"] = speedup(seconds, "64", "16")
+    print("time of a clip:", show_speedup("64 frames of history over 16", results["64 frames of history over 16"]))
+    write_results(args.output, results)
+
+
+if __name__ == "__main__":
+    main()
