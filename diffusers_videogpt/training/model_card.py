@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -24,6 +25,16 @@ frames = pipe(video="given.mp4", num_frames={num_frames}).frames[0]
 write_video("next.mp4", frames, fps=8)
 ```"""
 
+ADAPTER_EXAMPLE = """```python
+from diffusers import DiffusionPipeline
+from diffusers_videogpt.video_io import write_video
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("{model}")
+frames = pipe(image="first.png", num_frames={num_frames}).frames[0]
+write_video("animation.mp4", frames, fps=12)
+```"""
+
 
 def write_model_card(
     folder: str | Path,
@@ -38,8 +49,9 @@ def write_model_card(
     scores: RolloutScores | None = None,
     strip: str | Path | None = None,
     curve: str | Path | None = None,
+    is_adapter: bool = False,
 ) -> Path:
-    """Writes `README.md` beside a saved pipeline: a prediction, its errors, how to use the model, how it was trained.
+    """Writes `README.md` beside a saved pipeline or adapter: a prediction, its errors, how to use the model, how it was trained.
 
     Args:
         folder: where the pipeline was saved. `strip` is copied there as `prediction.png`, `curve` as `loss_curve.png`.
@@ -53,6 +65,7 @@ def write_model_card(
         scores: of the last rollout.
         strip: its film strip.
         curve: what [`plot_curve`] drew.
+        is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
 
     Returns:
         The path of the card.
@@ -62,7 +75,7 @@ def write_model_card(
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-video",
-        tags=["diffusers", "video-gpt", "next-clip-diffusion", "video-prediction"],
+        tags=["diffusers", "video-gpt", "next-clip-diffusion", "video-prediction"] + ["lora"] * is_adapter,
         license=license,
         base_model=_hub_id(base_model),
         datasets=_hub_id(dataset),
@@ -72,7 +85,8 @@ def write_model_card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        "A Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that continues videos clip after "
+        f"A {'LoRA for ' * is_adapter}Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that "
+        "continues videos clip after "
         f"clip: {_count(pipe.transformer)} in the transformer, {material}, {origin}.",
     ]
     if strip is not None:
@@ -87,7 +101,11 @@ def write_model_card(
             f"over all of them {scores.ratio_to_repeat:.2f} × the error of repeating the last given frame.",
             _table(scores),
         ]
-    parts += ["## How to use it", EXAMPLE.format(model=repo_id or folder, num_frames=pipe.config.frames_per_clip)]
+    example = ADAPTER_EXAMPLE if is_adapter else EXAMPLE
+    parts += [
+        "## How to use it",
+        example.format(base=base_model, model=repo_id or folder, num_frames=pipe.config.frames_per_clip),
+    ]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
     if curve is not None:
         shutil.copyfile(curve, folder / CURVE)
@@ -124,10 +142,10 @@ def _table(scores: RolloutScores) -> str:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Uploads a saved pipeline with its card, and nothing else that lies in the folder: no checkpoint, cache or log.
+    """Uploads a saved pipeline or adapter with its card, and nothing else that lies in the folder: no checkpoint or cache.
 
     Args:
-        folder: of the pipeline.
+        folder: of the pipeline or the adapter.
         repo_id: made if it does not exist; a name without a user goes to the token's owner.
         token: by default the one that `hf auth login` stored.
         private: of a repository that is made.
@@ -136,12 +154,16 @@ def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, priv
         The address of the commit.
     """
     folder = Path(folder)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    components = [name for name, value in index.items() if isinstance(value, list)]
-    patterns = ["model_index.json", "README.md", PREDICTION, CURVE, LOG]
-    patterns += [f"{name}/*.{suffix}" for name in components for suffix in ("json", "safetensors")]
+    patterns = ["README.md", PREDICTION, CURVE, LOG]
+    if (folder / LORA_WEIGHT_NAME_SAFE).exists():
+        patterns.append(LORA_WEIGHT_NAME_SAFE)
+    else:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        components = [name for name, value in index.items() if isinstance(value, list)]
+        patterns += ["model_index.json"]
+        patterns += [f"{name}/*.{suffix}" for name in components for suffix in ("json", "safetensors")]
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload the trained pipeline"
+        repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload the trained weights"
     )

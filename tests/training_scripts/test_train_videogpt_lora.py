@@ -1,0 +1,140 @@
+"""The LoRA script as a user runs it: a folder of videos in, an adapter that the pipeline loads out."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoModel, DiffusionPipeline
+from PIL import Image
+from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
+from safetensors.torch import load_file
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
+
+
+BF16 = ("--base_dtype", "bfloat16", "--mixed_precision", "bf16")
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_parts):
+    transformer = VideoGPTTransformerModel(**TINY)
+    generator = torch.Generator().manual_seed(0)
+    transformer.init_weights(generator)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2, generator=generator)
+    pipe = VideoGPTPipeline(
+        vae=AutoModel.from_pretrained(str(tiny_parts / "vae")),
+        transformer=transformer,
+        scheduler=NextClipFlowMatchScheduler(),
+        frames_per_clip=2,
+        longest_side=32,
+    )
+    folder = tmp_path_factory.mktemp("base")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(base, videos):
+    return [
+        *("--pretrained_model_name_or_path", base, "--instance_data_root", videos, "--height", 32, "--width", 32),
+        *("--max_num_frames", 4, "--rank", 4, "--learning_rate", 1e-2, "--lr_warmup_steps", 1, "--logging_steps", 1),
+        *("--num_validation_videos", 2, "--windows_per_video", 2, "--max_train_steps", 6, "--checkpointing_steps", 3),
+    ]
+
+
+def train(output_dir, *args, **kwargs):
+    return run_script("train_videogpt_lora.py", "--output_dir", output_dir, *args, **kwargs)
+
+
+def losses(folder):
+    with (folder / "train_log.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def animate(pipe):
+    picture = Image.fromarray(np.full((32, 32, 3), 90, np.uint8))
+    generator = torch.Generator().manual_seed(0)
+    return pipe(image=picture, num_frames=2, num_inference_steps=2, generator=generator, output_type="pt").frames
+
+
+def test_adapter_from_a_folder_of_videos(tmp_path, base, arguments):
+    train(
+        tmp_path, *arguments, "--validation_steps", 3, "--validation_rollout_steps", 6, "--num_validation_rollouts", 1
+    )
+    assert {"0.mp4", "0.png", "scores.json"} <= {p.name for p in (tmp_path / "validation" / "step-000006").iterdir()}
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "load_lora_weights" in card and "- lora" in card and "prediction.png" in card
+    assert not (tmp_path / "model_index.json").exists()  # the base is not copied
+    pipe = DiffusionPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    before = animate(pipe)
+    pipe.load_lora_weights(tmp_path)
+    assert (animate(pipe) - before).abs().max() > 1e-4
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(animate(pipe), before, atol=1e-5, rtol=0)
+
+
+def test_resumed_run_ends_alike(tmp_path, arguments):
+    train(tmp_path, *arguments)
+    weights, log = load_file(tmp_path / WEIGHTS), losses(tmp_path)
+    names = set(load_file(tmp_path / "checkpoint-6" / "model.safetensors"))
+    assert names and all("lora_" in name for name in names)  # the base is in no checkpoint
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    train(tmp_path, *arguments, "--resume_from_checkpoint", "latest")
+    assert losses(tmp_path) == log
+    resumed = load_file(tmp_path / WEIGHTS)
+    assert resumed.keys() == weights.keys() and all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+    result = train(tmp_path, *arguments, "--resume_from_checkpoint", "latest", "--rank", 8, check=False)
+    assert result.returncode != 0 and "adapter.r: 4 there, 8 now" in result.stderr
+    assert all(torch.equal(value, weights[name]) for name, value in load_file(tmp_path / WEIGHTS).items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--use_dora", "--train_mlp"],
+        ["--use_rslora", "--train_patch_embeddings", "--lora_dropout", 0.1, *BF16],
+        ["--use_8bit_adam", "--gradient_checkpointing"],
+        pytest.param(["--quantize_base", "nf4", "--use_8bit_adam", *BF16], marks=pytest.mark.gpu),
+    ],
+    ids=["dora", "rslora", "8-bit AdamW", "qlora"],
+)
+def test_kinds_of_adapters(tmp_path, base, arguments, options):
+    train(tmp_path, *arguments, *options, "--max_train_steps", 3)
+    assert all(np.isfinite(losses(tmp_path)))
+    adapter = load_file(tmp_path / WEIGHTS)
+    assert any("ff.linear_in" in name for name in adapter) == ("--train_mlp" in options)
+    assert any("patch_embed" in name for name in adapter) == ("--train_patch_embeddings" in options)
+    pipe = DiffusionPipeline.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    before = animate(pipe)
+    pipe.load_lora_weights(tmp_path)
+    assert (animate(pipe) - before).abs().max() > 1e-6
+
+
+def test_two_processes_train_as_one(tmp_path, arguments):
+    train(tmp_path / "one", *arguments, "--train_batch_size", 2)
+    train(tmp_path / "two", *arguments, launcher=TWO_PROCESSES)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
+
+
+def test_bad_input(tmp_path, arguments):
+    one_frame = make_videos(tmp_path / "short", 2, num_frames=1)
+    picture = tmp_path / "pictures"
+    picture.mkdir()
+    Image.new("RGB", (32, 32)).save(picture / "cat.png")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("caption\na cat\n")
+    cases = [
+        (["--base_dtype", "bfloat16"], "needs --mixed_precision bf16"),
+        (["--instance_data_root", one_frame], "too short"),
+        (["--instance_data_root", picture], "No usable video"),
+        (["--dataset_file", captions], "has no column 'video'"),
+    ]
+    for args, message in cases:
+        result = train(tmp_path / "run", *arguments, *args, check=False)
+        assert result.returncode != 0 and message in result.stderr

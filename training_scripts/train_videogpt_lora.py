@@ -1,0 +1,223 @@
+"""Fine-tune Video-GPT with LoRA on a small set of videos: a folder of animations in, an adapter out.
+
+    accelerate launch training_scripts/train_videogpt_lora.py --pretrained_model_name_or_path MODEL \
+        --instance_data_root animations --max_num_frames 48 --output_dir lora
+    videogpt predict --model MODEL --lora lora --image cat.png
+
+Two clips as in the paper: the first frame is given, the rest is one clip. Latents are cached before the first step. Only the
+adapter is trained and kept in checkpoints; data, resume and validation are those of `train_videogpt.py`.
+
+Writes into --output_dir: `pytorch_lora_weights.safetensors` with a card, `train_log.csv`, `latents/`, `validation/` with
+animations of held-out first frames, and `checkpoint-N` folders for `--resume_from_checkpoint latest`.
+"""
+
+import argparse
+
+import torch
+from accelerate.utils import set_seed
+from diffusers import BitsAndBytesConfig
+from peft import LoraConfig, prepare_model_for_kbit_training
+from peft.utils import get_peft_model_state_dict
+
+from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt.training.arguments import (
+    add_data_arguments,
+    check_data_arguments,
+    load_vae,
+    load_video_table,
+    make_sampling,
+    parse_arguments,
+)
+from diffusers_videogpt.training.feed import add_feed_arguments, make_feed
+from diffusers_videogpt.training.latents import make_cache_key, write_latent_cache
+from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
+from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
+from diffusers_videogpt.training.objective import parse_clips
+from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments, plain
+from diffusers_videogpt.training.videos import report_dropped
+
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+MLP = ["ff.linear_in", "ff.linear_out"]
+PATCHES = ["noisy_patch_embed", "clean_patch_embed"]
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument("--pretrained_model_name_or_path", required=True, help="the pipeline to adapt")
+    group.add_argument("--revision", help="of the pipeline on the Hub")
+    group.add_argument("--variant", help="of the pipeline's weights, for example bf16")
+    group.add_argument("--base_dtype", choices=["float32", "bfloat16"], default="float32", help="of frozen weights")
+    group.add_argument("--quantize_base", choices=["nf4", "int8"], help="frozen weights by bitsandbytes (QLoRA)")
+    group.add_argument("--pretrained_vae_path", help="another VAE than the pipeline's")
+    group.add_argument("--vae_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    group.add_argument("--vae_group_offload", action="store_true", help="keep the VAE on the CPU between its uses")
+    group = parser.add_argument_group("adapter")
+    group.add_argument("--rank", type=int, default=16)
+    group.add_argument("--lora_alpha", type=float, help="default: the rank")
+    group.add_argument("--lora_dropout", type=float, default=0.0)
+    group.add_argument("--train_mlp", action="store_true", help="adapt the MLPs too")
+    group.add_argument("--train_patch_embeddings", action="store_true", help="adapt the patch embeddings too")
+    group.add_argument("--use_dora", action="store_true")
+    group.add_argument("--use_rslora", action="store_true")
+    add_data_arguments(parser)
+    add_feed_arguments(parser)
+    parser.add_argument("--windows_per_video", type=int, default=8, help="cached samples of each video")
+    add_recipe_arguments(parser, clips="first:1")
+    add_loop_arguments(parser)
+    parser.add_argument("--push_to_hub", action="store_true")
+    parser.add_argument("--hub_model_id", help="default: the name of --output_dir")
+    parser.add_argument("--hub_private", action="store_true")
+    parser.set_defaults(adam_weight_decay=0.01, lr_warmup_steps=100, max_train_steps=2000, validation_given_frames=1)
+    args = parse_arguments(parser)
+    check_data_arguments(parser, args)
+    check_recipe_arguments(parser, args)
+    if args.rank < 1:
+        parser.error(f"--rank {args.rank} must be at least 1")
+    if args.streaming:
+        parser.error("latents are cached before the first step: leave out --streaming")
+    return args
+
+
+def load_base(args) -> VideoGPTPipeline:
+    """The pipeline with frozen weights, quantized if asked to."""
+    dtype = getattr(torch, args.base_dtype)
+    config = None
+    if args.quantize_base == "nf4":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    elif args.quantize_base == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    transformer = VideoGPTTransformerModel.from_pretrained(
+        args.pretrained_model_name_or_path,
+        subfolder="transformer",
+        revision=args.revision,
+        variant=args.variant,
+        dtype=dtype,
+        quantization_config=config,
+    )
+    pipe = VideoGPTPipeline.from_pretrained(
+        args.pretrained_model_name_or_path,
+        revision=args.revision,
+        variant=args.variant,
+        transformer=transformer,
+        vae=load_vae(args),
+    )
+    transformer.requires_grad_(False)
+    if args.quantize_base is not None:
+        prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
+    return pipe
+
+
+def add_adapter(transformer: VideoGPTTransformerModel, args) -> LoraConfig:
+    """A new adapter, in fp32, which begins as no change; returns its configuration."""
+    targets = ATTENTION + MLP * args.train_mlp + PATCHES * args.train_patch_embeddings
+    torch.manual_seed(args.seed)
+    config = LoraConfig(
+        r=args.rank,
+        lora_alpha=args.rank if args.lora_alpha is None else args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=targets,
+        use_dora=args.use_dora,
+        use_rslora=args.use_rslora,
+    )
+    transformer.add_adapter(config)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return config
+
+
+def cache_latents(args, accelerator, vae) -> None:
+    """Encodes the windows of all videos into `output_dir/latents`, unless a cache was given."""
+    if args.cached_latents is not None:
+        return
+    with accelerator.main_process_first():
+        table = load_video_table(args)
+    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    args.cached_latents = args.output_dir / "latents"
+    write_latent_cache(
+        args.cached_latents,
+        table,
+        vae,
+        make_cache_key(vae, make_sampling(args), args.seed),
+        num_windows=args.windows_per_video,
+        batch_size=args.vae_batch_size,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=args.dataloader_num_workers,
+    )
+    accelerator.wait_for_everyone()
+
+
+def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining, config: LoraConfig) -> None:
+    """Saves the adapter with its card, and puts it on the Hub if asked to."""
+    weights = loop.trained_state_dict()
+    if not accelerator.is_main_process:
+        return
+    transformer = accelerator.unwrap_model(loop.model)
+    layers = get_peft_model_state_dict(transformer, state_dict=weights, adapter_name="default")
+    VideoGPTPipeline.save_lora_weights(args.output_dir, layers, config.to_dict())
+    scores, strip = training.last_rollout()
+    repo_id = args.hub_model_id or args.output_dir.name
+    write_model_card(
+        args.output_dir,
+        pipe=pipe,
+        recipe=plain(args),
+        command=command_of("training_scripts/train_videogpt_lora.py"),
+        repo_id=repo_id if args.push_to_hub else None,
+        base_model=args.pretrained_model_name_or_path,
+        dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
+        scores=scores,
+        strip=strip,
+        curve=training.plot_curve(loop),
+        is_adapter=True,
+    )
+    print(f"saved the adapter in {args.output_dir}")
+    if args.push_to_hub:
+        print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+
+
+def main():
+    args = parse_args()
+    accelerator = make_accelerator(args)
+    if args.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
+        raise SystemExit("--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32.")
+    set_seed(args.seed)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    pipe = load_base(args)
+    pipe.set_progress_bar_config(disable=True)
+    if args.vae_group_offload:
+        pipe.vae.enable_group_offload(accelerator.device, offload_type="leaf_level")
+    else:
+        pipe.vae.to(accelerator.device)
+    cache_latents(args, accelerator, pipe.vae)
+    feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
+    config = add_adapter(pipe.transformer, args)
+    training = NextClipTraining(args, accelerator, pipe, feed)
+    loop = TrainingLoop(
+        args,
+        accelerator,
+        pipe.transformer,
+        feed,
+        training.loss,
+        run={
+            "base": args.pretrained_model_name_or_path,
+            "adapter": {name: getattr(config, name) for name in ("r", "lora_alpha", "use_dora", "use_rslora")}
+            | {"target_modules": sorted(config.target_modules)},
+            **training.run_fields(),
+            **feed.run_fields(),
+        },
+        validate=training.validate,
+        trainable_only=True,
+    )
+    loop.run()
+    save(args, accelerator, pipe, loop, training, config)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
