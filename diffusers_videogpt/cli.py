@@ -141,6 +141,46 @@ def evaluate_world(args: argparse.Namespace) -> None:
         args.output.write_text(json.dumps({name: asdict(scores) for name, scores in results.items()}, indent=1))
 
 
+def evaluate_videos(args: argparse.Namespace) -> None:
+    """Scores a model on videos of a folder: some frames given, the rest predicted, errors beside those of repeating."""
+    from .training.model_card import format_scores
+    from .training.sampling import Sampling
+    from .training.validation import validation_rollout
+    from .training.videos import VideoTable
+
+    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    sampling = Sampling(
+        args.num_given + args.num_frames,
+        frame_interval=(args.frame_interval, args.frame_interval),
+        longest_side=pipe.config.longest_side,
+        height=args.height,
+        width=args.width,
+    )
+    table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
+    print(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
+    videos = [
+        table.read(index, table.draw_window(index, draw, args.seed))
+        for index in range(len(table))
+        for draw in range(args.windows_per_video)
+    ]
+    scores = validation_rollout(
+        pipe,
+        videos,
+        num_given=args.num_given,
+        num_inference_steps=args.steps,
+        fps=args.fps,
+        frames_per_clip=args.frames_per_clip,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        folder=args.output,
+    )
+    print(format_scores(scores))
+    print(
+        f"{scores.ratio_to_repeat:.2f} x the error of repeating the last given frame; videos and strips in {args.output}"
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="videogpt", description="Video-GPT: what happens next in a video.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -213,6 +253,32 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--output", type=Path, help="a JSON file for the full results")
+
+    command = benchmarks.add_parser(
+        "videos",
+        help="the videos of a folder",
+        description="Continues windows of your videos and prints errors by horizon beside those of repeating the last frame.",
+    )
+    command.set_defaults(run=evaluate_videos)
+    command.add_argument("--data", type=Path, required=True, help="folder of videos")
+    command.add_argument(
+        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
+    )
+    command.add_argument("--num-given", type=int, default=8, help="frames shown (default: %(default)s)")
+    command.add_argument("--num-frames", type=int, default=8, help="frames predicted (default: %(default)s)")
+    command.add_argument("--frame-interval", type=int, default=1, help="source frames from one to the next")
+    command.add_argument("--windows-per-video", type=int, default=1)
+    command.add_argument("--height", type=int, help="with --width: a fixed size; default: the model's longest side")
+    command.add_argument("--width", type=int)
+    command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
+    command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
+    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument("--fps", type=float, default=8, help="of the written videos (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument(
+        "--output", type=Path, default=Path("videogpt_evaluation"), help="folder (default: %(default)s)"
+    )
     return parser
 
 

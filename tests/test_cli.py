@@ -148,3 +148,20 @@ def test_bad_input_is_one_readable_line(tmp_path, monkeypatch, make, arguments, 
         main(arguments)
     assert str(exit_info.value).startswith(f"videogpt {arguments[0]}: ") and message in str(exit_info.value)
     assert not (tmp_path / "videogpt_output").exists() and not (tmp_path / "out").exists()
+
+
+def test_evaluate_videos(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        frames = rng.integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+        write_video(tmp_path / "videos" / f"{number}.mp4", frames, fps=8)
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"nothing")
+    options = ["--num-given", "2", "--num-frames", "3", "--frame-interval", "2", "--output", str(tmp_path / "out")]
+    main(["evaluate", "videos", "--data", str(tmp_path / "videos"), *options, *FEW_STEPS])
+    out = capsys.readouterr().out
+    assert "2 videos; 1 of 3 videos dropped" in out and "broken.mp4" in out
+    assert re.search(r"\| this model \|( \d+\.\d\d \(\d+\.\d\) \|){3}", out)
+    ratio = float(re.search(r"([\d.]+) x the error of repeating", out)[1])
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["mse"]
+    assert ratio == pytest.approx(np.mean(scores["predicted"]) / np.mean(scores["repeat"]), abs=0.006)
+    assert len(read_video(tmp_path / "out" / "1.mp4").frames) == 5

@@ -26,7 +26,7 @@ from diffusers_videogpt.training.arguments import (
     load_pipeline,
     parse_arguments,
 )
-from diffusers_videogpt.training.feed import add_feed_arguments, make_feed
+from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
 from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
 from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
 from diffusers_videogpt.training.objective import parse_clips
@@ -49,6 +49,7 @@ def parse_args():
     args = parse_arguments(parser)
     check_model_arguments(parser, args)
     check_data_arguments(parser, args)
+    check_feed_arguments(parser, args)
     check_recipe_arguments(parser, args)
     return args
 

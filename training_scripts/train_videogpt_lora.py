@@ -24,17 +24,13 @@ from diffusers_videogpt.training.arguments import (
     add_data_arguments,
     check_data_arguments,
     load_vae,
-    load_video_table,
-    make_sampling,
     parse_arguments,
 )
-from diffusers_videogpt.training.feed import add_feed_arguments, make_feed
-from diffusers_videogpt.training.latents import make_cache_key, write_latent_cache
+from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
 from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
 from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
 from diffusers_videogpt.training.objective import parse_clips
 from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments, plain
-from diffusers_videogpt.training.videos import report_dropped
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -65,20 +61,19 @@ def parse_args():
     group.add_argument("--use_rslora", action="store_true")
     add_data_arguments(parser)
     add_feed_arguments(parser)
-    parser.add_argument("--windows_per_video", type=int, default=8, help="cached samples of each video")
     add_recipe_arguments(parser, clips="first:1")
     add_loop_arguments(parser)
     parser.add_argument("--push_to_hub", action="store_true")
     parser.add_argument("--hub_model_id", help="default: the name of --output_dir")
     parser.add_argument("--hub_private", action="store_true")
-    parser.set_defaults(adam_weight_decay=0.01, lr_warmup_steps=100, max_train_steps=2000, validation_given_frames=1)
+    parser.set_defaults(adam_weight_decay=0.01, lr_warmup_steps=100, max_train_steps=2000)
+    parser.set_defaults(validation_given_frames=1, windows_per_video=8)
     args = parse_arguments(parser)
     check_data_arguments(parser, args)
+    check_feed_arguments(parser, args)
     check_recipe_arguments(parser, args)
     if args.rank < 1:
         parser.error(f"--rank {args.rank} must be at least 1")
-    if args.streaming:
-        parser.error("latents are cached before the first step: leave out --streaming")
     return args
 
 
@@ -130,28 +125,6 @@ def add_adapter(transformer: VideoGPTTransformerModel, args) -> LoraConfig:
     return config
 
 
-def cache_latents(args, accelerator, vae) -> None:
-    """Encodes the windows of all videos into `output_dir/latents`, unless a cache was given."""
-    if args.cached_latents is not None:
-        return
-    with accelerator.main_process_first():
-        table = load_video_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
-    args.cached_latents = args.output_dir / "latents"
-    write_latent_cache(
-        args.cached_latents,
-        table,
-        vae,
-        make_cache_key(vae, make_sampling(args), args.seed),
-        num_windows=args.windows_per_video,
-        batch_size=args.vae_batch_size,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=args.dataloader_num_workers,
-    )
-    accelerator.wait_for_everyone()
-
-
 def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining, config: LoraConfig) -> None:
     """Saves the adapter with its card, and puts it on the Hub if asked to."""
     weights = loop.trained_state_dict()
@@ -184,7 +157,9 @@ def main():
     args = parse_args()
     accelerator = make_accelerator(args)
     if args.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
-        raise SystemExit("--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32.")
+        raise SystemExit(
+            "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
+        )
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -194,7 +169,6 @@ def main():
         pipe.vae.enable_group_offload(accelerator.device, offload_type="leaf_level")
     else:
         pipe.vae.to(accelerator.device)
-    cache_latents(args, accelerator, pipe.vae)
     feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
     config = add_adapter(pipe.transformer, args)
     training = NextClipTraining(args, accelerator, pipe, feed)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from .arguments import load_video_table, make_sampling
 from .batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
-from .latents import LatentCache, encode_moments, make_cache_key, sample_latents
+from .latents import LatentCache, encode_moments, make_cache_key, sample_latents, write_latent_cache
 from .sampling import seeded_generator
 from .streaming import StreamedBatches
 from .videos import DroppedVideos, VideoTable, report_dropped
@@ -83,6 +83,11 @@ class CachedWindows(Dataset):
 def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("latents")
     group.add_argument("--cached_latents", type=Path, help="folder that cache_latents.py wrote, instead of videos")
+    group.add_argument(
+        "--windows_per_video",
+        type=int,
+        help="encode so many samples of each video into output_dir/latents before the first step, and train on these",
+    )
     group.add_argument(
         "--same_clips_in_step",
         action="store_true",
@@ -274,6 +279,32 @@ def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
     return [dataset.cache.ids[index] for index in dataset.indices]
 
 
+def check_feed_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.streaming and args.windows_per_video is not None:
+        parser.error("--windows_per_video encodes before the first step, a stream has no end: leave out one of them")
+
+
+def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae) -> Path:
+    """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
+    with accelerator.main_process_first():
+        table = load_video_table(args)
+    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    folder = args.output_dir / "latents"
+    write_latent_cache(
+        folder,
+        table,
+        vae,
+        make_cache_key(vae, make_sampling(args), args.seed),
+        num_windows=args.windows_per_video,
+        batch_size=args.vae_batch_size,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=args.dataloader_num_workers,
+    )
+    accelerator.wait_for_everyone()
+    return folder
+
+
 def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clips: ClipDrawer) -> LatentFeed:
     """The feed that the arguments name: from cached latents, from videos, or from a stream of them.
 
@@ -304,9 +335,11 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
         return LatentFeed(args, accelerator, vae, draw_clips, StreamSource(accelerator, stream), validation)
 
     num_validation = 0 if args.validation_data_root else args.num_validation_videos
-    dropped = None
-    if args.cached_latents is not None:
-        cache = LatentCache(args.cached_latents, make_cache_key(vae, make_sampling(args), args.seed))
+    dropped, cached = None, args.cached_latents
+    if cached is None and args.windows_per_video is not None:
+        cached = cache_latents(args, accelerator, vae)
+    if cached is not None:
+        cache = LatentCache(cached, make_cache_key(vae, make_sampling(args), args.seed))
         kept, held_out = split_off(cache.ids, num_validation, args.seed)
         train, held_out = CachedWindows(cache, kept), CachedWindows(cache, held_out)
     else:

@@ -99,7 +99,7 @@ def write_model_card(
             "## How well it predicts",
             "Held-out videos, mean squared error of pixels in [0, 1] × 1000 (PSNR in dB) of the frames after the given ones; "
             f"over all of them {scores.ratio_to_repeat:.2f} × the error of repeating the last given frame.",
-            _table(scores),
+            format_scores(scores),
         ]
     example = ADAPTER_EXAMPLE if is_adapter else EXAMPLE
     parts += [
@@ -129,7 +129,8 @@ def _count(model: torch.nn.Module) -> str:
     return f"{number / divisor:.3g} {unit} parameters"
 
 
-def _table(scores: RolloutScores) -> str:
+def format_scores(scores: RolloutScores) -> str:
+    """A table in Markdown: MSE × 1000 (PSNR in dB) by horizon, of the prediction and its baselines."""
     names = {"predicted": "this model", "repeat": "repeating the last frame", "autoencoder": "the autoencoder alone"}
     lines = [
         "| | " + " | ".join(f"frame {horizon}" for horizon in scores.horizons) + " |",
