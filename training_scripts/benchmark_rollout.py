@@ -14,6 +14,7 @@ import torch
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
+from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
 
 
 CASES = ((16, 16), (64, 16), (16, 1))  # frames of history, frames of the clip
@@ -28,11 +29,11 @@ def recompute_clip(pipe, noise, history, num_inference_steps, guidance_scale):
     layout = make_clip_layout(
         [[num_history, num_frames], [num_frames]], grid, noisy=slice(-1, None), device=noise.device
     )
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    timesteps, alphas = set_flow_timesteps(scheduler, num_inference_steps, device=noise.device)
     latents, both_histories = noise, history.expand(2, -1, -1, -1, -1)
-    for timestep in scheduler.timesteps:
+    for timestep, alpha in zip(timesteps, alphas, strict=True):
         both = latents.expand(2, -1, -1, -1, -1).to(transformer.dtype)
-        denoised = transformer(both, timestep, both_histories.to(transformer.dtype), clip_layout=layout).sample
+        denoised = transformer(both, alpha, both_histories.to(transformer.dtype), clip_layout=layout).sample
         with_history, alone = denoised.float().split(1)
         latents = scheduler.step(alone + guidance_scale * (with_history - alone), timestep, latents).prev_sample
     return latents

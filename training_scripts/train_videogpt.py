@@ -61,7 +61,9 @@ def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining
         return
     transformer = VideoGPTTransformerModel.from_config(pipe.transformer.config)
     transformer.load_state_dict(weights)
-    pipe.transformer = transformer.to(getattr(torch, args.output_dtype)).eval()
+    if args.output_dtype != "float32":
+        transformer.to(getattr(torch, args.output_dtype))
+    pipe.transformer = transformer.eval()
     pipe.to("cpu").save_pretrained(args.output_dir)
     scores, strip = training.last_rollout()
     repo_id = args.hub_model_id or args.output_dir.name

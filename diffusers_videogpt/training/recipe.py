@@ -89,7 +89,8 @@ class NextClipTraining:
         videos = self.feed.validation_videos(args.num_validation_rollouts)
         if not videos:
             return {}
-        with self.accelerator.autocast():
+        # Compiling the cached pass for a few predictions would take longer than they do.
+        with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             scores = validation_rollout(
                 self.pipe,
                 videos,
