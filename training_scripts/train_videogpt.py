@@ -27,10 +27,9 @@ from diffusers_videogpt.training.arguments import (
     parse_arguments,
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
-from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
-from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
+from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, make_accelerator
 from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments, plain
+from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments
 
 
 def parse_args():
@@ -43,9 +42,6 @@ def parse_args():
     add_recipe_arguments(parser)
     add_loop_arguments(parser)
     parser.add_argument("--output_dtype", choices=["float32", "bfloat16"], default="float32", help="of saved weights")
-    parser.add_argument("--push_to_hub", action="store_true")
-    parser.add_argument("--hub_model_id", help="default: the name of --output_dir")
-    parser.add_argument("--hub_private", action="store_true")
     args = parse_arguments(parser)
     check_model_arguments(parser, args)
     check_data_arguments(parser, args)
@@ -55,7 +51,7 @@ def parse_args():
 
 
 def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining) -> None:
-    """Saves the trained pipeline with its card, and puts it on the Hub if asked to."""
+    """Saves the trained pipeline with its card."""
     weights = loop.trained_state_dict()
     if not accelerator.is_main_process:
         return
@@ -65,23 +61,7 @@ def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining
         transformer.to(getattr(torch, args.output_dtype))
     pipe.transformer = transformer.eval()
     pipe.to("cpu").save_pretrained(args.output_dir)
-    scores, strip = training.last_rollout()
-    repo_id = args.hub_model_id or args.output_dir.name
-    write_model_card(
-        args.output_dir,
-        pipe=pipe,
-        recipe=plain(args),
-        command=command_of("training_scripts/train_videogpt.py"),
-        repo_id=repo_id if args.push_to_hub else None,
-        base_model=args.pretrained_model_name_or_path,
-        dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
-        scores=scores,
-        strip=strip,
-        curve=training.plot_curve(loop),
-    )
-    print(f"saved the pipeline in {args.output_dir}")
-    if args.push_to_hub:
-        print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+    training.publish(loop, "training_scripts/train_videogpt.py")
 
 
 def main():

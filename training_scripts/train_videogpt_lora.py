@@ -27,10 +27,9 @@ from diffusers_videogpt.training.arguments import (
     parse_arguments,
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
-from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
-from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
+from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, make_accelerator
 from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments, plain
+from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -63,9 +62,6 @@ def parse_args():
     add_feed_arguments(parser)
     add_recipe_arguments(parser, clips="first:1")
     add_loop_arguments(parser)
-    parser.add_argument("--push_to_hub", action="store_true")
-    parser.add_argument("--hub_model_id", help="default: the name of --output_dir")
-    parser.add_argument("--hub_private", action="store_true")
     parser.set_defaults(adam_weight_decay=0.01, lr_warmup_steps=100, max_train_steps=2000)
     parser.set_defaults(validation_given_frames=1, windows_per_video=8)
     args = parse_arguments(parser)
@@ -125,32 +121,15 @@ def add_adapter(transformer: VideoGPTTransformerModel, args) -> LoraConfig:
     return config
 
 
-def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining, config: LoraConfig) -> None:
-    """Saves the adapter with its card, and puts it on the Hub if asked to."""
+def save(args, accelerator, loop: TrainingLoop, training: NextClipTraining, config: LoraConfig) -> None:
+    """Saves the adapter with its card."""
     weights = loop.trained_state_dict()
     if not accelerator.is_main_process:
         return
     transformer = accelerator.unwrap_model(loop.model)
     layers = get_peft_model_state_dict(transformer, state_dict=weights, adapter_name="default")
     VideoGPTPipeline.save_lora_weights(args.output_dir, layers, config.to_dict())
-    scores, strip = training.last_rollout()
-    repo_id = args.hub_model_id or args.output_dir.name
-    write_model_card(
-        args.output_dir,
-        pipe=pipe,
-        recipe=plain(args),
-        command=command_of("training_scripts/train_videogpt_lora.py"),
-        repo_id=repo_id if args.push_to_hub else None,
-        base_model=args.pretrained_model_name_or_path,
-        dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
-        scores=scores,
-        strip=strip,
-        curve=training.plot_curve(loop),
-        is_adapter=True,
-    )
-    print(f"saved the adapter in {args.output_dir}")
-    if args.push_to_hub:
-        print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+    training.publish(loop, "training_scripts/train_videogpt_lora.py", is_adapter=True)
 
 
 def main():
@@ -189,7 +168,7 @@ def main():
         trainable_only=True,
     )
     loop.run()
-    save(args, accelerator, pipe, loop, training, config)
+    save(args, accelerator, loop, training, config)
     accelerator.end_training()
 
 

@@ -220,13 +220,16 @@ class LatentFeed:
     ) -> MicroBatch:
         moments = batch.get("moments")
         if moments is None:
-            moments = encode_moments(self.vae, batch["frames"], self.args.vae_batch_size)
+            moments = self._encode(batch["frames"])
         moments = moments.to(self.accelerator.device)
         latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
         clip_lengths = [self.draw_clips(moments.shape[1], g) for g in clip_generators]
         return MicroBatch(
             torch.stack(latents), generators, clip_lengths, batch["ids"], batch["captions"], batch["labels"]
         )
+
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return encode_moments(self.vae, frames, self.args.vae_batch_size)
 
     def validation_batches(self) -> Iterator[MicroBatch]:
         """The held-out videos, all of them on every process, with the same windows, clips and noise every time."""
@@ -239,7 +242,10 @@ class LatentFeed:
                     samples = [
                         self.validation[index, 0] for index in members[first : first + self.args.train_batch_size]
                     ]
-                    self._validation_batches.append(collate(samples))
+                    batch = collate(samples)
+                    if "moments" not in batch:  # encoded once, not at every validation
+                        batch["moments"] = self._encode(batch.pop("frames")).cpu()
+                    self._validation_batches.append(batch)
         for batch in self._validation_batches:
             generators = [seeded_generator(self.args.seed, "validation", id) for id in batch["ids"]]
             yield self._micro_batch(batch, generators, generators)

@@ -175,7 +175,8 @@ class TrainingLoop:
             self.ema.to(accelerator.device)
         self.log_path = args.output_dir / "train_log.csv"
         self.log, self.losses, self.step = [], [], 0
-        self._stop_asked = False
+        # Asked is this process alone; stopping is what all have agreed on, or one would wait for the others for ever.
+        self._stop_asked = self._stopping = False
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -205,9 +206,9 @@ class TrainingLoop:
             validates = self.step % args.validation_steps == 0 or is_last
             if self.step % args.logging_steps == 0 or validates:
                 self._log(throughput, progress, self._validation() if validates else {})
-            if self.step % args.checkpointing_steps == 0 or (self._stop_asked and not is_last):
+            if self.step % args.checkpointing_steps == 0 or (self._stopping and not is_last):
                 self._checkpoint()
-            if self._stop_asked and not is_last:
+            if self._stopping and not is_last:
                 accelerator.print(f"stopped at step {self.step}: resume with --resume_from_checkpoint latest")
                 accelerator.end_training()
                 sys.exit(EXIT_ON_SIGTERM)
@@ -264,7 +265,7 @@ class TrainingLoop:
                 "--resume_from_checkpoint latest goes on from the last checkpoint."
             )
         self.losses.append(mean_loss / self.accelerator.num_processes)
-        self._stop_asked = self._stop_asked or asked > 0
+        self._stopping = asked > 0
 
     def _log(self, throughput: Throughput, progress: tqdm, validation: dict[str, float]) -> None:
         row = {

@@ -1,4 +1,4 @@
-"""What training by next clip diffusion is, whatever is trained: its loss, and its validation on held-out videos."""
+"""What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
 import argparse
 from pathlib import Path
@@ -8,9 +8,10 @@ from accelerate import Accelerator
 
 from ..pipeline_videogpt import VideoGPTPipeline
 from .feed import LatentFeed, MicroBatch
-from .loop import TrainingLoop
+from .loop import TrainingLoop, command_of
+from .model_card import push_to_hub, write_model_card
 from .objective import next_clip_loss, parse_clips
-from .validation import RolloutScores, log_rollout, plot_curve, read_rollouts, validation_rollout
+from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, clips: str = "random") -> None:
@@ -27,6 +28,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, clips: str = "random")
     group.add_argument("--num_validation_rollouts", type=int, default=4, help="videos predicted")
     group.add_argument("--validation_given_frames", type=int, help="shown of each; default: half of a sample")
     group.add_argument("--validation_inference_steps", type=int, default=25, help="denoising steps of a prediction")
+
+    group = parser.add_argument_group("hub")
+    group.add_argument("--push_to_hub", action="store_true")
+    group.add_argument("--hub_model_id", help="default: the name of --output_dir")
+    group.add_argument("--hub_private", action="store_true")
 
 
 def check_recipe_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -71,11 +77,11 @@ class NextClipTraining:
 
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """The loss on held-out videos, with the same clips and noise every time; at times, predictions of some."""
-        losses = []
+        losses = []  # one a video: batches may be of different sizes
         for batch in self.feed.validation_batches():
             with self.accelerator.autocast():
-                losses.append(self.loss(loop.model, batch).detach())
-        numbers = {"loss": torch.stack(losses).mean().item()} if losses else {}
+                losses += [self.loss(loop.model, batch).item()] * len(batch.ids)
+        numbers = {"loss": sum(losses) / len(losses)} if losses else {}
         every = self.args.validation_rollout_steps
         if every and (step % every == 0 or step == self.args.max_train_steps):
             numbers |= self.predict(loop, step)
@@ -104,19 +110,26 @@ class NextClipTraining:
             log_rollout(self.accelerator, scores, folder, step)
         return {"ratio_to_repeat": scores.ratio_to_repeat}
 
-    def last_rollout(self) -> tuple[RolloutScores | None, Path | None]:
-        """Scores of the last prediction and its first film strip, if there was one."""
-        rollouts = read_rollouts(self.folder)
-        if not rollouts:
-            return None, None
-        last = max(rollouts)
-        return rollouts[last], self.folder / f"step-{last:06d}" / "0.png"
-
-    def plot_curve(self, loop: TrainingLoop) -> Path | None:
+    def publish(self, loop: TrainingLoop, script: str, is_adapter: bool = False) -> None:
+        """Writes the card beside what was saved in `--output_dir`, and puts both on the Hub if asked to."""
+        args = self.args
         self.folder.mkdir(exist_ok=True)
-        return plot_curve(loop.log_path, self.folder / "loss_curve.png", read_rollouts(self.folder))
-
-
-def plain(args: argparse.Namespace) -> dict:
-    """The arguments as plain values."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        rollouts = read_rollouts(self.folder)
+        last = max(rollouts, default=None)
+        repo_id = args.hub_model_id or args.output_dir.name
+        write_model_card(
+            args.output_dir,
+            pipe=self.pipe,
+            recipe={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+            command=command_of(script),
+            repo_id=repo_id if args.push_to_hub else None,
+            base_model=args.pretrained_model_name_or_path,
+            dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
+            scores=rollouts.get(last),
+            strip=None if last is None else self.folder / f"step-{last:06d}" / "0.png",
+            curve=plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts),
+            is_adapter=is_adapter,
+        )
+        print(f"saved in {args.output_dir}")
+        if args.push_to_hub:
+            print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))

@@ -7,9 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import numpy as np
 import pytest
-import torch
 import yaml
-from diffusers import AutoencoderTiny
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -29,15 +27,8 @@ SCORES = RolloutScores(
 
 
 @pytest.fixture
-def pipe(tiny_transformer):
-    torch.manual_seed(0)
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    )
-    return VideoGPTPipeline(vae.eval(), tiny_transformer, NextClipFlowMatchScheduler(), 2, longest_side=32)
+def pipe(tiny_vae, tiny_transformer):
+    return VideoGPTPipeline(tiny_vae, tiny_transformer, NextClipFlowMatchScheduler(), 2, longest_side=32)
 
 
 @pytest.fixture

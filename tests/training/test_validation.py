@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny
 from PIL import Image
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
@@ -19,15 +18,8 @@ from diffusers_videogpt.video_io import read_video
 
 
 @pytest.fixture
-def pipe(tiny_transformer):
-    torch.manual_seed(0)
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    )
-    pipe = VideoGPTPipeline(vae.eval(), tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2)
+def pipe(tiny_vae, tiny_transformer):
+    pipe = VideoGPTPipeline(tiny_vae, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

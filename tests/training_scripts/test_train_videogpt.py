@@ -131,6 +131,24 @@ def test_sigterm_saves_and_exits(tmp_path, new_model, videos):
     assert [int(row[0]) for row in read_log(stopped)] == list(range(1, step + 3))
 
 
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, new_model, videos):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 100_000, "--lr_scheduler", "constant"]
+    process = subprocess.Popen(
+        script_command("train_videogpt.py", "--output_dir", tmp_path, *args, launcher=TWO_PROCESSES),
+        env=script_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "train_log.csv", process)
+    worker = next(p for p in psutil.Process(process.pid).children() if "train_videogpt.py" in " ".join(p.cmdline()))
+    worker.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert "stopped at step" in output
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    assert (checkpoint / "manifest.json").exists()
+
+
 def test_bad_videos_among_good_ones(tmp_path, new_model, videos):
     folder = make_videos(tmp_path / "videos", 5)
     good = (folder / "32x32-0.mp4").read_bytes()
