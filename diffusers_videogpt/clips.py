@@ -135,17 +135,21 @@ class ClipLayout:
     @property
     def noisy_patch_mask(self) -> torch.Tensor:
         """Boolean (B, F, rows, columns): the noisy patches that are real, not padding."""
+        patch_stream = self.stream[:, self.first_output :]
+        return (patch_stream == NOISY).view(self.batch_size, self.num_noisy_frames, *self.padded_grid)
+
+    @property
+    def first_output(self) -> int:
+        """Where the noisy patches begin: they are the last tokens, and all that is read of the network's output."""
         rows, columns = self.padded_grid
-        num_patches = self.num_noisy_frames * rows * columns
-        patch_stream = self.stream[:, self.num_tokens - num_patches :]
-        return (patch_stream == NOISY).view(self.batch_size, self.num_noisy_frames, rows, columns)
+        return self.num_tokens - self.num_noisy_frames * rows * columns
 
     def to(self, device: torch.device | str) -> "ClipLayout":
         """The same layout on `device`; its masks are made anew there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ClipLayout(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in values.items()})
 
-    @cached_property
+    @property
     def dense_mask(self) -> torch.Tensor:
         """The mask as a boolean tensor (B, 1, T, T), `True` where the row's token attends to the column's."""
         meta = self.meta()
@@ -160,6 +164,16 @@ class ClipLayout:
     def attention_tiles(self) -> "AttentionTiles":
         """The mask for attention on a CPU, made without a (T, T) tensor; see [`make_attention_tiles`]."""
         return make_attention_tiles(self)
+
+    @cached_property
+    def output_block_mask(self) -> BlockMask:
+        """The rows of `block_mask` from `first_output` on, for the last layer."""
+        return make_block_mask(self, first_query=self.first_output)
+
+    @cached_property
+    def output_attention_tiles(self) -> "AttentionTiles":
+        """The rows of `attention_tiles` from `first_output` on, for the last layer."""
+        return make_attention_tiles(self, first_query=self.first_output)
 
     def meta(self) -> TokenMeta:
         """The metadata of all tokens, each (B, T)."""
@@ -216,12 +230,18 @@ def make_clip_layout(
         if min(lengths) < 1:
             raise ValueError(f"Every clip needs at least one frame, got `clip_lengths`={list(lengths)}.")
 
-    clips = [torch.arange(len(c)).repeat_interleave(torch.tensor(c)) for c in per_sample_clips]
+    clips = [torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)]) for lengths in per_sample_clips]
     clean_frames = [_frames_of(c, clean) for c in per_sample_clips]
     noisy_frames = [_frames_of(c, noisy) for c in per_sample_clips]
     num_conditions = max(per_sample_conditions)
     num_clean, num_noisy = max(map(len, clean_frames)), max(map(len, noisy_frames))
     padded_grid = tuple(max(sizes) for sizes in zip(*per_sample_grids, strict=True))
+    per_sample_sizes = [
+        (condition, len(clean), len(noisy), *grid)
+        for condition, clean, noisy, grid in zip(
+            per_sample_conditions, clean_frames, noisy_frames, per_sample_grids, strict=True
+        )
+    ]
 
     samples = []
     for b in range(batch_size):
@@ -242,7 +262,8 @@ def make_clip_layout(
         num_condition_tokens=num_conditions,
         num_clean_frames=num_clean,
         num_noisy_frames=num_noisy,
-        has_padding=bool((tokens[0] == PADDING).any()),
+        # From the sizes, not from the tokens, whose values are not known while `torch.export` traces.
+        has_padding=any(sizes != per_sample_sizes[0] for sizes in per_sample_sizes),
     )
 
 
@@ -297,7 +318,7 @@ def _frame_tokens(
     return torch.cat(groups, dim=1)
 
 
-def make_block_mask(layout: ClipLayout, block_size: int = 128) -> BlockMask:
+def make_block_mask(layout: ClipLayout, block_size: int = 128, first_query: int = 0) -> BlockMask:
     """The hierarchical mask as FlexAttention's `BlockMask`, without ever making a (T, T) tensor.
 
     Neighbouring tokens with equal metadata form a run (a special token of one frame, or all its patches), so the
@@ -307,33 +328,33 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128) -> BlockMask:
     Args:
         layout: the tokens.
         block_size: tokens along each side of a block.
+        first_query: the tokens from here on are the rows of the mask.
 
     Returns:
-        `BlockMask` of (B, 1, T, T) that any head may use.
+        `BlockMask` of (B, 1, T − first_query, T) that any head may use.
     """
     meta = torch.stack([m.to(torch.int32) for m in layout.meta()])  # (4, B, T)
     num_tokens = layout.num_tokens
-    num_blocks = -(-num_tokens // block_size)
     starts_run = torch.ones(num_tokens, dtype=torch.bool, device=meta.device)
     starts_run[1:] = (meta[:, :, 1:] != meta[:, :, :-1]).any(dim=(0, 1))
     run_of_token = starts_run.cumsum(0) - 1
     run_meta = meta[:, :, starts_run]  # (4, B, R)
 
     allowed = attends(TokenMeta(*run_meta[:, :, :, None]), TokenMeta(*run_meta[:, :, None, :])).float()  # (B, R, R)
-    block_of_token = torch.arange(num_tokens, device=meta.device) // block_size
-    tokens_in_block_run = torch.zeros(num_blocks, run_meta.shape[-1], device=meta.device)
-    tokens_in_block_run.index_put_((block_of_token, run_of_token), torch.ones((), device=meta.device), accumulate=True)
-    attended = tokens_in_block_run @ allowed @ tokens_in_block_run.T  # (B, blocks, blocks), exact below 2^24
-    block_length = tokens_in_block_run.sum(1)
-    full = attended == block_length[:, None] * block_length
+    keys = _tokens_in_blocks(run_of_token, run_meta.shape[-1], block_size)
+    queries = _tokens_in_blocks(run_of_token[first_query:], run_meta.shape[-1], block_size)
+    attended = queries @ allowed @ keys.T  # (B, query blocks, key blocks), exact below 2^24
+    num_keys = keys.sum(1)
+    full = attended == queries.sum(1)[:, None] * num_keys
     # The kernel masks keys past the end only in partial blocks.
-    full &= (block_length == block_size)[None, None, :]
+    full &= (num_keys == block_size)[None, None, :]
     partial = (attended > 0) & ~full
 
     stream, clip, frame, rank = meta.unbind(0)
 
     def mask_mod(b, h, q, k):
         b = b * (layout.batch_size > 1)  # the layout of one sample serves a whole batch
+        q = q + first_query
         return attends(
             TokenMeta(stream[b, q], clip[b, q], frame[b, q], rank[b, q]),
             TokenMeta(stream[b, k], clip[b, k], frame[b, k], rank[b, k]),
@@ -344,8 +365,15 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128) -> BlockMask:
         *_ordered_blocks(full),
         BLOCK_SIZE=block_size,
         mask_mod=mask_mod,
-        seq_lengths=(num_tokens, num_tokens),
+        seq_lengths=(num_tokens - first_query, num_tokens),
     )
+
+
+def _tokens_in_blocks(run_of_token: torch.Tensor, num_runs: int, block_size: int) -> torch.Tensor:
+    """(T,) run of each token → (blocks, R) how many tokens of each run a block has."""
+    block_of_token = torch.arange(len(run_of_token), device=run_of_token.device) // block_size
+    counts = torch.zeros(-(-len(run_of_token) // block_size), num_runs, device=run_of_token.device)
+    return counts.index_put_((block_of_token, run_of_token), counts.new_ones(()), accumulate=True)
 
 
 def _ordered_blocks(present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -372,48 +400,51 @@ class AttentionTiles:
     meta: torch.Tensor
 
 
-def make_attention_tiles(layout: ClipLayout, tile_size: int = 128) -> AttentionTiles:
+def make_attention_tiles(layout: ClipLayout, tile_size: int = 128, first_query: int = 0) -> AttentionTiles:
     """Cuts the mask of `layout` into tiles.
 
     Args:
         layout: the tokens; padding is in no tile, and its rows come out as zero.
         tile_size: clean frames are taken together until they have this many tokens. Larger tiles are fewer calls and
             more masked pairs.
+        first_query: 0, or `layout.first_output`: the tokens from here on are the queries, counted from 0.
     """
     meta = torch.stack([m.to(torch.int16) for m in layout.meta()]).cpu()
     same_for_all = bool((meta == meta[:, :1]).all())
     plan = []
     for sample in range(1 if same_for_all else layout.batch_size):
-        for queries, keys, is_masked in _tiles(TokenMeta(*meta[:, sample]), tile_size):
+        for queries, keys, is_masked in _tiles(TokenMeta(*meta[:, sample]), tile_size, first_query):
+            queries = [(start - first_query, end - first_query) for start, end in queries]
             plan += [-1 if same_for_all else sample, int(is_masked), len(queries), len(keys)]
             plan += [edge for token_range in queries + keys for edge in token_range]
     return AttentionTiles(torch.tensor(plan, dtype=torch.int32), meta[:, :1] if same_for_all else meta)
 
 
-def _tiles(meta: TokenMeta, tile_size: int):
+def _tiles(meta: TokenMeta, tile_size: int, first_query: int):
     """(query ranges, key ranges, is masked) of every tile of one sample; each pair that attends is in exactly one."""
     condition, clean, noisy = (meta.stream == stream for stream in (CONDITION, CLEAN, NOISY))
-    if condition.any():
-        yield _ranges(condition), _ranges(condition), False
+    if first_query == 0:
+        if condition.any():
+            yield _ranges(condition), _ranges(condition), False
+        frames = meta.frame[clean].unique().tolist()
+        tokens_per_frame = int(clean.sum()) // max(len(frames), 1)
+        frames_per_tile = max(tile_size // max(tokens_per_frame, 1), 1)
+        for first in range(0, len(frames), frames_per_tile):
+            start, last = frames[first], frames[min(first + frames_per_tile, len(frames)) - 1]
+            here = _ranges(clean & (meta.frame >= start) & (meta.frame <= last))
+            past = condition | (clean & (meta.frame < start))
+            if past.any():
+                yield here, _ranges(past), False
+            yield here, here, True
 
-    frames = meta.frame[clean].unique().tolist()
-    tokens_per_frame = int(clean.sum()) // max(len(frames), 1)
-    frames_per_tile = max(tile_size // max(tokens_per_frame, 1), 1)
-    for first in range(0, len(frames), frames_per_tile):
-        start, last = frames[first], frames[min(first + frames_per_tile, len(frames)) - 1]
-        here = _ranges(clean & (meta.frame >= start) & (meta.frame <= last))
-        past = condition | (clean & (meta.frame < start))
-        if past.any():
-            yield here, _ranges(past), False
-        yield here, here, True
-
+    is_query = torch.arange(len(noisy)) >= first_query
     for clip in meta.clip[noisy].unique().tolist():
         here = noisy & (meta.clip == clip)
         history = condition | (clean & (meta.clip < clip))
         if history.any():
-            yield _ranges(here), _ranges(history), False
-        for rank in meta.rank[here].unique().tolist():
-            yield _ranges(here & (meta.rank == rank)), _ranges(here & (meta.rank <= rank)), False
+            yield _ranges(here & is_query), _ranges(history), False
+        for rank in meta.rank[here & is_query].unique().tolist():
+            yield _ranges(here & is_query & (meta.rank == rank)), _ranges(here & (meta.rank <= rank)), False
 
 
 def _ranges(selected: torch.Tensor) -> list[tuple[int, int]]:

@@ -410,7 +410,8 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             return
         latents = history.latents[:, :, history.kv_cache.num_frames :]
         if latents.shape[2]:
-            with self.transformer.cache_context("history"):
+            # Compiled blocks run as they are here: one call a clip, of any length, is not worth a graph.
+            with self.transformer.cache_context("history"), torch.compiler.set_stance("force_eager"):
                 self.transformer(
                     clean_hidden_states=latents.to(self.transformer.dtype),
                     kv_cache=history.kv_cache,

@@ -15,7 +15,9 @@ Ranges = list[tuple[int, int]]  # of tokens, [start, end)
 
 
 def tile_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tiles: AttentionTiles) -> torch.Tensor:
-    """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors on a CPU, with gradients; the same shape.
+    """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors on a CPU, with gradients; the shape of `query`.
+
+    Queries may be fewer than keys: the last tokens, where the tiles were made for those.
 
     It is one operator to `torch.compile`, which does not look into the tiles: a new partition is no new graph.
     """
@@ -93,7 +95,7 @@ def _tile_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each tile's share of the gradients: with the whole row's output and log-sum-exp, the shares add up."""
     precision = torch.promote_types(query.dtype, torch.float32)  # many tiles add to one key
-    grads = [torch.zeros(query.shape, dtype=precision) for _ in range(3)]
+    grads = [torch.zeros(x.shape, dtype=precision) for x in (query, key, value)]
     for samples, queries, keys, mask in _read_plan(plan, meta):
         by_query = [_take(x[samples], queries).transpose(1, 2) for x in (grad_output, query, output, lse)]
         by_key = [_take(x[samples], keys).transpose(1, 2) for x in (key, value)]
@@ -119,7 +121,7 @@ def _(query, key, value, plan, meta):
 
 @_tile_attention_backward.register_fake
 def _(grad_output, query, key, value, output, lse, plan, meta):
-    return tuple(query.new_empty(query.shape) for _ in range(3))
+    return tuple(x.new_empty(x.shape) for x in (query, key, value))
 
 
 def _setup_context(ctx, inputs, output):

@@ -5,6 +5,7 @@ D hidden size, N heads of K channels, L condition tokens.
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,26 +62,17 @@ MASKED_BACKENDS = (
 MIN_TILED_TOKENS = 2048
 
 
-class VideoGPTKVCache:
-    """Keys and values of the condition tokens and the clean history, one pair of tensors a layer.
+class VideoGPTLayerCache:
+    """One layer's part of a [`VideoGPTKVCache`]: memory for (B, `max_tokens`, N, K) keys and values."""
 
-    Clean tokens never see noisy ones, so what they contribute to attention is the same at every denoising step: it is
-    computed once, and later clips are appended. The memory is taken once, for `max_tokens`.
-
-    Args:
-        num_layers: number of transformer blocks.
-        max_tokens: the most tokens that will ever be held.
-    """
-
-    def __init__(self, num_layers: int, max_tokens: int):
+    def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
         self.num_tokens = 0
-        self.num_frames = 0
-        self.batch_size: int | None = None  # until something is appended
-        self._layers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * num_layers
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
 
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` behind what is committed; returns all of that layer's as views.
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes (B, T, N, K) `key` and `value` behind what is committed; returns all of it as views.
 
         Raises:
             ValueError: if more than `max_tokens` would be held, or B changes.
@@ -91,32 +83,58 @@ class VideoGPTKVCache:
                 f"The cache holds {self.num_tokens} of at most {self.max_tokens} tokens, {key.shape[1]} more do not fit: "
                 "make it with a larger `max_tokens`, or `reset` it and encode a shorter history."
             )
-        if self.batch_size not in (None, key.shape[0]):
-            raise ValueError(f"The cache was made for {self.batch_size} samples, got {key.shape[0]}: make another.")
-        if self._layers[layer] is None:
-            self.batch_size = key.shape[0]
-            shape = (key.shape[0], self.max_tokens, *key.shape[2:])
-            self._layers[layer] = key.new_empty(shape), value.new_empty(shape)
-        keys, values = self._layers[layer]
-        keys[:, self.num_tokens : end] = key
-        values[:, self.num_tokens : end] = value
-        return keys[:, :end], values[:, :end]
+        if self.keys is None:
+            self.keys = key.new_empty(key.shape[0], self.max_tokens, *key.shape[2:])
+            self.values = torch.empty_like(self.keys)
+        if self.keys.shape[0] != key.shape[0]:
+            raise ValueError(f"The cache was made for {self.keys.shape[0]} samples, got {key.shape[0]}: make another.")
+        self.keys[:, self.num_tokens : end] = key
+        self.values[:, self.num_tokens : end] = value
+        return self.keys[:, :end], self.values[:, :end]
 
-    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (B, `num_tokens`, N, K) keys and values of `layer`, as views."""
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The (B, `num_tokens`, N, K) keys and values, as views."""
         if not self.num_tokens:
             raise ValueError("The `kv_cache` is empty: encode `clean_hidden_states` into it first, or pass no cache.")
-        keys, values = self._layers[layer]
-        return keys[:, : self.num_tokens], values[:, : self.num_tokens]
+        return self.keys[:, : self.num_tokens], self.values[:, : self.num_tokens]
+
+
+class VideoGPTKVCache:
+    """Keys and values of the condition tokens and the clean history, one [`VideoGPTLayerCache`] a layer.
+
+    Clean tokens never see noisy ones, so what they contribute to attention is the same at every denoising step: it is
+    computed once, and later clips are appended. The memory is taken once, for `max_tokens`.
+
+    Args:
+        num_layers: number of transformer blocks.
+        max_tokens: the most tokens that will ever be held.
+    """
+
+    def __init__(self, num_layers: int, max_tokens: int):
+        self.num_frames = 0
+        self.layers = [VideoGPTLayerCache(max_tokens) for _ in range(num_layers)]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.layers[0].num_tokens
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples that it was made for; `None` until something is appended."""
+        keys = self.layers[0].keys
+        return None if keys is None else keys.shape[0]
 
     def commit(self, num_tokens: int, num_frames: int) -> None:
         """Counts in the tokens and frames that every layer has appended."""
-        self.num_tokens += num_tokens
+        for layer in self.layers:
+            layer.num_tokens += num_tokens
         self.num_frames += num_frames
 
     def reset(self) -> None:
         """Forgets what it holds, keeps the memory."""
-        self.num_tokens = self.num_frames = 0
+        for layer in self.layers:
+            layer.num_tokens = 0
+        self.num_frames = 0
 
 
 def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -132,7 +150,8 @@ class VideoGPTAttnProcessor:
     Three forms, by what is passed: all tokens at once under `attention_mask` (a tensor, a `BlockMask`, or
     [`~tile_attention.AttentionTiles`]); clean tokens appended to `kv_cache`, under the mask among themselves; or one noisy
     clip alone, after what `kv_cache` holds. The last needs no mask: tokens lie by rank, and each rank sees the history and
-    a prefix of the clip, so any backend computes it.
+    a prefix of the clip, so any backend computes it. With `num_queries`, only the last so many tokens are queries, to
+    which mask and `rank_lengths` then belong; keys and values are those of all.
     """
 
     _attention_backend = None
@@ -144,26 +163,30 @@ class VideoGPTAttnProcessor:
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        kv_cache: VideoGPTKVCache | None = None,
+        kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
+        first_query = 0 if num_queries is None else hidden_states.shape[1] - num_queries
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            query = query[:, first_query:]
         else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            query = attn.to_q(hidden_states[:, first_query:])
+            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
-        query, key = apply_rotary_emb(query, rotary_emb), apply_rotary_emb(key, rotary_emb)
+        query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
+        key = apply_rotary_emb(key, rotary_emb)
 
         if rank_lengths is None:
             if kv_cache is not None:
-                key, value = kv_cache.append(attn.layer_idx, key, value)
-            hidden_states = self._dispatch(query, key, value, attention_mask)
+                key, value = kv_cache.append(key, value)
+            hidden_states = self._dispatch(query, key, value, attention_mask) if num_queries != 0 else query
         else:
-            outputs, num_visible = [], 0
             if kv_cache is not None:
-                past_key, past_value = kv_cache.read(attn.layer_idx)
+                past_key, past_value = kv_cache.read()
                 key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-                num_visible = past_key.shape[1]
+            outputs, num_visible = [], key.shape[1] - query.shape[1]
             for rank_query in query.split(rank_lengths, dim=1):
                 num_visible += rank_query.shape[1]
                 outputs.append(self._dispatch(rank_query, key[:, :num_visible], value[:, :num_visible], None))
@@ -191,11 +214,10 @@ class VideoGPTAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = VideoGPTAttnProcessor
     _available_processors = [VideoGPTAttnProcessor]
 
-    def __init__(self, dim: int, heads: int, head_dim: int, layer_idx: int, dropout: float = 0.0):
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0):
         super().__init__()
         self.heads = heads
         self.head_dim = head_dim
-        self.layer_idx = layer_idx
         self.use_bias = False
         inner_dim = heads * head_dim
         self.to_q = nn.Linear(dim, inner_dim, bias=False)
@@ -224,10 +246,10 @@ class VideoGPTFeedForward(nn.Module):
 class VideoGPTTransformerBlock(nn.Module):
     """One layer of Phi-3's decoder: attention and MLP, each behind an RMSNorm and added to its input."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, ffn_dim: int, eps: float, layer_idx: int):
+    def __init__(self, dim: int, heads: int, head_dim: int, ffn_dim: int, eps: float):
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=eps)
-        self.attn = VideoGPTAttention(dim, heads, head_dim, layer_idx)
+        self.attn = VideoGPTAttention(dim, heads, head_dim)
         self.norm2 = nn.RMSNorm(dim, eps=eps)
         self.ff = VideoGPTFeedForward(dim, ffn_dim)
 
@@ -236,18 +258,23 @@ class VideoGPTTransformerBlock(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        kv_cache: VideoGPTKVCache | None = None,
+        kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
+        """(B, T, D) → (B, T, D); with `num_queries`, only the last so many tokens are changed."""
         attn_output = self.attn(
             self.norm1(hidden_states),
             attention_mask=attention_mask,
             rotary_emb=rotary_emb,
             kv_cache=kv_cache,
             rank_lengths=rank_lengths,
+            num_queries=num_queries,
         )
-        hidden_states = hidden_states + attn_output
-        return hidden_states + self.ff(self.norm2(hidden_states))
+        first_query = hidden_states.shape[1] - attn_output.shape[1]
+        outputs = hidden_states[:, first_query:] + attn_output
+        outputs = outputs + self.ff(self.norm2(outputs))
+        return outputs if num_queries is None else torch.cat([hidden_states[:, :first_query], outputs], dim=1)
 
 
 # For the caches of diffusers that skip blocks (`enable_cache`).
@@ -303,6 +330,28 @@ class VideoGPTRotaryPosEmbed(nn.Module):
             angles = position_ids[:, :, None].float() * self.inv_freq
             angles = torch.cat([angles, angles], dim=-1)[:, :, None]
             return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+@lru_cache(maxsize=4)  # the steps of a clip ask for the same one or two
+def _clip_after_history(
+    num_past: int,
+    num_clean: int,
+    num_noisy: int,
+    patch_grid: tuple[int, int],
+    condition_lengths: int | tuple[int, ...],
+    device: torch.device,
+) -> ClipLayout:
+    """What is cached as one clip, then the clean frames as one, then the noisy frames as one."""
+    clip_lengths = [n for n in (num_past, num_clean, num_noisy) if n]
+    first_clean, first_noisy = int(num_past > 0), len(clip_lengths) - int(num_noisy > 0)
+    return make_clip_layout(
+        clip_lengths,
+        patch_grid,
+        clean=slice(first_clean, first_noisy),
+        noisy=slice(first_noisy, None),
+        condition_lengths=condition_lengths,
+        device=device,
+    )
 
 
 class VideoGPTTransformerModel(
@@ -388,8 +437,8 @@ class VideoGPTTransformerModel(
         )
         self.transformer_blocks = nn.ModuleList(
             [
-                VideoGPTTransformerBlock(dim, num_attention_heads, attention_head_dim, ffn_dim, norm_eps, layer_idx)
-                for layer_idx in range(num_layers)
+                VideoGPTTransformerBlock(dim, num_attention_heads, attention_head_dim, ffn_dim, norm_eps)
+                for _ in range(num_layers)
             ]
         )
         self.norm = nn.RMSNorm(dim, eps=norm_eps)
@@ -496,14 +545,21 @@ class VideoGPTTransformerModel(
         is_one_clip = clip_layout is None and clean_hidden_states is None
         self._check_inputs(hidden_states, timestep, clean_hidden_states, kv_cache)
         conditions = self._embed_conditions(class_labels, encoder_hidden_states)
+        latents, size = clean_hidden_states if hidden_states is None else hidden_states, self.config.patch_size
+        patch_grid = (latents.shape[3] // size, latents.shape[4] // size)
+        num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
         if clip_layout is None:
             num_conditions = 0 if conditions is None else conditions.shape[1]
             if encoder_attention_mask is not None:
                 num_padding = (~encoder_attention_mask.bool()).sum(1)
-                num_conditions = (num_conditions - num_padding).tolist()
+                num_conditions = tuple((num_conditions - num_padding).tolist())
                 conditions = conditions[:, : max(num_conditions)]
-            clip_layout = self._default_layout(hidden_states, clean_hidden_states, kv_cache, num_conditions)
-        self._check_layout(clip_layout, hidden_states, clean_hidden_states, conditions)
+            num_past = 0 if kv_cache is None else kv_cache.num_frames
+            clip_layout = _clip_after_history(
+                num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device
+            )
+        inputs = (0 if conditions is None else conditions.shape[1], num_clean, num_noisy, patch_grid)
+        self._check_layout(clip_layout, latents.shape[0], inputs)
         if conditions is not None and kv_cache is not None and (reads_cache or kv_cache.num_tokens):
             raise ValueError(
                 "Conditions are encoded into a `kv_cache` once, with the first clean frames: don't pass them again."
@@ -517,43 +573,46 @@ class VideoGPTTransformerModel(
         tokens = [] if conditions is None else [conditions]
         if clean_hidden_states is not None:
             patches = self._embed_patches(self.clean_patch_embed, clean_hidden_states, pos_embed)
-            frame_shape = (patches.shape[0], clean_hidden_states.shape[2], -1)
+            frame_shape = (patches.shape[0], num_clean, -1)
             tokens += [begin.expand(frame_shape), patches, end.expand(frame_shape)]
         if hidden_states is not None:
-            batch_size, channels, num_frames, height, width = hidden_states.shape
+            batch_size, channels = hidden_states.shape[:2]
             patches = self._embed_patches(self.noisy_patch_embed, hidden_states, pos_embed)
             timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
-            timestep = timestep.expand(batch_size, num_frames).flatten()
+            timestep = timestep.expand(batch_size, num_noisy).flatten()
             time_proj = self.time_proj(timestep).to(patches.dtype)
-            time_tokens = self.time_token_embed(time_proj).unflatten(0, (batch_size, num_frames))
-            tokens += [hint.expand(batch_size, num_frames, -1), time_tokens, patches]
+            time_tokens = self.time_token_embed(time_proj).unflatten(0, (batch_size, num_noisy))
+            tokens += [hint.expand(batch_size, num_noisy, -1), time_tokens, patches]
         tokens = torch.cat([token.to(patches.dtype) for token in tokens], dim=1)
 
-        # 2. Decoder
-        attention_mask, rank_lengths = None, None
+        # 2. Decoder. After the last block only the noisy patches are read, so it computes nothing else.
+        num_outputs = 0 if hidden_states is None else patches.shape[1]
+        masks, rank_lengths, last_rank_lengths = (None, None), None, None
         if reads_cache or (is_one_clip and conditions is None):
-            rank_lengths = (num_frames, num_frames, patches.shape[1])
+            rank_lengths, last_rank_lengths = (num_noisy, num_noisy, num_outputs), (num_outputs,)
         else:
-            attention_mask = self._attention_mask(clip_layout, kv_cache)
+            masks = self._attention_masks(clip_layout, kv_cache, num_outputs)
         rotary_emb = self.rope(clip_layout.position_ids)
-        for block in self.transformer_blocks:
-            block_args = (tokens, attention_mask, rotary_emb, kv_cache, rank_lengths)
+        for i, block in enumerate(self.transformer_blocks):
+            layer_cache = None if kv_cache is None else kv_cache.layers[i]
+            block_args = (tokens, masks[0], rotary_emb, layer_cache, rank_lengths, None)
+            if i == len(self.transformer_blocks) - 1:
+                block_args = (tokens, masks[1], rotary_emb, layer_cache, last_rank_lengths, num_outputs)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, *block_args)
             else:
                 tokens = block(*block_args)
 
         if hidden_states is None:
-            kv_cache.commit(tokens.shape[1], clean_hidden_states.shape[2])
+            kv_cache.commit(tokens.shape[1], num_clean)
             return Transformer2DModelOutput(sample=None) if return_dict else (None,)
 
         # 3. Output: only the noisy patches are read
-        patches = self.norm(tokens[:, -patches.shape[1] :])
-        patches = patches.unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B F, P, D)
+        patches = self.norm(tokens[:, -num_outputs:])
+        patches = patches.unflatten(1, (num_noisy, -1)).flatten(0, 1)  # (B F, P, D)
         patches = self.proj_out(self.norm_out(patches, self.time_embed(time_proj)))
-        size = self.config.patch_size
-        patches = patches.view(batch_size, num_frames, height // size, width // size, size, size, channels)
-        sample = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch_size, channels, num_frames, height, width)
+        patches = patches.view(batch_size, num_noisy, *patch_grid, size, size, channels)
+        sample = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _check_inputs(self, hidden_states, timestep, clean_hidden_states, kv_cache) -> None:
@@ -586,38 +645,13 @@ class VideoGPTTransformerModel(
                 f"got {list(latents.shape)}."
             )
 
-    def _check_layout(self, layout, hidden_states, clean_hidden_states, conditions) -> None:
-        latents = hidden_states if hidden_states is not None else clean_hidden_states
-        size = self.config.patch_size
-        inputs = (
-            0 if conditions is None else conditions.shape[1],
-            0 if clean_hidden_states is None else clean_hidden_states.shape[2],
-            0 if hidden_states is None else hidden_states.shape[2],
-            (latents.shape[3] // size, latents.shape[4] // size),
-        )
+    def _check_layout(self, layout: ClipLayout, batch_size: int, inputs: tuple) -> None:
         described = (layout.num_condition_tokens, layout.num_clean_frames, layout.num_noisy_frames, layout.padded_grid)
-        if described != inputs or layout.batch_size not in (1, latents.shape[0]):
+        if described != inputs or layout.batch_size not in (1, batch_size):
             raise ValueError(
                 "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
-                f"{described} for {layout.batch_size} samples in it, {inputs} for {latents.shape[0]} in what was passed."
+                f"{described} for {layout.batch_size} samples in it, {inputs} for {batch_size} in what was passed."
             )
-
-    def _default_layout(self, hidden_states, clean_hidden_states, kv_cache, num_conditions) -> ClipLayout:
-        """What is cached as one clip, then the clean frames as one, then the noisy frames as one."""
-        latents = hidden_states if hidden_states is not None else clean_hidden_states
-        num_past = 0 if kv_cache is None else kv_cache.num_frames
-        num_clean = 0 if clean_hidden_states is None else clean_hidden_states.shape[2]
-        num_noisy = 0 if hidden_states is None else hidden_states.shape[2]
-        clip_lengths = [n for n in (num_past, num_clean, num_noisy) if n]
-        size = self.config.patch_size
-        return make_clip_layout(
-            clip_lengths,
-            (latents.shape[3] // size, latents.shape[4] // size),
-            clean=slice(int(num_past > 0), int(num_past > 0) + int(num_clean > 0)),
-            noisy=slice(len(clip_lengths) - int(num_noisy > 0), None),
-            condition_lengths=num_conditions,
-            device=latents.device,
-        )
 
     def _embed_conditions(self, class_labels, encoder_hidden_states) -> torch.Tensor | None:
         """Class token, then text tokens: (B, L, D)."""
@@ -648,27 +682,25 @@ class VideoGPTTransformerModel(
         pad = nn.functional.pad
         return torch.stack([pad(t, (0, 0, 0, columns - t.shape[1], 0, rows - t.shape[0])) for t in tables])
 
-    def _attention_mask(
-        self, layout: ClipLayout, kv_cache: VideoGPTKVCache | None
-    ) -> torch.Tensor | BlockMask | AttentionTiles:
-        """The hierarchical mask in the form that the attention backend takes."""
+    def _attention_masks(
+        self, layout: ClipLayout, kv_cache: VideoGPTKVCache | None, num_outputs: int
+    ) -> tuple[torch.Tensor | BlockMask | AttentionTiles, torch.Tensor | BlockMask | AttentionTiles]:
+        """The hierarchical mask in the form that the attention backend takes: all rows, and those of the outputs alone."""
+        num_cached = 0 if kv_cache is None else kv_cache.num_tokens
         backend = self.transformer_blocks[0].attn.processor._attention_backend
         if backend is None:
             backend, _ = _AttentionBackendRegistry.get_active_backend()
             is_large_on_cpu = layout.stream.device.type == "cpu" and layout.num_tokens >= MIN_TILED_TOKENS
-            if (
-                is_large_on_cpu
-                and backend == AttentionBackendName.NATIVE
-                and (kv_cache is None or not kv_cache.num_tokens)
-            ):
-                return layout.attention_tiles
+            if is_large_on_cpu and backend == AttentionBackendName.NATIVE and not num_cached:
+                return layout.attention_tiles, layout.output_attention_tiles
         if backend not in MASKED_BACKENDS:
             raise ValueError(
                 f"Attention backend '{backend.value}' can't apply the hierarchical mask. Choose one of "
                 f"{', '.join(repr(b.value) for b in MASKED_BACKENDS)} by `set_attention_backend`."
             )
-        num_cached = 0 if kv_cache is None else kv_cache.num_tokens
+        if backend == AttentionBackendName.FLEX and not num_cached:
+            return layout.block_mask, layout.output_block_mask
+        mask = layout.dense_mask
         if num_cached:
-            dense_mask = layout.dense_mask
-            return torch.cat([dense_mask.new_ones(*dense_mask.shape[:3], num_cached), dense_mask], dim=-1)
-        return layout.block_mask if backend == AttentionBackendName.FLEX else layout.dense_mask
+            mask = torch.cat([mask.new_ones(*mask.shape[:3], num_cached), mask], dim=-1)
+        return mask, mask[:, :, layout.num_tokens - num_outputs :]

@@ -272,16 +272,17 @@ def test_padding_and_real_tokens_do_not_see_each_other(seed):
     assert mask.any(-1).all()  # a row that sees nothing would be NaN
 
 
-def assert_block_mask_is(block_mask: BlockMask, layout: ClipLayout) -> None:
-    size, (block_size, _) = layout.num_tokens, block_mask.BLOCK_SIZE
-    batch_size, dense_mask = layout.batch_size, layout.dense_mask
-    slow = create_block_mask(block_mask.mask_mod, batch_size, 1, size, size, device="cpu", BLOCK_SIZE=block_size)
+def assert_block_mask_is(block_mask: BlockMask, layout: ClipLayout, first_query: int = 0) -> None:
+    num_keys, (block_size, _) = layout.num_tokens, block_mask.BLOCK_SIZE
+    batch_size, dense_mask = layout.batch_size, layout.dense_mask[:, :, first_query:]
+    sizes = (batch_size, 1, num_keys - first_query, num_keys)
+    slow = create_block_mask(block_mask.mask_mod, *sizes, device="cpu", BLOCK_SIZE=block_size)
 
-    assert torch.equal(create_mask(block_mask.mask_mod, batch_size, 1, size, size, device="cpu"), dense_mask)
+    assert torch.equal(create_mask(block_mask.mask_mod, *sizes, device="cpu"), dense_mask)
     assert torch.equal(block_mask.to_dense(), slow.to_dense())
-    starts = range(0, size, block_size)
+    starts = range(0, num_keys, block_size)
     for b in range(batch_size):
-        for row, q in enumerate(starts):
+        for row, q in enumerate(range(0, num_keys - first_query, block_size)):
             full = block_mask.full_kv_indices[b, 0, row, : block_mask.full_kv_num_blocks[b, 0, row]].tolist()
             partial = block_mask.kv_indices[b, 0, row, : block_mask.kv_num_blocks[b, 0, row]].tolist()
             assert not set(full) & set(partial)
@@ -294,12 +295,15 @@ def assert_block_mask_is(block_mask: BlockMask, layout: ClipLayout) -> None:
 def test_block_mask_of_small_blocks(seed):
     layout = make_layout(*random_batch(seed))
     assert_block_mask_is(make_block_mask(layout, block_size=8), layout)
+    if layout.num_noisy_frames:
+        assert_block_mask_is(make_block_mask(layout, 8, layout.first_output), layout, layout.first_output)
 
 
 def test_block_mask_of_default_blocks():
     layout = make_clip_layout([[1, 2, 2], [4]], [(8, 10), (6, 12)], condition_lengths=[3, 0])
     assert layout.block_mask.full_kv_num_blocks.sum() > 0
     assert_block_mask_is(layout.block_mask, layout)
+    assert_block_mask_is(layout.output_block_mask, layout, layout.first_output)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -14,6 +14,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.history import History
@@ -207,11 +209,42 @@ def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):
 
     def record(self, history: History):
         encode(self, history)
-        sizes.append(sum(t.numel() for pair in history.kv_cache._layers for t in pair))
+        sizes.append(sum(layer.keys.numel() + layer.values.numel() for layer in history.kv_cache.layers))
 
     monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
     predict(pipe, video_latents=history, num_frames=12, num_inference_steps=1)
     assert len(sizes) == 6 and len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("use_kv_cache", [True, False])
+def test_no_step_waits_for_the_device(pipe, history, use_kv_cache):
+    class Reads(TorchDispatchMode):
+        """Counts what would make the host wait: values of tensors, and shapes that depend on values."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for num_inference_steps in (2, 5):
+        with Reads() as reads:
+            predict(pipe, video_latents=history, num_inference_steps=num_inference_steps, use_kv_cache=use_kv_cache)
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+
+
+def test_compiled_blocks_are_few_graphs(pipe, history):
+    arguments = {"video_latents": history[:, :, :2], "num_frames": 12, "num_inference_steps": 4}
+    expected = predict(pipe, **arguments)
+    counter = CompileCounter()
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
+    torch.testing.assert_close(predict(pipe, **arguments), expected, atol=1e-5, rtol=0)
+    # With and without history, a block and the last block; once more with history when its length turns out to vary.
+    assert counter.frame_count == 6
+    predict(pipe, video_latents=history[:, :, :1], num_frames=8, generator=seeded(1))
+    assert counter.frame_count == 6
 
 
 # Schedulers

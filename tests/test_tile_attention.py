@@ -145,6 +145,19 @@ def test_compiles_into_one_graph_for_all_partitions():
     assert counter.frame_count <= 2  # at most once more, when the length of the plan turns out to vary
 
 
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "history only"])
+def test_rows_of_the_output(name):
+    layout = make_clip_layout(**LAYOUTS[name])
+    (query, key, value), grad, padding = random_inputs(layout)
+    query, grad, padding = (x[:, layout.first_output :] for x in (query.detach(), grad, padding))
+    inputs = (query.requires_grad_(), key, value)
+    output = tile_attention(*inputs, layout.output_attention_tiles)
+    expected = dense_attention(*inputs, layout.dense_mask[:, :, layout.first_output :])
+    torch.testing.assert_close(output, expected.masked_fill(padding, 0), atol=1e-5, rtol=0)
+    grads, expected_grads = (torch.autograd.grad(o, inputs, grad) for o in (output, expected))
+    torch.testing.assert_close(grads, expected_grads, atol=1e-5, rtol=0)
+
+
 def test_every_attending_pair_is_in_one_tile():
     layout = make_clip_layout([1, 3, 2], (2, 3), condition_lengths=2)
     pairs = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.int)

@@ -520,6 +520,25 @@ def test_bfloat16(tiny_transformer, tmp_path):
             assert (sample.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+@torch.no_grad()
+def test_the_last_layer_computes_only_what_is_read(tiny_transformer):
+    rows = []
+    for block in tiny_transformer.transformer_blocks:
+        for module in (block.attn.to_q, block.ff.linear_in):
+            module.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[1]))
+    num_patches, cache = 2 * ROWS * COLUMNS, VideoGPTKVCache(2, 3 * TOKENS_PER_FRAME)
+    calls = (
+        ({"hidden_states": latents(2), "clean_hidden_states": latents(3)}, 5 * TOKENS_PER_FRAME, num_patches),
+        ({"clean_hidden_states": latents(3), "kv_cache": cache}, 3 * TOKENS_PER_FRAME, 0),
+        ({"hidden_states": latents(2), "kv_cache": cache}, 2 * TOKENS_PER_FRAME, num_patches),
+        ({"hidden_states": latents(2)}, 2 * TOKENS_PER_FRAME, num_patches),
+    )
+    for inputs, num_tokens, num_read in calls:
+        rows.clear()
+        tiny_transformer(timestep=TIMESTEP, **inputs)
+        assert rows == [num_tokens, num_tokens, num_read, num_read]
+
+
 def test_autocast(tiny_transformer):
     args = (latents(2), TIMESTEP, latents(1, 1))
     expected = tiny_transformer(*args).sample.detach()
