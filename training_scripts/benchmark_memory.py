@@ -1,17 +1,19 @@
-"""Memory of training the published 3.8 B model, counted exactly, without a GPU and without the memory.
+"""Memory of training the published 3.8 B model, whole or by LoRA, counted exactly, without a GPU and without the memory.
 
     python training_scripts/benchmark_memory.py --output memory.json
 
 Weights, gradients, optimizer state and average are counted from the parameters; activations by running the network's
 forward pass on tensors that have a shape and a dtype but no data, under bf16 autocast, and adding up every tensor that is
 kept for the backward pass, once each. What an allocator wastes, the working memory of single kernels, and the VAE come on
-top. On a GPU with enough memory, `--measure` also runs a step and reports the peak.
+top. A LoRA's frozen base is counted in bf16, or in NF4: half a byte a weight and a float32 a block of 64, for every linear
+layer (a layer's weights in bf16 while it works come on top). On a GPU with enough memory, `--measure` also runs a step and reports the peak.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
@@ -47,6 +49,53 @@ def kept_bytes(transformer, layout, height: int, width: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def count_activations(transformer, layouts) -> dict[str, dict[str, int]]:
+    activations = {}
+    for (height, width, num_frames), layout in layouts.items():
+        row = {}
+        for name in ("without checkpointing", "with checkpointing"):
+            if name.startswith("with "):
+                transformer.enable_gradient_checkpointing()
+            else:
+                transformer.disable_gradient_checkpointing()
+            row[name] = kept_bytes(transformer.train(), layout, height, width)
+        activations[f"{height} x {width}, {num_frames} frames"] = row
+        print(
+            f"  activations of one sample, {height} x {width}, {num_frames} frames, {layout.num_tokens} tokens: "
+            + ", ".join(f"{size / GIB:.1f} GiB {name}" for name, size in row.items()),
+            flush=True,
+        )
+    return activations
+
+
+def count_lora(layouts) -> dict:
+    """A LoRA of rank 16 on the attention layers, the first frame given and the rest one clip."""
+    with torch.device("meta"):
+        transformer = VideoGPTTransformerModel()
+        num_parameters = sum(p.numel() for p in transformer.parameters())
+        num_linear = sum(m.weight.numel() for m in transformer.modules() if isinstance(m, torch.nn.Linear))
+        transformer.add_adapter(LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for module in transformer.modules():  # a tensor without data can't be moved in place
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                dtype = torch.float32 if parameter.requires_grad else torch.bfloat16
+                on_cpu = torch.empty_like(parameter, device="cpu", dtype=dtype)
+                module._parameters[name] = torch.nn.Parameter(on_cpu, requires_grad=parameter.requires_grad)
+    adapter = [p for p in transformer.parameters() if p.requires_grad]
+    num_trained = sum(p.numel() for p in adapter)
+    state = {
+        "base, bf16": 2 * num_parameters,
+        "base, NF4": num_linear // 2 + num_linear // 64 * 4 + 2 * (num_parameters - num_linear),
+        "adapter, its gradients and AdamW": 16 * num_trained,
+        "adapter, its gradients and 8-bit AdamW": 10 * num_trained,
+    }
+    print(f"LoRA, {num_trained / num_parameters:.2%} of the parameters:")
+    print(*(f"  {name}: {size / GIB:.2f} GiB" for name, size in state.items()), sep="\n")
+    return {"trained_parameters": num_trained, "state": state, "activations": count_activations(transformer, layouts)}
+
+
 def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
     """Peak bytes on the GPU of one step of AdamW."""
     optimizer = torch.optim.AdamW(transformer.parameters())
@@ -71,12 +120,14 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("memory.json"))
     args = parser.parse_args()
 
-    layouts = {}
+    layouts, lora_layouts = {}, {}
     for height, width in SIZES:
         for num_frames in args.frames:
             clips = draw_clip_lengths(num_frames, torch.Generator().manual_seed(0))
-            layouts[height, width, num_frames] = layout = make_clip_layout(clips, (height // 16, width // 16))
-            assert layout.attention_tiles.plan.numel()  # made here, where numbers can be read
+            layouts[height, width, num_frames] = make_clip_layout(clips, (height // 16, width // 16))
+        lora_layouts[height, width, 48] = make_clip_layout([1, 47], (height // 16, width // 16))
+    for layout in (*layouts.values(), *lora_layouts.values()):  # made here, where numbers can be read
+        assert layout.attention_tiles.plan.numel() and layout.output_attention_tiles.plan.numel()
     with FakeTensorMode(allow_non_fake_inputs=True):
         transformer = VideoGPTTransformerModel()
         num_parameters = sum(p.numel() for p in transformer.parameters())
@@ -87,23 +138,10 @@ def main():
             "AdamW, 8 bit": 2 * num_parameters,
             "average (EMA)": 4 * num_parameters,
         }
-        print(*(f"{name}: {size / GIB:.1f} GiB" for name, size in state.items()), sep="\n")
-        activations = {}
-        for (height, width, num_frames), layout in layouts.items():
-            row = {}
-            for name in ("without checkpointing", "with checkpointing"):
-                if name.startswith("with "):
-                    transformer.enable_gradient_checkpointing()
-                else:
-                    transformer.disable_gradient_checkpointing()
-                row[name] = kept_bytes(transformer.train(), layout, height, width)
-            activations[f"{height} x {width}, {num_frames} frames"] = row
-            print(
-                f"activations of one sample, {height} x {width}, {num_frames} frames, {layout.num_tokens} tokens: "
-                + ", ".join(f"{size / GIB:.1f} GiB {name}" for name, size in row.items()),
-                flush=True,
-            )
-    results = {"parameters": num_parameters, "state": state, "activations": activations}
+        print("Whole model:", *(f"  {name}: {size / GIB:.1f} GiB" for name, size in state.items()), sep="\n")
+        activations = count_activations(transformer, layouts)
+        results = {"parameters": num_parameters, "state": state, "activations": activations}
+        results["lora"] = count_lora(lora_layouts)
     if args.measure:
         transformer = VideoGPTTransformerModel().cuda().train()
         transformer.set_attention_backend("flex")

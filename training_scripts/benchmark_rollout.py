@@ -4,13 +4,18 @@
 
 "recompute" does what the authors' code does (spec of their sampler): at every step one batch of two sequences, the clip
 after its history and the clip alone padded to the same length, under a dense mask. "cached" is `VideoGPTPipeline`. Both
-denoise the same noise, and their results are compared before they take turns.
+denoise the same noise, and their results are compared before they take turns. At last a long rollout is made, and its last
+clips are compared with its tenth and those after it, in time and memory.
 """
 
 import argparse
+import statistics
+import time
 from pathlib import Path
 
+import psutil
 import torch
+from diffusers import AutoencoderTiny
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
@@ -52,6 +57,34 @@ def cached_clip(pipe, noise, history, num_inference_steps, guidance_scale):
     ).frames
 
 
+def long_rollout(pipe, num_frames, height, frames_per_clip=4, window=16, num_compared=20):
+    """(time, memory) of the last clips over those from the tenth on: medians, as ratios."""
+    history = torch.randn(1, 4, window, height // 8, height // 8, generator=torch.Generator().manual_seed(0))
+    seconds, memory = [], []
+    stream = pipe.stream(
+        video_latents=history,
+        num_frames=num_frames,
+        frames_per_clip=frames_per_clip,
+        max_context_frames=window,
+        num_inference_steps=2,
+        output_type="latent",
+    )
+    with stream:
+        began = time.perf_counter()
+        for _ in stream:
+            seconds.append(time.perf_counter() - began)
+            on_gpu = torch.cuda.is_available()
+            memory.append(torch.cuda.memory_allocated() if on_gpu else psutil.Process().memory_info().rss)
+            began = time.perf_counter()
+    if len(seconds) < 9 + 2 * num_compared:
+        raise SystemExit(
+            f"--long_frames {num_frames}: at least {frames_per_clip * (9 + 2 * num_compared)} are needed."
+        )
+    return [
+        statistics.median(x[-num_compared:]) / statistics.median(x[9 : 9 + num_compared]) for x in (seconds, memory)
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -65,11 +98,10 @@ def main():
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--long_frames", type=int, default=1000, help="of the long rollout")
     parser.add_argument("--output", type=Path, default=Path("rollout.json"))
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    from diffusers import AutoencoderTiny
 
     transformer = VideoGPTTransformerModel(
         num_layers=args.layers,
@@ -109,6 +141,9 @@ def main():
     seconds = take_turns({"16": cached[16, 16], "64": cached[64, 16]}, args.rounds)
     results["64 frames of history over 16"] = speedup(seconds, "64", "16")
     print("time of a clip:", show_speedup("64 frames of history over 16", results["64 frames of history over 16"]))
+    times, memory = long_rollout(pipe, args.long_frames, args.height)
+    results[f"last clips of {args.long_frames} frames over the tenth"] = {"time": times, "memory": memory}
+    print(f"last clips of {args.long_frames} frames over the tenth: time {times:.2f} x, memory {memory:.2f} x")
     write_results(args.output, results)
 
 
