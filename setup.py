@@ -39,7 +39,13 @@ setup(
             "pymunk>=7.0",
             "pygame-ce>=2.5",
         ],
-        "eval": ["scipy>=1.11", "pymunk>=7.0", "pygame-ce>=2.5"],
+        "eval": [
+            "scipy>=1.11",
+            "torchmetrics>=1.4",
+            "opencv-python-headless>=4.10",
+            "pymunk>=7.0",
+            "pygame-ce>=2.5",
+        ],
         "test": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
@@ -54,6 +60,8 @@ setup(
             "pyyaml>=6.0",
             "psutil>=5.9",
             "scipy>=1.11",
+            "torchmetrics>=1.4",
+            "opencv-python-headless>=4.10",
             "pymunk>=7.0",
             "pygame-ce>=2.5",
         ],
