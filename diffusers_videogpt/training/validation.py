@@ -7,8 +7,8 @@ import csv
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,12 @@ class RolloutScores:
             again and again) and of `"autoencoder"` (the true frames encoded and decoded: no model of these latents can
             do better).
         psnr: the same as peak signal-to-noise ratio in dB, at most 100, taken for each video and frame and then averaged.
+        measures: the same in each further measure that was asked for, by its name.
     """
 
     mse: dict[str, list[float]]
     psnr: dict[str, list[float]]
+    measures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @property
     def ratio_to_repeat(self) -> float:
@@ -66,6 +68,7 @@ def validation_rollout(
     guidance_scale: float | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
+    measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None,
 ) -> RolloutScores:
     """Continues each video after its first frames and compares with what really followed.
 
@@ -81,6 +84,7 @@ def validation_rollout(
         folder: gets `i.mp4` (left the truth, right the given frames and the prediction; the bar above is blue while frames
             are given, orange after that) and `i.png` (a film strip) for every video, and at the end `scores.json`.
             Without it nothing is written.
+        measures: further ways to compare frames with the truth: two of uint8 (N, H, W, 3) → (N,).
 
     Raises:
         ValueError: if there is no video, or lengths differ, or nothing is left to predict.
@@ -95,7 +99,8 @@ def validation_rollout(
         )
     was_training = pipe.transformer.training
     pipe.transformer.eval()
-    errors = {"predicted": [], "repeat": [], "autoencoder": []}
+    compare = {"mse": _mse_by_frame, **(measures or {})}
+    by_frame = {name: {"predicted": [], "repeat": [], "autoencoder": []} for name in compare}
     for index, video in enumerate(videos):
         given, truth = video[:num_given], video[num_given:]
         generator = torch.Generator().manual_seed(seed + index)
@@ -113,9 +118,10 @@ def validation_rollout(
         predicted = to_uint8_frames(predicted)
         latents = pipe.encode_given(video=truth, max_context_frames=num_predicted, generator=generator, **size)
         decoded = to_uint8_frames(pipe.decode_latents(latents, "np")[0])
-        errors["predicted"].append(_mse_by_frame(predicted, truth))
-        errors["repeat"].append(_mse_by_frame(given[-1:], truth))
-        errors["autoencoder"].append(_mse_by_frame(decoded, truth))
+        for name, function in compare.items():
+            by_frame[name]["predicted"].append(function(predicted, truth))
+            by_frame[name]["repeat"].append(function(np.broadcast_to(given[-1:], truth.shape), truth))
+            by_frame[name]["autoencoder"].append(function(decoded, truth))
         if folder is not None:
             continued = np.concatenate([given, predicted])
             write_video(Path(folder) / f"{index}.mp4", _side_by_side(video, continued, num_given), fps=fps)
@@ -124,10 +130,12 @@ def validation_rollout(
             )
     pipe.transformer.train(was_training)
 
-    scores = RolloutScores(
-        mse={name: np.mean(rows, axis=0).tolist() for name, rows in errors.items()},
-        psnr={name: np.mean(_psnr(np.stack(rows)), axis=0).tolist() for name, rows in errors.items()},
-    )
+    means = {
+        name: {key: np.mean(rows, axis=0).tolist() for key, rows in values.items()}
+        for name, values in by_frame.items()
+    }
+    psnr = {key: np.mean(_psnr(np.stack(rows)), axis=0).tolist() for key, rows in by_frame["mse"].items()}
+    scores = RolloutScores(mse=means.pop("mse"), psnr=psnr, measures=means)
     if folder is not None:
         unfinished = Path(folder) / "scores.json.partial"
         unfinished.write_text(json.dumps(asdict(scores), indent=2), encoding="utf-8")
@@ -174,6 +182,11 @@ def log_rollout(
         scalars[f"{prefix}/mse_h{horizon}"] = scores.mse["predicted"][horizon - 1]
         scalars[f"{prefix}/psnr_h{horizon}"] = scores.psnr["predicted"][horizon - 1]
     accelerator.log(scalars, step=step)
+    log_pictures(accelerator, folder, step, prefix)
+
+
+def log_pictures(accelerator: Accelerator, folder: str | Path, step: int, prefix: str = "validation") -> None:
+    """Sends the strips of a folder, `0.png`, …, and its videos, `0.mp4`, …, to the trackers that show them."""
     strips, videos = sorted(Path(folder).glob("*.png")), sorted(Path(folder).glob("*.mp4"))
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

@@ -77,6 +77,18 @@ def test_still_video_has_finite_scores(pipe):
     assert np.isfinite(scores.ratio_to_repeat) and scores.ratio_to_repeat > 1
 
 
+def test_further_measures_see_what_the_errors_see(pipe, tmp_path):
+    def mean_difference(frames, truth):
+        assert frames.shape == truth.shape and frames.dtype == truth.dtype == np.uint8
+        return (truth.mean((1, 2, 3)) - frames.mean((1, 2, 3))).astype(float)
+
+    scores = validation_rollout(pipe, VIDEOS, measures={"difference": mean_difference}, folder=tmp_path, **SETTINGS)
+    expected = np.mean([video[3:].mean((1, 2, 3)) - video[2].mean() for video in VIDEOS], axis=0)
+    np.testing.assert_allclose(scores.measures["difference"]["repeat"], expected)
+    assert {key: len(values) for key, values in scores.measures["difference"].items()} == dict.fromkeys(scores.mse, 4)
+    assert RolloutScores.load(tmp_path / "scores.json") == scores
+
+
 def test_training_is_not_touched(pipe):
     pipe.transformer.train()
     before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}

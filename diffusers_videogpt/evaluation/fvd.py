@@ -1,0 +1,328 @@
+"""Fréchet video distance (Unterthiner et al., "Towards Accurate Generative Models of Video", 2018) between two sets of clips.
+
+    i3d = load_i3d()
+    real = FolderClips("real", ClipSettings())
+    made = FolderClips("made", ClipSettings(), is_reference=False)
+    frechet_distance(clip_features(i3d, real), clip_features(i3d, made))
+
+A number is comparable only with one of the same setting: how many clips, of which length and rate, at which resolution, and
+whether frames were cropped or squashed to a square. [`ClipSettings`] holds all of it.
+
+Shapes: N clips, F frames, H × W pixels, D = 400 features.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.utils import logging
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
+
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..training.sampling import Sampling
+from ..training.videos import VideoTable
+from ..video_io import to_uint8_frames
+from .i3d import FRAME_SIZE, MIN_FRAMES
+from .package_weights import cache_folder, hash_file, hash_tensors, save_whole
+
+
+logger = logging.get_logger(__name__)
+
+
+# The distance
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """|μ − ν|² + tr Σ + tr T − 2 tr (Σ T)^½ of the means and unbiased covariances of two sets of features, in float64.
+
+    With Σ = AᵀA and T = BᵀB, where A and B are the centred features over √(N − 1), tr (Σ T)^½ is the sum of the singular
+    values of A Bᵀ: no root of a matrix is taken, so fewer clips than features do no harm to the accuracy.
+
+    Args:
+        x, y: (N, D) and (M, D).
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than 2 rows, NaN or infinity.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"Two sets of features are (N, D) and (M, D), not {x.shape} and {y.shape}.")
+    fewest, needed = min(len(x), len(y)), x.shape[1] + 1
+    if fewest < 2:
+        raise ValueError(f"A covariance needs 2 videos, and to be of full rank {needed}; got {fewest}: give more.")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("The features have NaN or infinite values: look for the cause in the network and the frames.")
+    if fewest < needed:
+        logger.warning(
+            f"{fewest} videos are too few for a covariance of {needed - 1} features: at least {needed} are needed. The "
+            "distance is too large, and comparable only with that of as many videos."
+        )
+    (mean_x, trace_x, factor_x), (mean_y, trace_y, factor_y) = _moments(x), _moments(y)
+    trace_of_root = np.linalg.svd(factor_x @ factor_y.T, compute_uv=False).sum()
+    distance = np.square(mean_x - mean_y).sum() + trace_x + trace_y - 2 * trace_of_root
+    return float(max(distance, 0.0))  # rounding may go below
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Mean, trace of the covariance, and a factor R of it with RᵀR = Σ, at most (D, D)."""
+    mean = x.mean(axis=0)
+    centred = (x - mean) / np.sqrt(len(x) - 1)
+    return mean, np.square(centred).sum(), np.linalg.qr(centred, mode="r")
+
+
+# Features
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+@torch.no_grad()
+def clip_features(i3d: torch.nn.Module, clips: Iterable[np.ndarray], batch_size: int = 8) -> np.ndarray:
+    """Clips → features, fp32 (N, D).
+
+    Frames are brought to 224 × 224 bilinearly, pixel centres aligned, without antialiasing.
+
+    Args:
+        i3d: [`~evaluation.i3d.I3D`], which computes on its device.
+        clips: each uint8 (F, H, W, 3), all of one length and size.
+    """
+    device = next(i3d.parameters()).device
+    features = []
+    # The distance is defined in fp32; TF32, which convolutions use by default, keeps 10 bits of it.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for batch in batched(tqdm(clips, desc="Features", unit="clip", delay=5), batch_size):
+            frames = torch.from_numpy(np.stack(batch)).to(device).permute(0, 4, 1, 2, 3).float()
+            if frames.shape[3:] != (FRAME_SIZE, FRAME_SIZE):
+                size = (frames.shape[2], FRAME_SIZE, FRAME_SIZE)
+                frames = F.interpolate(frames, size, mode="trilinear", align_corners=False)
+            features.append(i3d(frames / 127.5 - 1).float().cpu())
+    return torch.cat(features).numpy()
+
+
+def cached_features(path: Path, key: dict[str, Any], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The features in `path` if they were made with `key`; else computed, and kept there.
+
+    Raises:
+        ValueError: `path` is a file of another kind.
+    """
+    if path.is_file():
+        try:
+            with safe_open(path, framework="np") as file:
+                found, features = json.loads(file.metadata()["features_of"]), file.get_tensor("features")
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path}: this is no file of features ({error}); delete it or name another cache."
+            ) from error
+        changes = [f"{n} {found.get(n)!r} → {value!r}" for n, value in key.items() if found.get(n) != value]
+        if not changes:
+            return features
+        logger.warning(f"{path}: these features were made otherwise ({', '.join(changes)}); they are computed anew.")
+    features = compute()
+    save_whole(path, {"features": torch.from_numpy(features)}, {"features_of": json.dumps(key)})
+    return features
+
+
+# Clips
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are taken from videos, and what a model sees of them.
+
+    Attributes:
+        clip_length: frames F of a clip, at least 9.
+        num_given: of these, how many a model is shown; the clip that is compared has them too.
+        num_videos: how many are drawn from each set, one clip from each; `None`: all.
+        resolution: side of the square that frames are brought to first, a multiple of 16; 224 leaves nothing more to do.
+        resize: "crop" scales to cover the square and cuts its centre out, "squash" changes the aspect ratio; both bicubic
+            with antialiasing.
+        frame_interval: frames of a reference video from one to the next.
+        by_class: of the reference, as many videos of each folder as of any other.
+        seed: of which videos and which of their frames are taken.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    clip_length: int = 16
+    num_given: int = 3
+    num_videos: int | None = None
+    resolution: int = FRAME_SIZE
+    resize: str = "crop"
+    frame_interval: int = 1
+    by_class: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.clip_length < MIN_FRAMES:
+            raise ValueError(f"clip_length={self.clip_length}: I3D takes {MIN_FRAMES} frames or more.")
+        if not 0 <= self.num_given < self.clip_length:
+            raise ValueError(
+                f"num_given={self.num_given} of clip_length={self.clip_length} leaves nothing to predict."
+            )
+
+
+# Where the papers are silent (resolution, crop or squash, rate of Kinetics-600) the defaults of `ClipSettings` stand.
+PROTOCOLS = {
+    # Video-GPT: 3 frames shown, 13 predicted; 500 videos, and 5000 in a later version of the paper.
+    "kinetics600": {"clip_length": 16, "num_given": 3, "num_videos": 500},
+    # FAR: class → video, 2,048 videos at 256 × 256 (and 10,000 at 128 × 128).
+    "ucf101": {"clip_length": 16, "num_given": 0, "num_videos": 2048, "resolution": 256, "by_class": True},
+}
+
+
+class _Squashing(Sampling):
+    def resize(self, frame: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(frame).resize((self.width, self.height), Image.Resampling.BICUBIC))
+
+
+class FolderClips:
+    """One clip of each of the drawn videos of a folder: iterate for uint8 (F, R, R, 3).
+
+    Args:
+        folder: videos, in it or in folders below it.
+        settings: one seed, name and setting give the same clip, whatever else lies in the folder.
+        is_reference: of the reference set, videos that cannot be used are left out (see `dropped`). Of the other set every
+            one must be usable, and its frames are taken as they follow each other.
+
+    Raises:
+        ValueError: no such folder, too few videos, videos that cannot be used, with their names and what is wrong.
+    """
+
+    def __init__(self, folder: str | Path, settings: ClipSettings, is_reference: bool = True):
+        self.folder, self.settings = Path(folder), settings
+        sampling = {"crop": Sampling, "squash": _Squashing}[settings.resize]
+        interval = settings.frame_interval if is_reference else 1
+        self.table = VideoTable.from_folder(
+            folder,
+            sampling(
+                settings.clip_length,
+                frame_interval=(interval, interval),
+                height=settings.resolution,
+                width=settings.resolution,
+            ),
+            max_bad_fraction=1.0 if is_reference else 0.0,
+        )
+        if len(self.table) < (settings.num_videos or 0):
+            raise ValueError(
+                f"{folder} has {len(self.table)} usable videos, {settings.num_videos} are to be compared: give more, or ask "
+                f"for fewer. {self.dropped.summary()}.{self.dropped.first()}"
+            )
+        self.indices = self._draw(settings.by_class and is_reference)
+
+    def _draw(self, by_class: bool) -> list[int]:
+        def rank(index: int) -> bytes:
+            return hashlib.blake2b(f"{self.settings.seed}/{self.table.id(index)}".encode()).digest()
+
+        shuffled = sorted(range(len(self.table)), key=rank)
+        if by_class:
+            taken, rounds = Counter(), {}
+            for index in shuffled:
+                folder = PurePosixPath(self.table.id(index)).parent
+                rounds[index] = taken[folder]
+                taken[folder] += 1
+            if len(taken) < 2:
+                raise ValueError(
+                    f"{self.folder}: videos are drawn by class, which needs a folder for each class in it."
+                )
+            shuffled.sort(key=rounds.get)
+        return sorted(shuffled[: self.settings.num_videos])
+
+    @property
+    def dropped(self):
+        """Videos that cannot be used: name → reason."""
+        return self.table.dropped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for index in self.indices:
+            yield self.table.read(index, self.table.draw_window(index, 0, self.settings.seed))
+
+    def features(self, i3d: torch.nn.Module, cache_dir: str | Path | None = None, batch_size: int = 8) -> np.ndarray:
+        """Its features, fp32 (N, D), from the cache where the same files gave them under the same settings before.
+
+        The cache is keyed by the videos' bytes and the network's weights; it may be deleted at any time.
+
+        Raises:
+            ValueError: as [`cached_features`].
+        """
+        settings = asdict(self.settings)
+        del settings["num_given"]  # does not change the real clips
+        videos = [(self.table.id(index), hash_file(self.table[index].source)) for index in self.indices]
+        key = {
+            **settings,
+            "network": hash_tensors(i3d.state_dict()),
+            "videos": hashlib.sha256(json.dumps(videos).encode()).hexdigest(),
+        }
+        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
+        name = (
+            f"{self.folder.resolve().name}-{place}-{self.settings.clip_length}x{self.settings.resolution}.safetensors"
+        )
+        path = cache_folder("fvd", cache_dir) / name
+        return cached_features(path, key, lambda: clip_features(i3d, self, batch_size))
+
+
+def predict_clips(
+    pipe: VideoGPTPipeline, clips: FolderClips, num_inference_steps: int, batch_size: int = 8, seed: int = 0, **call
+) -> Iterator[np.ndarray]:
+    """The first `num_given` frames of every clip and what the model makes of them: uint8 (F, R, R, 3).
+
+    Args:
+        seed: clip i is predicted with `seed` + i, whatever the batch.
+        call: further arguments of the pipeline's call.
+    """
+    num_given, size = clips.settings.num_given, clips.settings.resolution
+    seeds = iter(range(seed, seed + len(clips)))
+    for batch in batched(clips, batch_size):
+        generators = [torch.Generator().manual_seed(next(seeds)) for _ in batch]
+        given = {"video": [clip[:num_given] for clip in batch]} if num_given else {"num_videos_per_prompt": len(batch)}
+        predicted = pipe(
+            **given,
+            num_frames=clips.settings.clip_length - num_given,
+            height=size,
+            width=size,
+            num_inference_steps=num_inference_steps,
+            generator=generators,
+            output_type="np",
+            **call,
+        ).frames
+        for clip, frames in zip(batch, predicted, strict=True):
+            yield np.concatenate([clip[:num_given], to_uint8_frames(frames)])
+
+
+def evaluate_fvd(
+    i3d: torch.nn.Module,
+    reference: FolderClips,
+    made: FolderClips | Iterable[np.ndarray],
+    cache_dir: str | Path | None = None,
+    batch_size: int = 8,
+) -> float:
+    """FVD between the clips of a folder and as many made ones, from another folder or of [`predict_clips`].
+
+    Args:
+        cache_dir: where the reference's features are kept.
+
+    Raises:
+        ValueError: folders with different numbers of videos; and as the functions that this is made of.
+    """
+    if isinstance(made, FolderClips) and len(made) != len(reference):
+        raise ValueError(
+            f"The sets differ in size: {reference.folder} has {len(reference)} usable videos, {made.folder} {len(made)}. Compare "
+            f"{min(len(reference), len(made))} of each, or complete the smaller set."
+        )
+    return frechet_distance(reference.features(i3d, cache_dir, batch_size), clip_features(i3d, made, batch_size))
