@@ -5,11 +5,12 @@ Shapes: B videos, C latent channels, F frames, h × w latent size.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from .conditions import Conditions
 from .pipeline_output import VideoGPTPipelineOutput
 from .transformer_videogpt import VideoGPTKVCache
 
@@ -27,11 +28,20 @@ class History:
         latents: (B, C, F, h, w); `None` while there are none.
         kv_cache: what the transformer keeps of them, brought up to date by [`VideoGPTPipeline.encode_history`]; `None`
             to compute the whole history anew at every step.
+        rolling: whether the caches only forget the frames that leave the window, instead of being filled anew. What the
+            others have computed from those frames then stays: nearly the same prediction, in less time.
+        conditions: what is asked for in front of these frames; it is in the cache too.
+        negative_conditions: what guidance leads away from; `None` without that guidance.
+        negative_kv_cache: as `kv_cache`, of the frames behind `negative_conditions`.
     """
 
     max_frames: int
     latents: torch.Tensor | None = None
     kv_cache: VideoGPTKVCache | None = None
+    rolling: bool = False
+    conditions: Conditions = field(default_factory=dict)
+    negative_conditions: Conditions | None = None
+    negative_kv_cache: VideoGPTKVCache | None = None
 
     @property
     def num_frames(self) -> int:
@@ -40,16 +50,21 @@ class History:
     def append(self, latents: torch.Tensor) -> None:
         """Adds (B, C, F, h, w) frames behind the last; the oldest that no longer fit are dropped."""
         latents = latents if self.latents is None else torch.cat([self.latents, latents], dim=2)
-        if latents.shape[2] > self.max_frames:
-            self.rewind(latents[:, :, -self.max_frames :])
-        else:
-            self.latents = latents
+        num_dropped = max(latents.shape[2] - self.max_frames, 0)
+        if num_dropped and not self.rolling:
+            self.rewind(latents[:, :, num_dropped:])
+            return
+        self.latents = latents[:, :, num_dropped:]
+        for cache in (self.kv_cache, self.negative_kv_cache):
+            if cache is not None and min(num_dropped, cache.num_frames):
+                cache.drop_oldest(min(num_dropped, cache.num_frames))
 
     def rewind(self, latents: torch.Tensor | None) -> None:
         """Makes `latents` the whole history. All later frames were computed from those before: the cache is void."""
         self.latents = latents
-        if self.kv_cache is not None:
-            self.kv_cache.reset()
+        for cache in (self.kv_cache, self.negative_kv_cache):
+            if cache is not None:
+                cache.reset()
 
 
 class VideoGPTStream:

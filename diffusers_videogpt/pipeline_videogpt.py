@@ -5,21 +5,26 @@ Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .clips import TOKENS_AROUND_PATCHES, equal_clip_lengths
+from .conditions import Conditions, VideoGPTConditionMixin, condition_lengths
+from .frame_coding import VideoGPTFrameMixin, VideoInput
 from .history import History, VideoGPTStream
 from .lora_videogpt import VideoGPTLoraLoaderMixin
 from .pipeline_output import VideoGPTPipelineOutput
@@ -30,47 +35,16 @@ from .scheduling_next_clip_flow_match import (
     set_flow_timesteps,
 )
 from .transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
-from .video_io import read_video, resize_and_crop, resize_to_cover, to_uint8_frames
 
-
-logger = logging.get_logger(__name__)
-
-VideoInput = str | Path | list[PIL.Image.Image] | np.ndarray | torch.Tensor
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-FRAMES_PER_VAE_CALL = 16
+
+# diffusers' caches that know the passes of a step apart: encoding the history, predicting with it and without it.
+STEP_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
 
 
-def _warn_of_dropped_frames(num_frames: int, max_frames: int) -> None:
-    if num_frames > max_frames:
-        logger.warning(
-            f"The history has {num_frames} frames, more than the window of {max_frames} that the model looks back on: the "
-            f"oldest {num_frames - max_frames} are dropped. Raise `max_context_frames` to keep more."
-        )
-
-
-def _as_list_of_videos(video) -> list:
-    """One video or several → a list of videos."""
-    is_list_of_frames = isinstance(video, list | tuple) and (
-        not video or isinstance(video[0], PIL.Image.Image) or getattr(video[0], "ndim", 4) == 3
-    )
-    is_several = (isinstance(video, list | tuple) and not is_list_of_frames) or getattr(video, "ndim", 4) == 5
-    return list(video) if is_several else [video]
-
-
-def _as_videos(image) -> list:
-    """One picture or several → a list of videos of one frame."""
-    several = isinstance(image, list | tuple) or getattr(image, "ndim", 3) == 4
-    videos = []
-    for picture in image if several else [image]:
-        if isinstance(picture, str | Path):
-            picture = read_video(picture, max_frames=1).frames[0]
-        videos.append([picture])
-    return videos
-
-
-class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
-    """Continues a video, animates a picture, or makes a video from nothing, clip after clip.
+class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraLoaderMixin, DiffusionPipeline):
+    """Continues a video, animates a picture, or makes a video from nothing, of a class or from a text, clip after clip.
 
     Args:
         vae ([`AutoencoderKL`] or [`AutoencoderTiny`]): frames ↔ latents, one frame at a time. The published weights use
@@ -83,10 +57,16 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
         longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
         guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call says otherwise. The paper's best
             with 16 frames a clip; the authors' script uses 1.5 with 24.
+        condition_guidance_scale (`float`, defaults to `4.0`): guidance by class and text, unless the call says otherwise.
+        id2label (`dict`, *optional*): number → name of the classes that the model was trained on; as JSON has it, the
+            numbers may be strings.
+        text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
+            for example `CLIPTextModel`, as in the paper, or `BertModel`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
@@ -98,14 +78,22 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
         max_context_frames: int = 80,
         longest_side: int = 320,
         guidance_scale: float = 3.0,
+        condition_guidance_scale: float = 4.0,
+        id2label: dict | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         super().__init__()
-        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.register_modules(
+            vae=vae, transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
         self.register_to_config(
             frames_per_clip=frames_per_clip,
             max_context_frames=max_context_frames,
             longest_side=longest_side,
             guidance_scale=guidance_scale,
+            condition_guidance_scale=condition_guidance_scale,
+            id2label=id2label,
         )
         self.vae_scale_factor = 8
         if vae is not None:
@@ -113,10 +101,32 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             self.vae_scale_factor = 2 ** (len(channels) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
-    def _set_call_state(self, guidance_scale: float | None, attention_kwargs: dict[str, Any] | None) -> None:
-        if (attention_kwargs or {}).get("scale") == 0:  # diffusers would set the weights of all LoRAs to 1 afterwards
-            raise ValueError("`attention_kwargs={'scale': 0}` can't be undone: call `disable_lora()` instead.")
+    def _set_call_state(
+        self,
+        guidance_scale: float | None,
+        condition_guidance_scale: float | None,
+        guidance_interval: tuple[float, float],
+        attention_kwargs: dict[str, Any] | None,
+    ) -> None:
+        start, stop = guidance_interval
+        if not 0 <= start < stop <= 1:
+            raise ValueError(
+                f"`guidance_interval`={guidance_interval} must be (start, stop) with 0 ≤ start < stop ≤ 1, as shares of the "
+                "denoising steps; to guide in none of them, pass `guidance_scale=1`."
+            )
+        self._guidance_interval = guidance_interval
+        if self.transformer.is_cache_enabled and not isinstance(self.transformer._cache_config, STEP_CACHES):
+            raise ValueError(
+                f"{type(self.transformer._cache_config).__name__} would mix the passes with history and without. Call "
+                f"`transformer.disable_cache()` and enable one of {', '.join(c.__name__ for c in STEP_CACHES)}."
+            )
+        if (attention_kwargs or {}).get("scale") == 0:
+            # diffusers divides by the scale afterwards, and after a 0 sets the weights of all LoRAs to 1.
+            attention_kwargs = attention_kwargs | {"scale": 1e-30}
         self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        self._condition_guidance_scale = condition_guidance_scale
+        if condition_guidance_scale is None:
+            self._condition_guidance_scale = self.config.condition_guidance_scale
         self._attention_kwargs = attention_kwargs
         self._interrupt = False
 
@@ -129,6 +139,11 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
     def do_classifier_free_guidance(self) -> bool:
         """Whether the running or the last call has a second pass without history."""
         return self._guidance_scale != 1.0
+
+    @property
+    def condition_guidance_scale(self) -> float:
+        """Guidance by class and text of the running or the last call."""
+        return self._condition_guidance_scale
 
     @property
     def num_timesteps(self) -> int:
@@ -202,98 +217,6 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` may name {self._callback_tensor_inputs}, got {unknown}."
             )
 
-    def check_size(self, height: int | None, width: int | None) -> None:
-        """Raises a `ValueError` that names the nearest possible sizes if a frame can't be cut into whole patches."""
-        multiple = self.vae_scale_factor * self.transformer.config.patch_size
-        for name, value in (("height", height), ("width", width)):
-            if value is not None and (value % multiple or value < multiple):
-                nearest = sorted({max(value // multiple, 1) * multiple, (value // multiple + 1) * multiple})
-                raise ValueError(
-                    f"`{name}` must be divisible by {multiple}, got {value}: the nearest are "
-                    f"{' and '.join(map(str, nearest))}."
-                )
-
-    def prepare_frames(
-        self,
-        video: VideoInput | Sequence[VideoInput],
-        height: int | None = None,
-        width: int | None = None,
-        fps: float | None = None,
-        max_frames: int | None = None,
-    ) -> torch.Tensor:
-        """Video in any form → the pixels that the VAE takes, (B, F, 3, H, W) in [−1, 1] on the CPU.
-
-        Args:
-            video: a path, PIL images, an array (F, H, W, 3) or a tensor (F, 3, H, W), `uint8` or in [0, 1]; or a list,
-                or a 5-dimensional array or tensor, of several.
-            height, width: scale and crop to this size; by default to `longest_side`, keeping the aspect ratio.
-            fps: frames a second to read a path at; by default all of its frames.
-            max_frames: keep only so many of the last frames, with a warning if there are more.
-
-        Raises:
-            ValueError: if the videos of a batch differ in size or length, or frames are empty or not in range.
-            VideoReadError: if a path can't be read.
-        """
-        if height is None and width is None:
-            multiple = self.vae_scale_factor * self.transformer.config.patch_size
-            resize = partial(resize_and_crop, longest_side=self.config.longest_side, multiple=multiple)
-        elif height is None or width is None:
-            raise ValueError(f"Pass both `height` and `width`, or neither; got {height} and {width}.")
-        else:
-            self.check_size(height, width)
-            resize = partial(resize_to_cover, height=height, width=width)
-        videos = []
-        for item in _as_list_of_videos(video):
-            if isinstance(item, str | Path):
-                frames = read_video(item, fps=fps, transform=resize).frames
-            else:
-                frames = to_uint8_frames(item)
-            if max_frames is not None:
-                _warn_of_dropped_frames(len(frames), max_frames)
-                frames = frames[-max_frames:]
-            if not isinstance(item, str | Path):
-                frames = resize(frames)
-            videos.append(frames)
-        shapes = sorted({frames.shape for frames in videos})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"The videos of one batch must agree in frames and size, got (frames, height, width, 3) of {shapes}: cut "
-                "them alike, or call the pipeline for each."
-            )
-        return torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-
-    @torch.no_grad()
-    def encode_frames(
-        self, frames: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> torch.Tensor:
-        """(B, F, 3, H, W) pixels in [−1, 1] → (B, C, F, h, w) scaled latents, a posterior sample as in the reference."""
-        batch_size = frames.shape[0]
-        if isinstance(generator, list):
-            rows = [self.encode_frames(row[None], g) for row, g in zip(frames, generator, strict=True)]
-            return torch.cat(rows)
-        latents = []
-        for pixels in frames.flatten(0, 1).split(FRAMES_PER_VAE_CALL):
-            encoded = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
-            posterior = getattr(encoded, "latent_dist", None)
-            latents.append(encoded.latents if posterior is None else posterior.sample(generator))
-        latents = torch.cat(latents).float() - (self.vae.config.get("shift_factor") or 0.0)
-        latents = latents * self.vae.config.scaling_factor
-        return latents.unflatten(0, (batch_size, -1)).transpose(1, 2)
-
-    @torch.no_grad()
-    def decode_latents(self, latents: torch.Tensor, output_type: str = "pil"):
-        """(B, C, F, h, w) latents → frames, as described at [`VideoGPTPipelineOutput`]."""
-        if output_type == "latent":
-            return latents
-        batch_size = latents.shape[0]
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        frames = [
-            self.vae.decode(chunk.to(self.vae.dtype), return_dict=False)[0].float()
-            for chunk in latents.transpose(1, 2).flatten(0, 1).split(FRAMES_PER_VAE_CALL)
-        ]
-        video = torch.cat(frames).unflatten(0, (batch_size, -1)).transpose(1, 2)
-        return self.video_processor.postprocess_video(video, output_type=output_type)
-
     def prepare_clip_lengths(
         self,
         num_frames: int | None = None,
@@ -321,45 +244,6 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             )
         return clip_lengths
 
-    def encode_given(
-        self,
-        video: VideoInput | None = None,
-        image: VideoInput | None = None,
-        video_latents: torch.Tensor | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        fps: float | None = None,
-        max_context_frames: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> torch.Tensor | None:
-        """What was given, in whichever form, as clean latents (B, C, F, h, w) in fp32: the last frames that the window
-        holds. `None` if nothing was given."""
-        window = self.config.max_context_frames if max_context_frames is None else max_context_frames
-        if window < 1:
-            raise ValueError(f"`max_context_frames` must be at least 1, got {window}.")
-        if video_latents is not None:
-            _warn_of_dropped_frames(video_latents.shape[2], window)
-            return video_latents[:, :, -window:].to(self._execution_device, torch.float32)
-        if video is None and image is None:
-            return None
-        frames = self.prepare_frames(_as_videos(image) if video is None else video, height, width, fps, window)
-        return self.encode_frames(frames, generator)
-
-    def frame_size(
-        self, latents: torch.Tensor | None, height: int | None = None, width: int | None = None
-    ) -> tuple[int, int]:
-        """Height and width in pixels of what is predicted: those of `latents`, else those asked for or the default.
-
-        Raises:
-            ValueError: if latents were given of another size than the one asked for.
-        """
-        if latents is None:
-            return height or self.config.longest_side, width or self.config.longest_side
-        size = latents.shape[3] * self.vae_scale_factor, latents.shape[4] * self.vae_scale_factor
-        if (height or size[0], width or size[1]) != size:
-            raise ValueError(f"The latents are of frames of {size[0]} × {size[1]}, not of {height} × {width}.")
-        return size
-
     def prepare_history(
         self,
         given: torch.Tensor | None,
@@ -368,26 +252,48 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
         num_frames: int | None,
         max_context_frames: int | None = None,
         use_kv_cache: bool = True,
+        conditions: Conditions | None = None,
+        negative_conditions: Conditions | None = None,
+        batch_size: int = 1,
+        rolling_cache: bool = False,
     ) -> History:
         """The history before the first clip, with room in its cache for all that it will ever hold.
 
         Args:
-            given: (B, C, F, h, w) clean latents, if there are any.
+            given: (b, C, F, h, w) clean latents, if there are any.
             height, width: pixels of a frame.
             num_frames: how many will be predicted; `None` for without end.
             max_context_frames: length of the window.
             use_kv_cache: whether to keep keys and values.
+            conditions, negative_conditions: of [`encode_conditions`], if anything is asked for.
+            batch_size: B videos are predicted: all these are repeated to so many.
+            rolling_cache: see [`History`].
         """
         window = self.config.max_context_frames if max_context_frames is None else max_context_frames
-        history = History(window)
-        if use_kv_cache:
-            pixels_per_patch = (self.vae_scale_factor * self.transformer.config.patch_size) ** 2
-            tokens_per_frame = height * width // pixels_per_patch + TOKENS_AROUND_PATCHES
-            if num_frames is not None:
-                window = min(window, num_frames + (0 if given is None else given.shape[2]))
-            history.kv_cache = VideoGPTKVCache(self.transformer.config.num_layers, window * tokens_per_frame)
+
+        def repeat(values: torch.Tensor) -> torch.Tensor:
+            return values.repeat_interleave(batch_size // values.shape[0], dim=0)
+
+        conditions = {name: repeat(value) for name, value in (conditions or {}).items()}
+        history = History(window, rolling=rolling_cache, conditions=conditions)
+        if negative_conditions is not None:
+            history.negative_conditions = {name: repeat(value) for name, value in negative_conditions.items()}
+        pixels_per_patch = (self.vae_scale_factor * self.transformer.config.patch_size) ** 2
+        tokens_per_frame = height * width // pixels_per_patch + TOKENS_AROUND_PATCHES
+        if num_frames is not None:
+            window = min(window, num_frames + (0 if given is None else given.shape[2]))
+
+        def make_cache(conditions: Conditions | None) -> VideoGPTKVCache | None:
+            # A cache holds samples of one length, so texts of different lengths have none.
+            if not use_kv_cache or conditions is None or "encoder_attention_mask" in conditions:
+                return None
+            num_tokens = window * tokens_per_frame + condition_lengths(conditions)
+            return VideoGPTKVCache(self.transformer.config.num_layers, num_tokens)
+
+        history.kv_cache = make_cache(history.conditions)
+        history.negative_kv_cache = make_cache(history.negative_conditions)
         if given is not None:
-            history.append(given)
+            history.append(repeat(given))
         return history
 
     def prepare_latents(
@@ -405,47 +311,65 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
 
     @torch.no_grad()
     def encode_history(self, history: History) -> None:
-        """Puts the keys and values of the frames that the cache of `history` lacks into it."""
-        if history.kv_cache is None or history.latents is None:
-            return
-        latents = history.latents[:, :, history.kv_cache.num_frames :]
-        if latents.shape[2]:
+        """Puts the keys and values of the frames that the caches of `history` lack into them, behind the conditions."""
+        passes = (
+            ("history", history.kv_cache, history.conditions),
+            ("negative history", history.negative_kv_cache, history.negative_conditions),
+        )
+        for name, kv_cache, conditions in passes:
+            if kv_cache is None or history.num_frames == kv_cache.num_frames:
+                continue
             # Compiled blocks run as they are here: one call a clip, of any length, is not worth a graph.
-            with self.transformer.cache_context("history"), torch.compiler.set_stance("force_eager"):
+            with self.transformer.cache_context(name), torch.compiler.set_stance("force_eager"):
                 self.transformer(
-                    clean_hidden_states=latents.to(self.transformer.dtype),
-                    kv_cache=history.kv_cache,
+                    clean_hidden_states=history.latents[:, :, kv_cache.num_frames :].to(self.transformer.dtype),
+                    kv_cache=kv_cache,
                     attention_kwargs=self._attention_kwargs,
+                    **({} if kv_cache.num_frames else conditions),
                 )
 
-    def predict_clean(self, latents: torch.Tensor, alpha: torch.Tensor, history: History) -> torch.Tensor:
+    def predict_clean(
+        self, latents: torch.Tensor, alpha: torch.Tensor, history: History, guide_by_history: bool = True
+    ) -> torch.Tensor:
         """One guided prediction of the clean clip from the noisy one.
 
-        x̂ = x̂_clip + c (x̂_history − x̂_clip): the second pass is the clip alone, with no history and never padded to its
-        length. At one noise level this is the same as guiding the velocity.
+        With h the history, y what is asked for, n what is to be led away from and c, d the two scales:
+
+            x̂ = x̂(y) + c (x̂(h, y) − x̂(y)) + (d − 1) (x̂(h, y) − x̂(h, n))
+
+        so a scale of 1 takes its pass away. x̂(y) is the clip with no history, never padded to its length. At one noise
+        level this is the same as guiding the velocity.
 
         Args:
             latents: noisy clip (B, C, F, h, w).
             alpha: its share of signal, a scalar in [0, 1).
-            history: frames before it; without any, the clip is predicted alone.
+            history: frames before it, and conditions; without any, the clip is predicted alone.
+            guide_by_history: `False` leaves out the pass without history, as c = 1 does.
 
         Returns:
             (B, C, F, h, w) in fp32.
         """
-        model_input = latents.to(self.transformer.dtype)
-        arguments = {"attention_kwargs": self._attention_kwargs, "return_dict": False}
-        past = {}
-        if history.num_frames and history.kv_cache is not None:
-            past = {"kv_cache": history.kv_cache}
-        elif history.num_frames:
-            past = {"clean_hidden_states": history.latents.to(self.transformer.dtype)}
-        with self.transformer.cache_context("cond"):
-            denoised = self.transformer(model_input, alpha, **past, **arguments)[0].float()
-        if past and self.do_classifier_free_guidance:
-            with self.transformer.cache_context("uncond"):
-                denoised_alone = self.transformer(model_input, alpha, **arguments)[0].float()
-            denoised = denoised_alone + self._guidance_scale * (denoised - denoised_alone)
-        return denoised
+        dtype = self.transformer.dtype
+        has_history = history.num_frames > 0
+
+        def denoise(name: str, conditions: Conditions, kv_cache: VideoGPTKVCache | None, with_history: bool):
+            inputs = dict(conditions)
+            if with_history and kv_cache is not None:
+                inputs = {"kv_cache": kv_cache}
+            elif with_history:
+                inputs["clean_hidden_states"] = history.latents.to(dtype)
+            inputs |= {"attention_kwargs": self._attention_kwargs, "return_dict": False}
+            with self.transformer.cache_context(name):
+                return self.transformer(latents.to(dtype), alpha, **inputs)[0].float()
+
+        asked = guided = denoise("cond", history.conditions, history.kv_cache, has_history)
+        if has_history and guide_by_history and self.do_classifier_free_guidance:
+            alone = denoise("uncond", history.conditions, None, False)
+            guided = alone + self._guidance_scale * (asked - alone)
+        if history.negative_conditions is not None:
+            unasked = denoise("negative", history.negative_conditions, history.negative_kv_cache, has_history)
+            guided = guided + (self._condition_guidance_scale - 1) * (asked - unasked)
+        return guided
 
     @torch.no_grad()
     def denoise_clip(
@@ -466,10 +390,11 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
         if self.transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
             self.transformer._reset_stateful_cache()
         timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
-        for timestep, alpha in zip(timesteps, alphas, strict=True):
+        start, stop = (share * len(timesteps) for share in self._guidance_interval)
+        for step, (timestep, alpha) in enumerate(zip(timesteps, alphas, strict=True)):
             if self.interrupt:
                 break
-            denoised = self.predict_clean(latents, alpha, history)
+            denoised = self.predict_clean(latents, alpha, history, guide_by_history=start <= step < stop)
             model_output = denoised_to_model_output(self.scheduler, denoised, latents, alpha)
             latents = self.scheduler.step(model_output, timestep, latents, return_dict=False)[0]
             if on_step_end is not None:
@@ -503,20 +428,30 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
         video: VideoInput | None = None,
         image: VideoInput | None = None,
         video_latents: torch.Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        condition_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         frames_per_clip: int | None = None,
         chunk_partition: Sequence[int] | None = None,
         max_context_frames: int | None = None,
         history_retention: float = 1.0,
         use_kv_cache: bool = True,
+        rolling_cache: bool = False,
         fps: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
@@ -534,22 +469,35 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             image: a history of one frame, in the same forms.
             video_latents (`torch.Tensor` of shape (B, C, F, h, w)): the history as latents, for example an earlier output.
                 With none of these three, the video is made from nothing.
+            class_labels (*optional*): what kind of video: the names or numbers of classes that the model was trained on, one
+                a video or one for all.
+            prompt (`str` or `list[str]`, *optional*): what the video shows, in words; one a video or one for all.
+            negative_prompt (`str` or `list[str]`, *optional*): what guidance leads away from; the empty text by default.
             num_frames (`int`, *optional*): frames to predict; one clip by default.
             height, width (`int`, *optional*): size in pixels, divisible by 16. By default that of the history, its longest
                 side scaled down to the pipeline's `longest_side`; without history, `longest_side` squared.
             num_inference_steps (`int`, defaults to `50`): denoising steps a clip.
-            guidance_scale (`float`, *optional*): history guidance c; 1 turns it off and halves the work. The pipeline's
-                own by default.
+            guidance_scale (`float`, *optional*): history guidance; 1 turns it off and halves the work. The pipeline's own
+                by default.
+            condition_guidance_scale (`float`, *optional*): guidance by class and prompt; 1 turns it off. The pipeline's own
+                by default. How the two go together is said at [`~VideoGPTPipeline.predict_clean`].
+            guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): the steps with history guidance, as shares of
+                all; the others save a pass (Kynkäänniemi et al., arXiv 2404.07724).
             frames_per_clip (`int`, *optional*): frames predicted in parallel; the pipeline's own by default.
             chunk_partition (`Sequence[int]`, *optional*): frames in each predicted clip, in place of `frames_per_clip`.
             max_context_frames (`int`, *optional*): the most frames of history looked back on; the pipeline's own by
                 default. A longer history drops its oldest frames.
             history_retention (`float`, defaults to `1.0`): share of signal in predicted frames when they become history.
-            use_kv_cache (`bool`, defaults to `True`): compute the history once a clip, not once a step. Same result.
+            use_kv_cache (`bool`, defaults to `True`): compute the history once a clip, not once a step. Same result. Has no
+                effect where the prompts of a batch differ in length.
+            rolling_cache (`bool`, defaults to `False`): when the window is full, forget its oldest frames instead of computing
+                the window anew. Faster for short clips; not the same result, since later frames remember the forgotten ones.
             fps (`float`, *optional*): frames a second to read a `video` path at; every frame by default.
-            num_videos_per_prompt (`int`, defaults to `1`): different continuations of each history.
+            num_videos_per_prompt (`int`, defaults to `1`): different videos for each history, label or prompt.
             generator: makes the result reproducible; one, or one a video. Every clip draws fresh noise from it.
             latents (`torch.Tensor` of shape (B, C, `num_frames`, h, w), *optional*): the noise to begin with.
+            prompt_embeds, negative_prompt_embeds, prompt_attention_mask, negative_prompt_attention_mask (*optional*): what
+                [`~VideoGPTPipeline.encode_prompt`] makes of prompts, in their place.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` multiplies the weights of the active LoRAs, unless they
@@ -562,7 +510,8 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             [`VideoGPTPipelineOutput`]: the predicted frames alone.
 
         Raises:
-            ValueError: for arguments that don't fit each other, see [`~VideoGPTPipeline.check_inputs`].
+            ValueError: for arguments that don't fit each other, see [`~VideoGPTPipeline.check_inputs`] and
+                [`~VideoGPTPipeline.encode_conditions`].
             VideoReadError: if `video` is a path that can't be read.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
@@ -586,18 +535,39 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
-        self._set_call_state(guidance_scale, attention_kwargs)
+        self._set_call_state(guidance_scale, condition_guidance_scale, guidance_interval, attention_kwargs)
         self._num_timesteps = num_inference_steps * len(clip_lengths)
 
-        # 3. Encode the given frames: they are the history
+        # 3. Encode what is asked for
+        conditions, negative_conditions = self.encode_conditions(
+            class_labels,
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            guidance_scale=self._condition_guidance_scale,
+        )
+
+        # 4. Encode the given frames: they are the history
         given = self.encode_given(video, image, video_latents, height, width, fps, max_context_frames, generator)
         height, width = self.frame_size(given if latents is None else latents, height, width)
-        if given is not None:
-            given = given.repeat_interleave(num_videos_per_prompt, dim=0)
-        batch_size = next((x.shape[0] for x in (given, latents) if x is not None), num_videos_per_prompt)
-        history = self.prepare_history(given, height, width, num_frames, max_context_frames, use_kv_cache)
+        batch_size = self.prepare_batch_size(given, conditions, latents, num_videos_per_prompt)
+        history = self.prepare_history(
+            given,
+            height,
+            width,
+            num_frames,
+            max_context_frames,
+            use_kv_cache,
+            conditions,
+            negative_conditions,
+            batch_size,
+            rolling_cache,
+        )
 
-        # 4. Clip after clip: denoise it, then remember it
+        # 5. Clip after clip: denoise it, then remember it
         clips = []
         step_numbers = itertools.count()
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
@@ -622,7 +592,7 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
                 if len(clips) < len(clip_lengths):
                     self.remember(history, clip, history_retention, generator)
 
-        # 5. Decode
+        # 6. Decode
         frames = self.decode_latents(torch.cat(clips, dim=2), output_type)
         self.maybe_free_model_hooks()
         return VideoGPTPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -633,16 +603,26 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
         video: VideoInput | None = None,
         image: VideoInput | None = None,
         video_latents: torch.Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        condition_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         frames_per_clip: int | None = None,
         max_context_frames: int | None = None,
         history_retention: float = 1.0,
+        rolling_cache: bool = False,
         fps: float | None = None,
         generator: torch.Generator | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
         output_type: str = "pil",
         attention_kwargs: dict[str, Any] | None = None,
     ) -> VideoGPTStream:
@@ -667,11 +647,32 @@ class VideoGPTPipeline(VideoGPTLoraLoaderMixin, DiffusionPipeline):
             output_type,
             self._callback_tensor_inputs,
         )
-        self._set_call_state(guidance_scale, attention_kwargs)
+        self._set_call_state(guidance_scale, condition_guidance_scale, guidance_interval, attention_kwargs)
+        conditions, negative_conditions = self.encode_conditions(
+            class_labels,
+            prompt,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_attention_mask,
+            guidance_scale=self._condition_guidance_scale,
+        )
         given = self.encode_given(video, image, video_latents, height, width, fps, max_context_frames, generator)
         height, width = self.frame_size(given, height, width)
-        history = self.prepare_history(given, height, width, num_frames, max_context_frames)
-        batch_size = 1 if given is None else given.shape[0]
+        batch_size = self.prepare_batch_size(given, conditions)
+        history = self.prepare_history(
+            given,
+            height,
+            width,
+            num_frames,
+            max_context_frames,
+            True,
+            conditions,
+            negative_conditions,
+            batch_size,
+            rolling_cache,
+        )
 
         def predict_next(clip_length: int) -> torch.Tensor:
             noise = self.prepare_latents(batch_size, clip_length, height, width, generator)

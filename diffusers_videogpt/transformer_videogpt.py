@@ -112,6 +112,8 @@ class VideoGPTKVCache:
 
     def __init__(self, num_layers: int, max_tokens: int):
         self.num_frames = 0
+        self.num_dropped_frames = 0
+        self._frame_of_token = torch.empty(0, dtype=torch.long)  # −1 for condition tokens
         self.layers = [VideoGPTLayerCache(max_tokens) for _ in range(num_layers)]
 
     @property
@@ -124,17 +126,41 @@ class VideoGPTKVCache:
         keys = self.layers[0].keys
         return None if keys is None else keys.shape[0]
 
-    def commit(self, num_tokens: int, num_frames: int) -> None:
-        """Counts in the tokens and frames that every layer has appended."""
-        for layer in self.layers:
-            layer.num_tokens += num_tokens
+    @property
+    def next_frame(self) -> int:
+        """Index of the next frame, from which its positions follow: dropped frames count."""
+        return self.num_dropped_frames + self.num_frames
+
+    def commit(self, num_condition_tokens: int, num_frames: int, num_patches: int) -> None:
+        """Counts in what every layer has appended: condition tokens, then frames of `num_patches` patches by rank."""
+        frames = torch.arange(self.next_frame, self.next_frame + num_frames)
+        conditions = torch.full((num_condition_tokens,), -1)
+        self._frame_of_token = torch.cat(
+            [self._frame_of_token, conditions, frames, frames.repeat_interleave(num_patches), frames]
+        )
+        self._set_num_tokens(len(self._frame_of_token))
         self.num_frames += num_frames
+
+    def drop_oldest(self, num_frames: int) -> None:
+        """Forgets the oldest frames and moves up the rest, which keeps what it has computed from them."""
+        self.num_dropped_frames += num_frames
+        self.num_frames -= num_frames
+        kept = ((self._frame_of_token < 0) | (self._frame_of_token >= self.num_dropped_frames)).nonzero()[:, 0]
+        for layer in self.layers:
+            for memory in (layer.keys, layer.values):
+                memory[:, : len(kept)] = memory[:, kept.to(memory.device)]
+        self._frame_of_token = self._frame_of_token[kept]
+        self._set_num_tokens(len(kept))
 
     def reset(self) -> None:
         """Forgets what it holds, keeps the memory."""
+        self._frame_of_token = self._frame_of_token[:0]
+        self._set_num_tokens(0)
+        self.num_frames = self.num_dropped_frames = 0
+
+    def _set_num_tokens(self, num_tokens: int) -> None:
         for layer in self.layers:
-            layer.num_tokens = 0
-        self.num_frames = 0
+            layer.num_tokens = num_tokens
 
 
 def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -554,10 +580,10 @@ class VideoGPTTransformerModel(
                 num_padding = (~encoder_attention_mask.bool()).sum(1)
                 num_conditions = tuple((num_conditions - num_padding).tolist())
                 conditions = conditions[:, : max(num_conditions)]
-            num_past = 0 if kv_cache is None else kv_cache.num_frames
-            clip_layout = _clip_after_history(
-                num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device
-            )
+            num_past = 0 if kv_cache is None else kv_cache.next_frame
+            # While a graph is traced, nothing of it may stay behind in a cache.
+            lay_out = _clip_after_history.__wrapped__ if torch.compiler.is_compiling() else _clip_after_history
+            clip_layout = lay_out(num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device)
         inputs = (0 if conditions is None else conditions.shape[1], num_clean, num_noisy, patch_grid)
         self._check_layout(clip_layout, latents.shape[0], inputs)
         if conditions is not None and kv_cache is not None and (reads_cache or kv_cache.num_tokens):
@@ -604,7 +630,7 @@ class VideoGPTTransformerModel(
                 tokens = block(*block_args)
 
         if hidden_states is None:
-            kv_cache.commit(tokens.shape[1], num_clean)
+            kv_cache.commit(inputs[0], num_clean, patch_grid[0] * patch_grid[1])
             return Transformer2DModelOutput(sample=None) if return_dict else (None,)
 
         # 3. Output: only the noisy patches are read
@@ -674,9 +700,9 @@ class VideoGPTTransformerModel(
 
     def _padded_pos_embed(self, layout: ClipLayout) -> torch.Tensor:
         """(B or 1, rows, columns, D) position tables, each sample's own in the top-left corner of the padded grid."""
-        grids = set(layout.patch_grids)
-        if len(grids) == 1:
-            return self.pos_embed(*grids.pop())[None]
+        grids = layout.patch_grids
+        if all(grid == grids[0] for grid in grids):
+            return self.pos_embed(*grids[0])[None]
         rows, columns = layout.padded_grid
         tables = [self.pos_embed(*grid) for grid in layout.patch_grids]
         pad = nn.functional.pad

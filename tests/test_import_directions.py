@@ -17,11 +17,14 @@ ROAD = [
     "tile_attention",
     "transformer_videogpt",
     "scheduling_next_clip_flow_match",
+    "conditions",
     "pipeline_output",
+    "frame_coding",
     "history",
     "lora_videogpt",
     "pipeline_videogpt",
     "convert_checkpoint",
+    "hub",
 ]
 
 

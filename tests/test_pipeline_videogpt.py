@@ -196,11 +196,55 @@ def test_history_longer_than_the_window_drops_the_oldest_and_says_so(pipe, caplo
     assert not torch.allclose(result, wider)
 
 
+def test_guidance_on_an_interval(pipe, history):
+    """Of 4 steps, the second and third are guided: the twin changes the scale by hand."""
+    arguments = {"video_latents": history, "num_inference_steps": 4, "guidance_scale": 2.0}
+    output = predict(pipe, guidance_interval=(0.25, 0.75), **arguments)
+
+    def change_scale(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 2.0 if step in (0, 1) else 1.0  # of the step after this one
+        return tensors
+
+    seen = []
+    pipe.transformer.register_forward_hook(lambda *_: seen.append(pipe._guidance_scale))
+    arguments["guidance_scale"] = 1.0
+    torch.testing.assert_close(predict(pipe, callback_on_step_end=change_scale, **arguments), output)
+    assert seen == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.0]  # the history, then one or two passes a step
+    assert not torch.allclose(output, predict(pipe, **arguments))
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (-0.1, 1), (0, 1.5)])
+def test_bad_guidance_interval(pipe, history, interval):
+    with pytest.raises(ValueError, match="guidance_interval"):
+        predict(pipe, video_latents=history, guidance_interval=interval)
+
+
 def test_noise_on_the_history(pipe, history):
     clean = predict(pipe, video_latents=history, num_frames=4)
     noisy = predict(pipe, video_latents=history, num_frames=4, history_retention=0.8)
     torch.testing.assert_close(clean[:, :, :2], noisy[:, :, :2])
     assert not torch.allclose(clean[:, :, 2:], noisy[:, :, 2:])
+
+
+def test_rolling_cache(pipe, history):
+    """The same until the window is full; then nearly the same, and without encoding frames again."""
+    encoded = []
+
+    def count(_module, _args, inputs):
+        encoded.append(0 if inputs.get("clean_hidden_states") is None else inputs["clean_hidden_states"].shape[2])
+
+    pipe.transformer.register_forward_pre_hook(count, with_kwargs=True)
+    outputs = {}
+    for rolling, num_encoded in ((False, 3 + 2 + 5 + 5 + 5), (True, 3 + 2 + 2 + 2 + 2)):
+        encoded.clear()
+        outputs[rolling] = predict(pipe, video_latents=history, num_frames=10, rolling_cache=rolling)
+        assert sum(encoded) == num_encoded
+    torch.testing.assert_close(outputs[True][:, :, :4], outputs[False][:, :, :4])  # the window of 5 fills with clip 2
+    assert not torch.allclose(outputs[True], outputs[False])
+    with pipe.stream(video_latents=history, num_frames=10, num_inference_steps=3, guidance_scale=2.0, rolling_cache=True,
+                     generator=seeded(), output_type="latent") as stream:  # fmt: skip
+        clips = [clip.frames for clip in stream]
+    torch.testing.assert_close(torch.cat(clips, dim=2), outputs[True])
 
 
 def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):

@@ -10,7 +10,7 @@ from diffusers import ContextParallelConfig
 from diffusers.models.attention_dispatch import AttentionBackendName
 from peft import LoraConfig
 
-from diffusers_videogpt.clips import make_clip_layout
+from diffusers_videogpt.clips import CLEAN, NOISY, ClipLayout, make_clip_layout
 from diffusers_videogpt.transformer_videogpt import (
     PHI3_LONG_FACTOR,
     VideoGPTAttnProcessor,
@@ -518,6 +518,37 @@ def test_bfloat16(tiny_transformer, tmp_path):
         for sample in (output, model(z, TIMESTEP, kv_cache=cache).sample):
             assert sample.dtype == torch.bfloat16
             assert (sample.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_conditions", [0, 2])
+def test_rolling_cache(conditional_transformer, monkeypatch, num_conditions):
+    """The twin computes all frames under a mask that hides those that were dropped at the time."""
+    conditions = {"encoder_hidden_states": text_states(num_conditions)} if num_conditions else {}
+    history, noisy = latents(5), latents(2, 1)
+    cache = VideoGPTKVCache(2, num_conditions + 4 * TOKENS_PER_FRAME)
+    conditional_transformer(clean_hidden_states=history[:, :, :2], kv_cache=cache, **conditions)
+    conditional_transformer(clean_hidden_states=history[:, :, 2:4], kv_cache=cache)
+    cache.drop_oldest(1)
+    conditional_transformer(clean_hidden_states=history[:, :, 4:], kv_cache=cache)
+    cache.drop_oldest(2)
+    output = conditional_transformer(noisy, TIMESTEP, kv_cache=cache).sample
+
+    layout = make_clip_layout([5, 2], (ROWS, COLUMNS), noisy=slice(-1, None), condition_lengths=num_conditions)
+    is_clean, is_noisy = layout.stream[0] == CLEAN, layout.stream[0] == NOISY
+    frame, mask = layout.frame[0], layout.dense_mask.clone()
+    is_last_clean = is_clean & (frame == 4)
+    mask[0, 0] &= ~(is_last_clean[:, None] & is_clean & (frame < 1))
+    mask[0, 0] &= ~(is_noisy[:, None] & is_clean & (frame < 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipLayout, "dense_mask", mask)
+        expected = conditional_transformer(noisy, TIMESTEP, history, clip_layout=layout, **conditions).sample
+    assert_same(output, expected)
+    assert (cache.num_frames, cache.num_tokens) == (2, num_conditions + 2 * TOKENS_PER_FRAME)
+    cache.reset()
+    conditional_transformer(clean_hidden_states=history[:, :, :3], kv_cache=cache, **conditions)
+    again = conditional_transformer(noisy, TIMESTEP, kv_cache=cache).sample
+    assert_same(again, conditional_transformer(noisy, TIMESTEP, history[:, :, :3], **conditions).sample)
 
 
 @torch.no_grad()

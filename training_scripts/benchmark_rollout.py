@@ -90,8 +90,7 @@ def main():
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head_dim", type=int, default=96)
+    parser.add_argument("--heads", type=int, default=4, help="of 96 channels each")
     parser.add_argument("--ffn_dim", type=int, default=1024)
     parser.add_argument("--height", type=int, default=128, help="pixels; a frame has (height / 16)² patches")
     parser.add_argument("--steps", type=int, default=50)
@@ -106,7 +105,6 @@ def main():
     transformer = VideoGPTTransformerModel(
         num_layers=args.layers,
         num_attention_heads=args.heads,
-        attention_head_dim=args.head_dim,
         ffn_dim=args.ffn_dim,
     )
     generator = torch.Generator().manual_seed(0)

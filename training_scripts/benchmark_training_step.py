@@ -60,8 +60,7 @@ def main():
     parser.add_argument("--num_frames", type=int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80")
     parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head_dim", type=int, default=96)
+    parser.add_argument("--heads", type=int, default=4, help="of 96 channels each")
     parser.add_argument("--ffn_dim", type=int, default=1024)
     parser.add_argument("--height", type=int, default=256, help="pixels; a frame has (height / 16)² patches")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -75,7 +74,6 @@ def main():
     transformer = VideoGPTTransformerModel(
         num_layers=args.layers,
         num_attention_heads=args.heads,
-        attention_head_dim=args.head_dim,
         ffn_dim=args.ffn_dim,
     )
     transformer.init_weights(generator)

@@ -12,56 +12,29 @@ run had never stopped.
 """
 
 import argparse
-import json
 
-import torch
 from accelerate.utils import set_seed
 
-from diffusers_videogpt import VideoGPTTransformerModel
-from diffusers_videogpt.training.arguments import (
-    add_data_arguments,
-    add_model_arguments,
-    check_data_arguments,
-    check_model_arguments,
-    load_pipeline,
-    parse_arguments,
-)
-from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
-from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, make_accelerator
+from diffusers_videogpt.training.arguments import load_pipeline, parse_arguments
+from diffusers_videogpt.training.feed import make_feed
+from diffusers_videogpt.training.loop import make_accelerator
 from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments
+from diffusers_videogpt.training.recipe import (
+    NextClipTraining,
+    add_pipeline_arguments,
+    check_pipeline_arguments,
+    train_pipeline,
+)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add_model_arguments(parser)
-    add_data_arguments(parser)
-    add_feed_arguments(parser)
-    add_recipe_arguments(parser)
-    add_loop_arguments(parser)
-    parser.add_argument("--output_dtype", choices=["float32", "bfloat16"], default="float32", help="of saved weights")
+    add_pipeline_arguments(parser)
     args = parse_arguments(parser)
-    check_model_arguments(parser, args)
-    check_data_arguments(parser, args)
-    check_feed_arguments(parser, args)
-    check_recipe_arguments(parser, args)
+    check_pipeline_arguments(parser, args)
     return args
-
-
-def save(args, accelerator, pipe, loop: TrainingLoop, training: NextClipTraining) -> None:
-    """Saves the trained pipeline with its card."""
-    weights = loop.trained_state_dict()
-    if not accelerator.is_main_process:
-        return
-    transformer = VideoGPTTransformerModel.from_config(pipe.transformer.config)
-    transformer.load_state_dict(weights)
-    if args.output_dtype != "float32":
-        transformer.to(getattr(torch, args.output_dtype))
-    pipe.transformer = transformer.eval()
-    pipe.to("cpu").save_pretrained(args.output_dir)
-    training.publish(loop, "training_scripts/train_videogpt.py")
 
 
 def main():
@@ -75,22 +48,7 @@ def main():
     pipe.set_progress_bar_config(disable=True)
     feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
     training = NextClipTraining(args, accelerator, pipe, feed)
-    loop = TrainingLoop(
-        args,
-        accelerator,
-        pipe.transformer,
-        feed,
-        training.loss,
-        run={
-            "transformer": json.loads(pipe.transformer.to_json_string()),
-            **training.run_fields(),
-            **feed.run_fields(),
-        },
-        validate=training.validate,
-    )
-    loop.run()
-    save(args, accelerator, pipe, loop, training)
-    accelerator.end_training()
+    train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_videogpt.py")
 
 
 if __name__ == "__main__":

@@ -69,13 +69,23 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--instance_data_root", type=Path, help="folder of videos, or the folder that a table's paths start from"
     )
-    group.add_argument("--dataset_file", type=Path, help="CSV or JSONL table with a column of paths")
+    group.add_argument(
+        "--dataset_file", type=Path, help="CSV or JSONL table with a column of paths; or UCF-101's trainlist01.txt"
+    )
     group.add_argument("--dataset_name", help="Hub dataset, or a local folder that `datasets` loads (also WebDataset)")
     group.add_argument("--dataset_config_name")
     group.add_argument("--dataset_split", default="train")
     group.add_argument("--video_column", default="video")
+    group.add_argument("--caption_column", help="what the videos show, in words; kept in a cache of latents")
+    group.add_argument("--label_column", help="their classes; of a folder and a .txt list they are the folders' names")
     group.add_argument("--streaming", action="store_true", help="read --dataset_name as a stream, without a download")
     group.add_argument("--num_simulated_scenes", type=int, help="train on simulated physics instead of videos")
+    group.add_argument(
+        "--simulated_world",
+        choices=["physics", "orders"],
+        default="physics",
+        help="scenes of five kinds, or of balls and boxes made to order, for text to video",
+    )
     group.add_argument("--frames_per_scene", type=int, help="frames of a simulated scene; default: max_num_frames")
     group.add_argument("--max_num_frames", type=int, default=48, help="frames of one training sample")
     group.add_argument("--min_num_frames", type=int, help="shorter videos are used down to this; default: not at all")
@@ -133,12 +143,14 @@ def load_video_table(args: argparse.Namespace) -> VideoTable:
     sampling = make_sampling(args)
     if args.num_simulated_scenes is not None:
         num_frames = args.frames_per_scene or args.max_num_frames
-        return VideoTable.simulated(args.num_simulated_scenes, num_frames, sampling)
+        return VideoTable.simulated(args.num_simulated_scenes, num_frames, sampling, world=args.simulated_world)
     if args.dataset_file is not None:
         return VideoTable.from_table(
             args.dataset_file,
             sampling,
             video_column=args.video_column,
+            caption_column=args.caption_column,
+            label_column=args.label_column,
             root=args.instance_data_root,
             max_bad_fraction=args.max_bad_fraction,
         )
@@ -148,6 +160,8 @@ def load_video_table(args: argparse.Namespace) -> VideoTable:
             sampling,
             split=args.dataset_split,
             video_column=args.video_column,
+            caption_column=args.caption_column,
+            label_column=args.label_column,
             config_name=args.dataset_config_name,
             max_bad_fraction=args.max_bad_fraction,
         )

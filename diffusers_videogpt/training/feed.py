@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from .batches import BatchPlan, WindowDataset, collate, make_buckets, make_loade
 from .latents import LatentCache, encode_moments, make_cache_key, sample_latents, write_latent_cache
 from .sampling import seeded_generator
 from .streaming import StreamedBatches
-from .videos import DroppedVideos, VideoTable, report_dropped
+from .videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
 
 
 ClipDrawer = Callable[[int, torch.Generator], list[int]]
@@ -48,6 +49,14 @@ class MicroBatch:
     ids: list[str]
     captions: list[str | None] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+
+
+class CachedVideo(NamedTuple):
+    """What a cache knows of a video beside its latents."""
+
+    id: str
+    caption: str | None
+    label: str | None
 
 
 class CachedWindows(Dataset):
@@ -250,16 +259,18 @@ class LatentFeed:
             generators = [seeded_generator(self.args.seed, "validation", id) for id in batch["ids"]]
             yield self._micro_batch(batch, generators, generators)
 
-    def validation_videos(self, count: int) -> list[np.ndarray]:
-        """Up to `count` held-out videos of full length, uint8 (F, h, w, 3); of a cache, as its latents decode."""
+    def validation_samples(self, count: int) -> list[dict]:
+        """Up to `count` held-out videos of full length: "frames", uint8 (F, h, w, 3), of a cache as its latents decode;
+        "caption" and "label"."""
         if self.validation is None:
             return []
-        table, videos = table_of(self.validation), []
+        table, samples = table_of(self.validation), []
         for index in range(len(table)):
-            if table.length(index) == self.args.max_num_frames and len(videos) < count:
+            if table.length(index) == self.args.max_num_frames and len(samples) < count:
                 sample = self.validation[index, 0]
-                videos.append(sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"]))
-        return videos
+                frames = sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"])
+                samples.append({"frames": frames, "caption": sample["caption"], "label": sample["label"]})
+        return samples
 
     @torch.no_grad()
     def _decode(self, moments: torch.Tensor) -> np.ndarray:
@@ -280,9 +291,15 @@ def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
 
 
 def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
+    return [record.id for record in records_of(dataset)]
+
+
+def records_of(dataset: WindowDataset | CachedWindows) -> list[VideoRecord] | list[CachedVideo]:
+    """What is known of each video: `id`, `caption`, `label`."""
     if isinstance(dataset, WindowDataset):
-        return [record.id for record in dataset.table.records]
-    return [dataset.cache.ids[index] for index in dataset.indices]
+        return dataset.table.records
+    cache = dataset.cache
+    return [CachedVideo(cache.ids[index], cache.captions[index], cache.labels[index]) for index in dataset.indices]
 
 
 def check_feed_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -335,6 +352,8 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
             split=args.dataset_split,
             config_name=args.dataset_config_name,
             video_column=args.video_column,
+            caption_column=args.caption_column,
+            label_column=args.label_column,
             max_bad_fraction=args.max_bad_fraction,
         )
         report_dropped(stream.dropped, args.output_dir, accelerator.is_main_process)

@@ -129,19 +129,24 @@ def make_cache_key(vae, sampling: Sampling, seed: int) -> dict[str, Any]:
         sampling: how windows are taken from the videos.
         seed: of the windows.
     """
-    weights = hashlib.sha256()
-    for name, tensor in sorted(vae.state_dict().items()):
-        weights.update(f"{name} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     key = {
         "seed": seed,
         **{f"sampling.{name}": value for name, value in asdict(sampling).items()},
         "vae.class": type(vae).__name__,
         "vae.dtype": str(vae.dtype).removeprefix("torch."),
-        "vae.weights": weights.hexdigest(),
+        "vae.weights": hash_weights(vae),
         **{f"vae.{name}": value for name, value in vae.config.items() if not name.startswith("_")},
     }
     return json.loads(json.dumps(key))  # tuples as lists, as they will be read back
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights, their names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_key(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from diffusers import DiffusionPipeline
 from diffusers_videogpt.video_io import write_video
 
 pipe = DiffusionPipeline.from_pretrained("{model}")
-frames = pipe(video="given.mp4", num_frames={num_frames}).frames[0]
+frames = pipe({input}, num_frames={num_frames}).frames[0]
 write_video("next.mp4", frames, fps=8)
 ```"""
 
@@ -34,6 +35,38 @@ pipe.load_lora_weights("{model}")
 frames = pipe(image="first.png", num_frames={num_frames}).frames[0]
 write_video("animation.mp4", frames, fps=12)
 ```"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model was trained for, in the words of its card."""
+
+    pipeline_tag: str | None  # the Hub has none for videos of a class
+    does: str
+    strip: str
+    input: str
+
+
+TASKS = {
+    "prediction": Task(
+        "image-to-video",
+        "continues videos clip after clip",
+        "The frames of a held-out video, and what the model predicts after the given ones",
+        'video="given.mp4"',
+    ),
+    "class": Task(
+        None,
+        "makes videos of a class",
+        "A held-out video, and what the model makes of its class",
+        "class_labels=[{label!r}]",
+    ),
+    "text": Task(
+        "text-to-video",
+        "makes videos from text",
+        "A held-out video, and what the model makes of its caption",
+        "prompt={caption!r}",
+    ),
+}
 
 
 def write_model_card(
@@ -50,6 +83,8 @@ def write_model_card(
     strip: str | Path | None = None,
     curve: str | Path | None = None,
     is_adapter: bool = False,
+    task: str = "prediction",
+    caption: str | None = None,
 ) -> Path:
     """Writes `README.md` beside a saved pipeline or adapter: a prediction, its errors, how to use the model, how it was trained.
 
@@ -66,15 +101,17 @@ def write_model_card(
         strip: its film strip.
         curve: what [`plot_curve`] drew.
         is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
+        task: one of `TASKS`.
+        caption: of a video, for the example of a model of text.
 
     Returns:
         The path of the card.
     """
-    folder = Path(folder)
+    folder, words = Path(folder), TASKS[task]
     name = (repo_id or folder.resolve().name).split("/")[-1]
     data = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="image-to-video",
+        pipeline_tag=words.pipeline_tag,
         tags=["diffusers", "video-gpt", "next-clip-diffusion", "video-prediction"] + ["lora"] * is_adapter,
         license=license,
         base_model=_hub_id(base_model),
@@ -86,14 +123,11 @@ def write_model_card(
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
         f"A {'LoRA for ' * is_adapter}Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that "
-        "continues videos clip after "
-        f"clip: {_count(pipe.transformer)} in the transformer, {material}, {origin}.",
+        f"{words.does}: {_count(pipe.transformer)} in the transformer, {material}, {origin}.",
     ]
     if strip is not None:
         shutil.copyfile(strip, folder / PREDICTION)
-        parts.append(
-            f"![The frames of a held-out video, and what the model predicts after the given ones]({PREDICTION})"
-        )
+        parts.append(f"![{words.strip}]({PREDICTION})")
     if scores is not None:
         parts += [
             "## How well it predicts",
@@ -102,10 +136,11 @@ def write_model_card(
             format_scores(scores),
         ]
     example = ADAPTER_EXAMPLE if is_adapter else EXAMPLE
-    parts += [
-        "## How to use it",
-        example.format(base=base_model, model=repo_id or folder, num_frames=pipe.config.frames_per_clip),
-    ]
+    inputs = words.input.format(label=next(iter(pipe.labels), 0), caption=caption)
+    example = example.format(
+        base=base_model, model=repo_id or folder, num_frames=pipe.config.frames_per_clip, input=inputs
+    )
+    parts += ["## How to use it", example]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
     if curve is not None:
         shutil.copyfile(curve, folder / CURVE)

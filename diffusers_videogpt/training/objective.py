@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..clips import draw_clip_lengths, equal_clip_lengths, make_clip_layout
+from ..conditions import condition_lengths
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
 from ..transformer_videogpt import VideoGPTTransformerModel
 
@@ -59,7 +60,8 @@ def next_clip_loss(
             loss of a video does not depend on which others share its batch.
         min_retention: the least share of signal in a clean frame; 1 leaves the clean clips without noise.
         patch_size: the model's, in latent pixels.
-        conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, passed to the model.
+        conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, as the model takes them; text is
+            padded to the longest of the batch.
 
     Returns:
         The loss, a scalar in fp32.
@@ -91,7 +93,9 @@ def next_clip_loss(
     clean_latents = mix_noise(latents, retentions[:, None], clean_noise.to(latents))[:, :, :num_clean]
 
     patch_grid = (latents.shape[3] // patch_size, latents.shape[4] // patch_size)
-    layout = make_clip_layout(clip_lengths, patch_grid, device=latents.device)
+    layout = make_clip_layout(
+        clip_lengths, patch_grid, condition_lengths=condition_lengths(conditions), device=latents.device
+    )
     denoised = transformer(
         hidden_states=noisy_latents,
         timestep=alphas,

@@ -1,14 +1,18 @@
 """What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
-from .feed import LatentFeed, MicroBatch
-from .loop import TrainingLoop, command_of
+from ..transformer_videogpt import VideoGPTTransformerModel
+from .arguments import add_data_arguments, add_model_arguments, check_data_arguments, check_model_arguments
+from .feed import LatentFeed, MicroBatch, add_feed_arguments, check_feed_arguments
+from .loop import TrainingLoop, add_loop_arguments, command_of
 from .model_card import push_to_hub, write_model_card
 from .objective import next_clip_loss, parse_clips
 from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
@@ -45,14 +49,36 @@ def check_recipe_arguments(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error(f"--validation_given_frames {given} must lie in 1..{args.max_num_frames - 1}")
 
 
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a script that trains the transformer of a pipeline, all of it."""
+    add_model_arguments(parser)
+    add_data_arguments(parser)
+    add_feed_arguments(parser)
+    add_recipe_arguments(parser)
+    add_loop_arguments(parser)
+    parser.add_argument("--output_dtype", choices=["float32", "bfloat16"], default="float32", help="of saved weights")
+
+
+def check_pipeline_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    check_model_arguments(parser, args)
+    check_data_arguments(parser, args)
+    check_feed_arguments(parser, args)
+    check_recipe_arguments(parser, args)
+
+
 class NextClipTraining:
     """Loss and validation of a run, in the form that [`~loop.TrainingLoop`] takes.
+
+    What is trained on beside videos (classes, text) is a subclass with `conditions` of its own.
 
     Args:
         args: of [`add_recipe_arguments`] and the loop's.
         pipe: whose transformer is trained, and which predicts the held-out videos.
         feed: of the run.
     """
+
+    task = "prediction"  # what the model card says, see `model_card.TASKS`
+    caption: str | None = None  # its example of a text
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
         self.args, self.accelerator, self.pipe, self.feed = args, accelerator, pipe, feed
@@ -65,6 +91,10 @@ class NextClipTraining:
             name: getattr(self.args, name) for name in ("clips", "max_clips", "min_retention", "same_clips_in_step")
         }
 
+    def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:
+        """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
+        return {}
+
     def loss(self, transformer, batch: MicroBatch) -> torch.Tensor:
         return next_clip_loss(
             transformer,
@@ -73,6 +103,7 @@ class NextClipTraining:
             batch.generators,
             self.args.min_retention,
             self.patch_size,
+            **self.conditions(batch, transformer.training),
         )
 
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
@@ -92,7 +123,7 @@ class NextClipTraining:
         # All processes predict, since a sharded model computes only together; one writes.
         folder = self.folder / f"step-{step:06d}" if self.accelerator.is_main_process else None
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        videos = self.feed.validation_videos(args.num_validation_rollouts)
+        videos = [sample["frames"] for sample in self.feed.validation_samples(args.num_validation_rollouts)]
         if not videos:
             return {}
         # Compiling the cached pass for a few predictions would take longer than they do.
@@ -115,7 +146,6 @@ class NextClipTraining:
         args = self.args
         self.folder.mkdir(exist_ok=True)
         rollouts = read_rollouts(self.folder)
-        last = max(rollouts, default=None)
         repo_id = args.hub_model_id or args.output_dir.name
         write_model_card(
             args.output_dir,
@@ -125,11 +155,51 @@ class NextClipTraining:
             repo_id=repo_id if args.push_to_hub else None,
             base_model=args.pretrained_model_name_or_path,
             dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
-            scores=rollouts.get(last),
-            strip=None if last is None else self.folder / f"step-{last:06d}" / "0.png",
+            scores=rollouts[max(rollouts)] if rollouts else None,
+            strip=max(self.folder.glob("step-*/0.png"), default=None),
             curve=plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts),
             is_adapter=is_adapter,
+            task=self.task,
+            caption=self.caption,
         )
         print(f"saved in {args.output_dir}")
         if args.push_to_hub:
             print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+
+
+def train_pipeline(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    pipe: VideoGPTPipeline,
+    feed: LatentFeed,
+    training: NextClipTraining,
+    script: str,
+) -> None:
+    """Trains the transformer of `pipe`, all of it, and saves the pipeline with its card; `script` is named in the card."""
+    if len(feed.draw_clips(args.max_num_frames, torch.Generator())) == 1:
+        # Samples of one clip have no clean frames. DDP takes no parameter that a step may leave without a gradient.
+        pipe.transformer.clean_patch_embed.requires_grad_(False)
+    loop = TrainingLoop(
+        args,
+        accelerator,
+        pipe.transformer,
+        feed,
+        training.loss,
+        run={
+            "transformer": json.loads(pipe.transformer.to_json_string()),
+            **training.run_fields(),
+            **feed.run_fields(),
+        },
+        validate=training.validate,
+    )
+    loop.run()
+    weights = loop.trained_state_dict()
+    if accelerator.is_main_process:
+        transformer = VideoGPTTransformerModel.from_config(json.loads(pipe.transformer.to_json_string()))
+        transformer.load_state_dict(weights)
+        if args.output_dtype != "float32":
+            transformer.to(getattr(torch, args.output_dtype))
+        pipe.transformer = transformer.eval()
+        pipe.to("cpu").save_pretrained(args.output_dir)
+        training.publish(loop, script)
+    accelerator.end_training()

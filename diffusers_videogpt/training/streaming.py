@@ -246,7 +246,7 @@ class _SampleStream(IterableDataset):
         sample = {"frames": torch.from_numpy(frames), "window": window}
         for name in ("caption", "label"):
             column = self.columns[name]
-            sample[name] = None if column is None else str(row[column])
+            sample[name] = None if column is None or row[column] is None else str(row[column])
         return sample, ""
 
     def _name(self, row: dict, seeds: tuple[int, ...], number: int) -> str:

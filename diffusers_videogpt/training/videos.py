@@ -109,17 +109,27 @@ class DatasetRow:
 
 @dataclass(frozen=True)
 class SimulatedScene:
-    """A scene of [`~worlds.simulate`]."""
+    """A scene of [`~worlds.simulate`], or in the world "orders" one of [`~worlds.draw_order`]."""
 
     seed: int
     num_frames: int
     size: int
+    world: str = "physics"
 
     def frames(self) -> np.ndarray:
         # worlds needs packages that only those who simulate install.
-        from ..worlds import simulate
+        from ..worlds import draw_order, simulate
 
+        if self.world == "orders":
+            return draw_order(self.seed).simulate(self.seed, self.num_frames, self.size).frames
         return simulate(seed=self.seed, num_frames=self.num_frames, size=self.size).frames
+
+    def describe(self) -> dict[str, str]:
+        """Its caption, and its kind as label."""
+        from ..worlds import draw_order, plan_scene
+
+        scene = draw_order(self.seed) if self.world == "orders" else plan_scene(seed=self.seed)
+        return {"caption": scene.caption, "label": scene.kind}
 
 
 @dataclass(frozen=True)
@@ -255,6 +265,8 @@ class VideoTable(Sequence[VideoRecord]):
     def from_folder(cls, root: str | Path, sampling: Sampling, max_bad_fraction: float = 0.5) -> "VideoTable":
         """The videos in all folders below `root`, found by their suffix; ids are paths relative to it.
 
+        The label of a video is the folder of `root` that it lies in, if any.
+
         Raises:
             ValueError: no such folder, no usable video in it, or too many that are not.
         """
@@ -262,7 +274,11 @@ class VideoTable(Sequence[VideoRecord]):
         if not root.is_dir():
             raise ValueError(f"{root} is no folder: give one with videos in it.")
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        records = (VideoRecord(path.relative_to(root).as_posix(), path) for path in paths)
+        names = (path.relative_to(root) for path in paths)
+        records = (
+            VideoRecord(name.as_posix(), root / name, label=name.parts[0] if len(name.parts) > 1 else None)
+            for name in names
+        )
         return cls._look_at(records, sampling, max_bad_fraction, f"{root} ({', '.join(VIDEO_SUFFIXES)})")
 
     @classmethod
@@ -276,7 +292,8 @@ class VideoTable(Sequence[VideoRecord]):
         root: str | Path | None = None,
         max_bad_fraction: float = 0.5,
     ) -> "VideoTable":
-        """The videos of a CSV table with a header, or of a JSONL file (`.jsonl`) with an object a line.
+        """The videos of a CSV table with a header, of a JSONL file (`.jsonl`) with an object a line, or of a list as
+        UCF-101's splits are (`.txt`): a line is a path, CLASS/VIDEO, and maybe a number; the folder is the label.
 
         Args:
             path: the table.
@@ -288,7 +305,9 @@ class VideoTable(Sequence[VideoRecord]):
             ValueError: a line that is no JSON object, a missing column, no usable video, or too many that are not.
         """
         path = Path(path)
-        rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
+        rows = {".jsonl": _read_jsonl, ".txt": _read_split}.get(path.suffix, _read_csv)(path)
+        if path.suffix == ".txt":
+            video_column, label_column = "video", "label"
         root = path.parent if root is None else Path(root)
         records, seen = [], set()
         for number, row in enumerate(rows, start=1):
@@ -298,7 +317,7 @@ class VideoTable(Sequence[VideoRecord]):
             name = str(row[video_column])
             id = f"{name} (row {number})" if name in seen else name
             seen.add(name)
-            caption, label = (None if c is None else str(row[c]) for c in (caption_column, label_column))
+            caption, label = (_text_of(row.get(column)) for column in (caption_column, label_column))
             records.append(VideoRecord(id, root / name, caption, label))
         return cls._look_at(records, sampling, max_bad_fraction, str(path))
 
@@ -321,12 +340,20 @@ class VideoTable(Sequence[VideoRecord]):
         Raises:
             ValueError: no such column, no usable video, or too many that are not.
         """
-        from datasets import load_dataset
+        from datasets import ClassLabel, load_dataset
 
         dataset = undecoded(load_dataset(str(name), config_name, split=split), video_column)
+        for name_of_column in filter(None, (caption_column, label_column)):
+            if name_of_column not in dataset.features:
+                raise ValueError(f"There is no column '{name_of_column}': give one of {', '.join(dataset.features)}.")
 
         def column(name: str | None) -> Callable[[int], str | None]:
-            return (lambda row: None) if name is None else [str(value) for value in dataset[name]].__getitem__
+            if name is None:
+                return lambda row: None
+            feature, values = dataset.features[name], dataset[name]
+            if isinstance(feature, ClassLabel):
+                values = [None if value is None else feature.int2str(value) for value in values]
+            return [_text_of(value) for value in values].__getitem__
 
         caption, label = column(caption_column), column(label_column)
         records = (
@@ -337,9 +364,14 @@ class VideoTable(Sequence[VideoRecord]):
 
     @classmethod
     def simulated(
-        cls, num_scenes: int, num_frames: int, sampling: Sampling, first_seed: int = FIRST_TRAINING_SEED
+        cls,
+        num_scenes: int,
+        num_frames: int,
+        sampling: Sampling,
+        first_seed: int = FIRST_TRAINING_SEED,
+        world: str = "physics",
     ) -> "VideoTable":
-        """Simulated scenes of consecutive seeds, drawn square at the size of the sampling.
+        """Simulated scenes of consecutive seeds, drawn square at the size of the sampling; see [`SimulatedScene`].
 
         Raises:
             ValueError: `num_frames` are too few for the sampling.
@@ -348,9 +380,23 @@ class VideoTable(Sequence[VideoRecord]):
         info = VideoInfo(size, size, np.arange(num_frames) / 12)
         if not sampling.length(info):
             raise ValueError(f"Scenes of {num_frames} frames are too short for {sampling}.")
-        seeds = range(first_seed, first_seed + num_scenes)
-        records = [VideoRecord(f"scene {seed}", SimulatedScene(seed, num_frames, size)) for seed in seeds]
+        scenes = [SimulatedScene(first_seed + index, num_frames, size, world) for index in range(num_scenes)]
+        name = "order" if world == "orders" else "scene"
+        records = [VideoRecord(f"{name} {scene.seed}", scene, **scene.describe()) for scene in scenes]
         return cls(records, [info] * num_scenes, sampling, DroppedVideos(num_seen=num_scenes))
+
+
+def _text_of(value) -> str | None:
+    return None if value is None else str(value)
+
+
+def _read_split(path: Path) -> Iterable[dict]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split()
+        if words and "/" not in words[0]:
+            raise ValueError(f"{path}: line {number} is {line!r}, not CLASS/VIDEO.")
+        if words:
+            yield {"video": words[0], "label": words[0].split("/")[0]}
 
 
 def _read_csv(path: Path) -> Iterable[dict]:

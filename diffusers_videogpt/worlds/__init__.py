@@ -10,8 +10,21 @@ print(scene.caption)
 Needs `pip install diffusers-videogpt[worlds]`: pymunk for the dynamics, pygame-ce for the picture. No display is opened.
 """
 
-from .picture import PALETTE, count_objects
-from .scenes import SCENE_KINDS, Scene, SceneObject, simulate
+from .orders import Group, Order, draw_order
+from .picture import PALETTE, count_objects, find_objects
+from .scenes import SCENE_KINDS, Scene, SceneObject, plan_scene, simulate
 
 
-__all__ = ["PALETTE", "SCENE_KINDS", "Scene", "SceneObject", "count_objects", "simulate"]
+__all__ = [
+    "PALETTE",
+    "SCENE_KINDS",
+    "Group",
+    "Order",
+    "Scene",
+    "SceneObject",
+    "count_objects",
+    "draw_order",
+    "find_objects",
+    "plan_scene",
+    "simulate",
+]

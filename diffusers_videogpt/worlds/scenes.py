@@ -82,11 +82,16 @@ class Setup:
         self.positions.append(np.array(position, dtype=np.float64))
         self.velocities.append(np.array(velocity, dtype=np.float64))
 
-    def is_free(self, radius, position):
+    def is_free(self, reach, position):
         return all(
-            np.linalg.norm(other - position) > radius + taken + 2 * MARGIN + 0.5
-            for other, taken in zip(self.positions, self.radii, strict=True)
+            np.linalg.norm(other - position) > reach + reach_of(shape, radius) + 2 * MARGIN + 0.5
+            for other, shape, radius in zip(self.positions, self.shapes, self.radii, strict=True)
         )
+
+
+def reach_of(shape, radius):
+    """How far an object reaches from its centre, whichever way it is turned."""
+    return radius if shape == "ball" else np.sqrt(2) * radius
 
 
 def direction(rng, speed):
@@ -94,27 +99,31 @@ def direction(rng, speed):
     return speed * np.array([np.cos(angle), np.sin(angle)])
 
 
-def scatter(rng, setup, count, lowest, speeds):
-    """Add balls at free places above `lowest`, each with a random velocity."""
-    for _ in range(count):
-        radius = rng.uniform(4.0, 8.5 - 0.6 * count)
-        edge = radius + MARGIN
+def scatter(rng, setup, shapes, lowest, speeds):
+    """Add objects at free places above `lowest`, each with a random velocity; 1 to 4 balls unless `shapes` are given."""
+    shapes = shapes or ["ball"] * rng.integers(1, 5)
+    for shape in shapes:
+        radius = rng.uniform(4.0, 8.5 - 0.6 * len(shapes))
+        if shape == "box":
+            radius *= np.sqrt(np.pi / 4)  # as large a picture as the ball's
+        reach = reach_of(shape, radius)
+        edge = reach + MARGIN
         while True:
             position = rng.uniform(edge, (UNITS - edge, lowest - edge))
-            if setup.is_free(radius, position):
+            if setup.is_free(reach, position):
                 break
-        setup.add("ball", radius, position, direction(rng, rng.uniform(*speeds)))
+        setup.add(shape, radius, position, direction(rng, rng.uniform(*speeds)))
     return setup
 
 
-def bounce(rng):
+def bounce(rng, shapes=None):
     setup = Setup(("bounces off the walls", "bounce off the walls"), gravity=0.0, elasticity=1.0, friction=0.0)
-    return scatter(rng, setup, rng.integers(1, 5), UNITS, (14.0, 36.0))
+    return scatter(rng, setup, shapes, UNITS, (14.0, 36.0))
 
 
-def fall(rng):
+def fall(rng, shapes=None):
     setup = Setup(("falls", "fall"), gravity=45.0, elasticity=0.92, friction=0.2)
-    return scatter(rng, setup, rng.integers(1, 5), 0.7 * UNITS, (0.0, 24.0))
+    return scatter(rng, setup, shapes, 0.7 * UNITS, (0.0, 24.0))
 
 
 def pendulum(rng):
@@ -189,6 +198,7 @@ def stack(rng):
 
 SETUPS = {"bounce": bounce, "fall": fall, "pendulum": pendulum, "ramp": ramp, "stack": stack}
 SCENE_KINDS = tuple(SETUPS)
+KINDS_TO_ORDER = ("bounce", "fall")  # whose objects can be asked for
 
 
 def in_words(objects):
@@ -199,14 +209,64 @@ def in_words(objects):
     return " and ".join([", ".join(groups[:-1]), groups[-1]] if len(groups) > 1 else groups)
 
 
-def describe(setup, objects):
+def describe(kind, setup, objects):
+    if kind != "stack":
+        return f"{in_words(objects)} {setup.event[len(objects) > 1]}"
     boxes = [item for item in objects if item.shape == "box"]
     balls = [item for item in objects if item.shape == "ball"]
-    if boxes and balls:
-        return f"{in_words(balls)} flies at a stack of {in_words(boxes)}"
-    if boxes:
-        return f"a stack of {in_words(boxes)} topples"
-    return f"{in_words(objects)} {setup.event[len(objects) > 1]}"
+    return (
+        f"{in_words(balls)} flies at a stack of {in_words(boxes)}"
+        if balls
+        else f"a stack of {in_words(boxes)} topples"
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scene before anything moves: what it will be called, where everything is, and its background's RGB."""
+
+    kind: str
+    caption: str
+    setup: Setup
+    objects: tuple
+    background: tuple
+
+
+def plan_scene(kind=None, seed=0, size=64, perturbation=0.0, objects=None):
+    """The `Plan` of the scene that `simulate` makes of these arguments; needs neither pymunk nor pygame."""
+    if kind is not None and kind not in SETUPS:
+        raise ValueError(f"Unknown scene `kind` {kind!r}: choose one of {', '.join(SCENE_KINDS)}, or None.")
+    if objects is not None and kind not in KINDS_TO_ORDER:
+        raise ValueError(f"`objects` can be asked for in scenes of kind {' or '.join(KINDS_TO_ORDER)}, not {kind!r}.")
+    for colour, shape in objects or ():
+        if colour not in PALETTE or shape not in ("ball", "box"):
+            raise ValueError(
+                f"`objects` are (colour, shape): {', '.join(PALETTE)}; ball or box; got {colour!r}, {shape!r}."
+            )
+    rng = np.random.default_rng(seed)
+    drawn = SCENE_KINDS[rng.integers(len(SCENE_KINDS))]
+    kind = kind or drawn
+    setup = SETUPS[kind](rng) if objects is None else SETUPS[kind](rng, [shape for _, shape in objects])
+    count = len(setup.shapes)
+    colours = rng.choice(list(PALETTE), size=count)
+    if objects is not None:
+        colours = [colour for colour, _ in objects]
+    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    if perturbation:
+        noise = np.random.default_rng((seed, 1)).normal(size=(2, count, 2)) * perturbation
+        for index in range(count):
+            setup.positions[index] += noise[0, index] * setup.radii[index]
+            setup.velocities[index] += noise[1, index] * 30.0
+    scene_objects = tuple(
+        SceneObject(
+            str(colour),
+            shape,
+            mass=(radius / 6.0) ** 2 * (1.0 if shape == "ball" else 4 / np.pi),
+            radius=radius * size / UNITS,
+        )
+        for colour, shape, radius in zip(colours, setup.shapes, setup.radii, strict=True)
+    )
+    return Plan(kind, describe(kind, setup, scene_objects), setup, scene_objects, background)
 
 
 def build(setup, objects):
@@ -261,7 +321,7 @@ def build(setup, objects):
     return space, bodies, contacts
 
 
-def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0):
+def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0, objects=None):
     """Simulate one scene. The same arguments give the same scene, bit for bit, with the same pymunk and pygame.
 
     Args:
@@ -274,6 +334,8 @@ def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0
         perturbation: standard deviation of noise on the first instant, for a second take of the same scene: positions
             move by this many radii, velocities change by this many times 30 px/s (at 64 x 64). Drawn from a stream of
             its own, so nothing else about the scene changes.
+        objects: (colour, shape) of every object, colours of `PALETTE`, shapes "ball" and "box", 1 to 4 of them; for the
+            kinds "bounce" and "fall". Default: drawn from the seed.
 
     Returns:
         `Scene`.
@@ -282,8 +344,6 @@ def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0
         ValueError: the kind is unknown, or a number is out of its range.
         ImportError: pymunk or pygame-ce is not installed.
     """
-    if kind is not None and kind not in SETUPS:
-        raise ValueError(f"Unknown scene `kind` {kind!r}: choose one of {', '.join(SCENE_KINDS)}, or None.")
     for name, value, least in (("seed", seed, 0), ("num_frames", num_frames, 1), ("size", size, 16)):
         if value < least:
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
@@ -292,29 +352,9 @@ def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0
     if perturbation < 0:
         raise ValueError(f"`perturbation` is a standard deviation and must be at least 0, got {perturbation}.")
 
-    rng = np.random.default_rng(seed)
-    drawn = SCENE_KINDS[rng.integers(len(SCENE_KINDS))]
-    kind = kind or drawn
-    setup = SETUPS[kind](rng)
-    count = len(setup.shapes)
-    colours = rng.choice(list(PALETTE), size=count)
-    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    if perturbation:
-        noise = np.random.default_rng((seed, 1)).normal(size=(2, count, 2)) * perturbation
-        for index in range(count):
-            setup.positions[index] += noise[0, index] * setup.radii[index]
-            setup.velocities[index] += noise[1, index] * 30.0
-
     scale = size / UNITS
-    objects = tuple(
-        SceneObject(
-            str(colour),
-            shape,
-            mass=(radius / 6.0) ** 2 * (1.0 if shape == "ball" else 4 / np.pi),
-            radius=radius * scale,
-        )
-        for colour, shape, radius in zip(colours, setup.shapes, setup.radii, strict=True)
-    )
+    plan = plan_scene(kind, seed, size, perturbation, objects)
+    setup, objects = plan.setup, plan.objects
     space, bodies, contacts = build(setup, objects)
 
     states, collisions, elapsed = [], [], 0
@@ -340,12 +380,12 @@ def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0
             positions,
             angles,
             size=size,
-            background=background,
+            background=plan.background,
             ramp=None if setup.ramp is None else setup.ramp * scale,
             pivots=[pivot * scale for pivot in setup.pivots],
         ),
-        kind=kind,
-        caption=describe(setup, objects),
+        kind=plan.kind,
+        caption=plan.caption,
         fps=fps,
         objects=objects,
         positions=positions.astype(np.float32),

@@ -1,13 +1,9 @@
-import base64
-import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import yaml
+from fake_hub import hub  # noqa: F401
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -138,67 +134,7 @@ def test_id_on_the_hub(pipe, tmp_path):
 # Upload
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub's HTTP interface as an upload needs, in memory, for the token "right"."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Authorization") != "Bearer right":
-            return self.answer(401, {"error": "Invalid credentials"})
-        if self.path == "/api/repos/create":
-            self.server.repository = json.loads(body)
-            return self.answer(200, {"url": f"{self.server.endpoint}/me/{self.server.repository['name']}"})
-        if self.path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
-        if self.path == "/api/models/me/toy/preupload/main":
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]
-            return self.answer(200, {"files": files})
-        if self.path == "/api/models/me/toy/commit/main":
-            operations = [json.loads(line) for line in body.splitlines()]
-            self.server.files = {
-                operation["value"]["path"]: base64.b64decode(operation["value"]["content"])
-                for operation in operations
-                if operation["key"] == "file"
-            }
-            commit = {"commitOid": "1" * 40, "commitUrl": f"{self.server.endpoint}/me/toy/commit/{'1' * 40}"}
-            return self.answer(200, commit | {"hookOutput": "", "success": True})
-        self.answer(404, {"error": f"no {self.path}"})
-
-    def do_GET(self):
-        self.answer(404, {"error": "Repository not found"})
-
-    def answer(self, status: int, value: dict):
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A server in the place of the Hub, as `HF_ENDPOINT` would set it before huggingface_hub is imported."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_only_the_pipeline_and_its_card_are_uploaded(hub, run):
+def test_only_the_pipeline_and_its_card_are_uploaded(hub, run):  # noqa: F811
     address = push_to_hub(run, "toy", token="right", private=True)
     assert address == f"{hub.endpoint}/me/toy/commit/{'1' * 40}"
     assert hub.repository["name"] == "toy" and hub.repository["visibility"] == "private"
@@ -217,7 +153,7 @@ def test_only_the_pipeline_and_its_card_are_uploaded(hub, run):
     assert all((run / name).read_bytes() == content for name, content in hub.files.items())
 
 
-def test_uploaded_files_are_a_pipeline(hub, run, tmp_path):
+def test_uploaded_files_are_a_pipeline(hub, run, tmp_path):  # noqa: F811
     push_to_hub(run, "me/toy", token="right")
     for name, content in hub.files.items():
         path = tmp_path / "downloaded" / name
@@ -227,10 +163,10 @@ def test_uploaded_files_are_a_pipeline(hub, run, tmp_path):
     assert loaded.config.frames_per_clip == 2
 
 
-def test_wrong_token(hub, run):
+def test_wrong_token(hub, run):  # noqa: F811
     with pytest.raises(HfHubHTTPError, match="401"):
         push_to_hub(run, "me/toy", token="wrong")
-    assert not hasattr(hub, "files")
+    assert hub.files is None
 
 
 def test_folder_without_a_pipeline(tmp_path):

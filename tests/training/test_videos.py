@@ -16,7 +16,7 @@ import pytest
 from diffusers_videogpt.training.sampling import Sampling, Window, seeded_generator
 from diffusers_videogpt.training.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped
 from diffusers_videogpt.video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, write_video
-from diffusers_videogpt.worlds import simulate
+from diffusers_videogpt.worlds import draw_order, simulate
 
 
 def numbered(count, height=32, width=48):
@@ -304,6 +304,64 @@ def test_a_dataset_of_parquet_files(tmp_path, monkeypatch):
     assert numbers(table.read(1, Window(1, 1, 8))) == list(range(1, 9))
     with pytest.raises(ValueError, match="There is no column 'video': give one of clip, text"):
         VideoTable.from_dataset(tmp_path / "data", Sampling(8))
+
+
+def test_labels_are_folders_or_as_a_split_lists_them(tmp_path):
+    """A folder a class; lists of UCF-101 as they are, with numbers for training and without for testing."""
+    for name in ("Archery/v_1.mp4", "Archery/deeper/v_2.mp4", "Diving/v_3.mp4", "v_4.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, 8)
+    sampling = Sampling(8, height=32, width=48)
+    table = VideoTable.from_folder(tmp_path, sampling)
+    assert {record.id: record.label for record in table} == {
+        "Archery/deeper/v_2.mp4": "Archery",
+        "Archery/v_1.mp4": "Archery",
+        "Diving/v_3.mp4": "Diving",
+        "v_4.mp4": None,
+    }
+    (tmp_path / "trainlist01.txt").write_text("Archery/v_1.mp4 1\nDiving/v_3.mp4 2\n")
+    (tmp_path / "testlist01.txt").write_text("Diving/v_3.mp4\n")
+    table = VideoTable.from_table(tmp_path / "trainlist01.txt", sampling)
+    assert [(record.id, record.label) for record in table] == [
+        ("Archery/v_1.mp4", "Archery"),
+        ("Diving/v_3.mp4", "Diving"),
+    ]
+    assert [record.label for record in VideoTable.from_table(tmp_path / "testlist01.txt", sampling)] == ["Diving"]
+    (tmp_path / "wrong.txt").write_text("Archery/v_1.mp4 1\nv_4.mp4 2\n")
+    with pytest.raises(ValueError, match="line 2 is 'v_4.mp4 2', not CLASS/VIDEO"):
+        VideoTable.from_table(tmp_path / "wrong.txt", sampling)
+
+
+def test_class_labels_and_missing_captions_of_a_dataset(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = str(write(tmp_path / "video.mp4", 8))
+    features = {"video": datasets.Value("string"), "kind": datasets.ClassLabel(names=["run", "jump"])}
+    features |= {"text": datasets.Value("string")}
+    rows = {"video": [path, path], "kind": [1, 0], "text": ["it jumps", None]}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(
+        tmp_path / "data" / "train.parquet"
+    )
+    table = VideoTable.from_dataset(
+        tmp_path / "data", Sampling(8, height=32, width=48), caption_column="text", label_column="kind"
+    )
+    assert [(record.label, record.caption) for record in table] == [("jump", "it jumps"), ("run", None)]
+    with pytest.raises(ValueError, match="no column 'words': give one of video, kind, text"):
+        VideoTable.from_dataset(tmp_path / "data", Sampling(8), caption_column="words")
+
+
+def test_simulated_scenes_are_captioned():
+    sampling = Sampling(4, height=32, width=32)
+    for world in ("physics", "orders"):
+        table = VideoTable.simulated(3, 4, sampling, world=world)
+        for index, record in enumerate(table):
+            order = draw_order(FIRST_TRAINING_SEED + index)
+            scene = order.simulate(FIRST_TRAINING_SEED + index, 4, 32)
+            if world == "physics":
+                scene = simulate(seed=FIRST_TRAINING_SEED + index, num_frames=4, size=32)
+            assert (record.caption, record.label) == (scene.caption, scene.kind)
+            assert np.array_equal(table.read(index, Window(0, 1, 4)), scene.frames)
 
 
 def test_simulated_scenes_begin_behind_those_for_evaluation():

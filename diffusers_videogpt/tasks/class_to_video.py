@@ -1,0 +1,70 @@
+"""Class → video (paper, §4.3): one token of the class before the clips."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ..conditions import Conditions
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..training.feed import LatentFeed, MicroBatch
+from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
+
+
+def class_names(labels: Sequence[str | None], dataset_file: Path | None = None) -> list[str]:
+    """The classes in the order of their numbers: as `classInd.txt` beside UCF-101's split has them, else by name.
+
+    Raises:
+        ValueError: if a video has no class, or one that `classInd.txt` does not name.
+    """
+    if None in labels:
+        raise ValueError(
+            f"{list(labels).count(None)} of {len(labels)} videos have no class: put each into a folder of its class, or name "
+            "the column of a table by --label_column."
+        )
+    index = None if dataset_file is None else dataset_file.with_name("classInd.txt")
+    if index is None or dataset_file.suffix != ".txt" or not index.exists():
+        return sorted(set(labels))
+    rows = [line.split() for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [name for _, name in sorted((int(number), name) for number, name in rows)]
+    unknown = sorted(set(labels) - set(names))
+    if unknown:
+        raise ValueError(
+            f"{index} does not name {', '.join(unknown[:5])}: take the list that belongs to these videos."
+        )
+    return names
+
+
+class ClassToVideoTraining(ConditionalTraining):
+    """Gives the pipeline the classes of the videos, unless it has some, and trains on them.
+
+    Raises:
+        ValueError: if a video has no class or one that the model does not know, or there is but one.
+    """
+
+    task = "class"
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
+        super().__init__(args, accelerator, pipe, feed, args.label_dropout)
+        labels = [record.label for record in all_records(feed)]
+        names = class_names(labels, args.dataset_file)
+        if not pipe.labels:
+            pipe.register_to_config(id2label=dict(enumerate(names)))
+        unknown = sorted(set(labels) - set(pipe.labels))
+        if unknown:
+            raise ValueError(f"This model has the classes {', '.join(pipe.labels)}, not {', '.join(unknown[:5])}.")
+        if len(pipe.labels) < 2:
+            raise ValueError(f"All videos are of class '{names[0]}': there is nothing to tell apart.")
+        add_condition_tokens(pipe.transformer, args.seed, num_classes=len(pipe.labels))
+        accelerator.print(f"{len(pipe.labels)} classes: {', '.join(list(pipe.labels)[:20])}")
+
+    def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:
+        dropped = self.is_dropped(batch.generators, is_training)
+        no_label = self.pipe.transformer.config.num_classes
+        labels = [no_label if drop else self.pipe.labels[x] for x, drop in zip(batch.labels, dropped, strict=True)]
+        return {"class_labels": torch.tensor(labels, device=batch.latents.device)}
+
+    def asked(self, sample: dict) -> dict:
+        return {"class_labels": sample["label"]}

@@ -1,0 +1,43 @@
+"""The benchmark scripts at toy size: they compare the variants before they time them, and write what they measured."""
+
+import json
+
+import pytest
+from run_scripts import make_videos, run_script
+
+
+SMALL = ("--layers", 2, "--heads", 1, "--ffn_dim", 64)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "num_ratios"),
+    [
+        ("benchmark_attention.py", ("--num_frames", 3, "--num_layouts", 2, "--heads", 1, "--head_dim", 32), 2),
+        ("benchmark_training_step.py", (*SMALL, "--num_frames", 9, 10, "--height", 192, "--num_layouts", 1), 2),
+        ("benchmark_rollout.py", (*SMALL, "--height", 32, "--steps", 2, "--long_frames", 200), 4),
+    ],
+)
+def test_ratios(tmp_path, script, options, num_ratios):
+    out = run_script(script, *options, "--rounds", 1, "--output", tmp_path / "results.json").stdout
+    written = json.loads((tmp_path / "results.json").read_text())
+    results = written["results"]
+    ratios = [r for r in (results.values() if isinstance(results, dict) else results) if "ratio" in r]
+    assert len(ratios) == num_ratios and all(r["least"] <= r["ratio"] <= r["largest"] for r in ratios)
+    assert all(f"{r['ratio']:.2f} x" in out for r in ratios)
+    assert {"device", "torch", "date"} <= written["about"].keys()
+
+
+def test_fewer_steps(tmp_path):
+    out = run_script("benchmark_steps.py", "--num_scenes", 2, "--steps", 1, 2, "--output", tmp_path).stdout
+    results = json.loads((tmp_path / "steps.json").read_text())["results"]
+    assert results["Euler"]["2"]["rmse_to_many_steps"] == 0 < results["Euler"]["1"]["rmse_to_many_steps"]
+    assert results["multistep"]["2"] != results["Euler"]["2"]
+    assert (tmp_path / "steps.md").read_text() in out
+    assert (tmp_path / "steps.png").stat().st_size > 10_000
+
+
+def test_loader(tmp_path):
+    videos = make_videos(tmp_path / "videos", 2, num_frames=12)
+    options = ("--instance_data_root", videos, "--max_num_frames", 4, "--steps", 4, "--rounds", 1)
+    run_script("benchmark_loader.py", *options, "--output_json", tmp_path / "loader.json")
+    assert json.loads((tmp_path / "loader.json").read_text())["frames_decoded_twice"] == 0

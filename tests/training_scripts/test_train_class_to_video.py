@@ -1,0 +1,66 @@
+"""Class → video as a user runs it: a folder a class in, a pipeline that makes videos of a class out."""
+
+import csv
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from run_scripts import TWO_PROCESSES, make_videos, run_script
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def ucf(tmp_path_factory):
+    """Two classes of three videos, with lists as UCF-101's."""
+    root = tmp_path_factory.mktemp("ucf")
+    lines = []
+    for seed, name in enumerate(("Basketball", "Archery")):
+        make_videos(root / "videos" / name, 3, seed=seed)
+        lines += [f"{name}/{path.name} {seed + 1}" for path in sorted((root / "videos" / name).iterdir())]
+    (root / "classInd.txt").write_text("1 Basketball\n2 Archery\n")
+    (root / "trainlist01.txt").write_text("\n".join(lines[:-1]) + "\n")
+    return root
+
+
+def train(output_dir, *args, **kwargs):
+    return run_script("train_class_to_video.py", "--output_dir", output_dir, *args, **kwargs)
+
+
+def losses(folder):
+    with (folder / "train_log.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_from_ucf101_to_videos_of_a_class(tmp_path, new_model, ucf):
+    """One clip a sample, whose clean patches no step sees; two processes train as one; the result is loaded and used."""
+    args = [*new_model, "--instance_data_root", ucf / "videos", "--dataset_file", ucf / "trainlist01.txt"]
+    args += ["--clips", "equal:4", "--max_train_steps", 4, "--validation_steps", 4, "--label_dropout", 0.3]
+    args += ["--condition_guidance_scale", 2.5, "--validation_inference_steps", 2, "--num_validation_rollouts", 1]
+    one, two = tmp_path / "one", tmp_path / "two"
+    result = train(one, *args, "--train_batch_size", 2, "--validation_rollout_steps", 4)
+    assert "2 classes: Basketball, Archery" in result.stdout and "0 of 5 videos dropped" in result.stdout
+    train(two, *args, "--checkpointing_steps", 2, launcher=TWO_PROCESSES)
+    assert losses(one) == pytest.approx(losses(two), abs=1e-5)
+    weights = [load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (one, two)]
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=0)
+
+    assert {"0.mp4", "0.png"} <= {p.name for p in (one / "validation" / "step-000004").iterdir()}
+    card = (one / "README.md").read_text(encoding="utf-8")
+    assert "pipe(class_labels=['Basketball']" in card and "prediction.png" in card
+    assert json.loads((one / "model_index.json").read_text())["id2label"] == {"0": "Basketball", "1": "Archery"}
+    pipe = DiffusionPipeline.from_pretrained(one)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.labels == {"Basketball": 0, "Archery": 1} and pipe.config.condition_guidance_scale == 2.5
+    arguments = {"num_inference_steps": 2, "num_frames": 4, "output_type": "pt"}
+    first, second = (
+        pipe(class_labels=name, generator=torch.Generator().manual_seed(0), **arguments).frames
+        for name in ("Basketball", "Archery")
+    )
+    assert first.shape == (1, 4, 3, 32, 32) and (first - second).abs().max() > 1e-5
+
+    rest = ["--instance_data_root", ucf / "videos", "--clips", "equal:4", "--max_train_steps", 1, "--logging_steps", 1]
+    size = ["--height", 32, "--width", 32, "--max_num_frames", 4, "--num_validation_videos", 2]
+    (ucf / "videos" / "Archery").rename(ucf / "videos" / "Diving")
+    result = train(tmp_path / "on", "--pretrained_model_name_or_path", one, *size, *rest, check=False)
+    assert result.returncode != 0 and "has the classes Basketball, Archery, not Diving" in result.stderr

@@ -1,0 +1,66 @@
+"""Do generated videos show what was asked for? Classes by a classifier trained for it, texts by counting objects.
+
+    python training_scripts/evaluate_conditions.py classes --model physics_classes --output classes
+    python training_scripts/evaluate_conditions.py prompts --model physics_text --output prompts
+
+`classes` trains a classifier on real videos that the model has not seen (simulated scenes, or a folder a class), asks it about
+generated ones, and writes both, for `videogpt evaluate fvd --data classes/real --videos classes/made --num-given 0`.
+`prompts` asks for simulated scenes by text, and reads colours, numbers and shapes of their objects.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from diffusers_videogpt import VideoGPTPipeline
+from diffusers_videogpt.evaluation.condition_following import (
+    evaluate_classes,
+    evaluate_prompts,
+    format_classes,
+    format_prompts,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("what", choices=["classes", "prompts"])
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the videos, strips and `scores.json`")
+    parser.add_argument("--videos_per_class", type=int, default=20)
+    parser.add_argument("--num_training_videos", type=int, default=800, help="for the classifier")
+    parser.add_argument("--data_root", type=Path, help="folder a class of real videos; default: simulated scenes")
+    parser.add_argument("--num_prompts", type=int, default=64, help="and as many of held-out combinations")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--condition_guidance_scale", type=float, help="default: the model's own")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {
+        "num_inference_steps": args.steps,
+        "condition_guidance_scale": args.condition_guidance_scale,
+        "seed": args.seed,
+        "folder": args.output,
+    }
+    if args.what == "classes":
+        scores = evaluate_classes(pipe, args.videos_per_class, args.num_training_videos, args.data_root, **settings)
+        table, numbers = format_classes(scores), asdict(scores)
+    else:
+        scores = evaluate_prompts(pipe, args.num_prompts, **settings)
+        table, numbers = format_prompts(scores), {name: asdict(x) for name, x in scores.items()}
+    (args.output / "scores.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
