@@ -18,7 +18,7 @@ setup(
         # torch 2.14 and later resolve to CUDA builds of several gigabytes where a CPU build of 2.13 is available.
         "torch>=2.9,<2.14",
         "diffusers>=0.42.1",
-        "transformers>=5.0",
+        "transformers>=5.3",
         "accelerate>=1.10",
         "peft>=0.17",
         "huggingface-hub>=1.0",
@@ -46,6 +46,7 @@ setup(
             "pymunk>=7.0",
             "pygame-ce>=2.5",
         ],
+        "quantize": ["torchao>=0.15", "bitsandbytes>=0.45"],
         "test": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
@@ -62,6 +63,7 @@ setup(
             "scipy>=1.11",
             "torchmetrics>=1.4",
             "opencv-python-headless>=4.10",
+            "torchao>=0.15",
             "pymunk>=7.0",
             "pygame-ce>=2.5",
         ],

@@ -280,6 +280,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         pretrained_model_name_or_path_or_dict: str | Path | dict[str, torch.Tensor],
         adapter_name: str | None = None,
         hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
         **kwargs,
     ) -> None:
         """Loads a LoRA and makes it the active one; [`set_adapters`] mixes several.
@@ -290,6 +291,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             adapter_name (`str`, *optional*): its name from here on; `default_0` and so on by default.
             hotswap (`bool`, defaults to `False`): put it in the place of the loaded LoRA `adapter_name`, of the same
                 layers and rank, at weight 1: nothing is compiled anew. For lower ranks, call `enable_lora_hotswap` first.
+            low_cpu_mem_usage (`bool`, defaults to `True`): make the new layers without memory of their own first.
             kwargs: of [`~VideoGPTLoraLoaderMixin.lora_state_dict`].
 
         Raises:
@@ -300,7 +302,13 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
         self.load_lora_into_transformer(
-            state_dict, self.transformer, adapter_name=adapter_name, hotswap=hotswap, metadata=metadata, _pipeline=self
+            state_dict,
+            self.transformer,
+            adapter_name=adapter_name,
+            hotswap=hotswap,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            metadata=metadata,
+            _pipeline=self,
         )
 
     @classmethod
@@ -310,6 +318,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         transformer: VideoGPTTransformerModel,
         adapter_name: str | None = None,
         hotswap: bool = False,
+        low_cpu_mem_usage: bool = True,
         metadata: dict[str, Any] | None = None,
         _pipeline=None,
     ) -> None:
@@ -332,7 +341,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             adapter_name=adapter_name,
             metadata=config,
             hotswap=hotswap,
-            low_cpu_mem_usage=True,
+            low_cpu_mem_usage=low_cpu_mem_usage,
             _pipeline=_pipeline,
         )
 
@@ -343,6 +352,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         transformer_lora_layers: dict[str, torch.Tensor],
         transformer_lora_adapter_metadata: dict[str, Any] | None = None,
         weight_name: str = LORA_WEIGHT_NAME_SAFE,
+        safe_serialization: bool = True,
     ) -> None:
         """Writes a LoRA as safetensors, with the configuration that its scale depends on.
 
@@ -357,9 +367,10 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             transformer_lora_layers: `{"LAYER.lora_A.weight": tensor, ...}` from PEFT.
             transformer_lora_adapter_metadata (`dict`, *optional*): `LoraConfig.to_dict()`. Without it α counts as the rank.
             weight_name (`str`, defaults to `"pytorch_lora_weights.safetensors"`): the file.
+            safe_serialization (`bool`, defaults to `True`): must be `True`, pickles are not written.
 
         Raises:
-            ValueError: if there are no layers, `save_directory` is a file, or `weight_name` is not for safetensors.
+            ValueError: if there are no layers, `save_directory` is a file, or a pickle was asked for.
         """
         if not transformer_lora_layers:
             raise ValueError(
@@ -367,8 +378,11 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             )
         if Path(save_directory).is_file():
             raise ValueError(f"`save_directory` '{save_directory}' is a file: pass a folder.")
-        if not weight_name.endswith(".safetensors"):
-            raise ValueError(f"`weight_name` must end in .safetensors, got {weight_name!r}.")
+        if not weight_name.endswith(".safetensors") or not safe_serialization:
+            raise ValueError(
+                f"LoRAs are saved as safetensors alone: `weight_name` must end in .safetensors, got {weight_name!r}, and "
+                f"`safe_serialization` must be `True`, got {safe_serialization}."
+            )
         cls._save_lora_weights(
             save_directory,
             lora_layers={cls.transformer_name: transformer_lora_layers},
@@ -407,18 +421,21 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             components: `["transformer"]`, the only one there is.
             lora_scale (`float`, defaults to `1.0`): multiplies them all.
             safe_fusing (`bool`, defaults to `False`): check the sums for NaN before any is kept.
-            adapter_names (`list[str]`, *optional*): the active LoRAs, to be sure of them.
+            adapter_names (`list[str]`, *optional*): these LoRAs, which become the active ones.
 
         Raises:
-            ValueError: if some are fused already, none is active, or others than `adapter_names` are.
+            ValueError: if some are fused already, none is active, or one of `adapter_names` is not loaded.
         """
         self._refuse_while_fused("fuse_lora")
-        active = self.get_active_adapters()
-        if not active or (adapter_names is not None and set(adapter_names) != set(active)):
+        names = self.get_active_adapters() if adapter_names is None else adapter_names
+        loaded = self.get_list_adapters().get("transformer", [])
+        if not names or not set(names) <= set(loaded):
             raise ValueError(
-                f"`fuse_lora` fuses the active LoRAs, which are {active}, not {adapter_names or 'any'}: choose them and "
-                f"their weights by `set_adapters`; {self.get_list_adapters().get('transformer', [])} are loaded."
+                f"`fuse_lora` was to fuse {list(names)}, but {loaded} are loaded: choose among them by `set_adapters` or "
+                "`adapter_names`."
             )
+        if adapter_names is not None:
+            self.transformer.set_adapter(names)
         super().fuse_lora(list(components), lora_scale=lora_scale, safe_fusing=safe_fusing)
         self._fused_scale = lora_scale
 

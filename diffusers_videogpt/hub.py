@@ -1,0 +1,282 @@
+"""A folder as the Hub needs it: a pipeline that loads from there, a LoRA, or a cache of latents, each with its page.
+
+    export_to_hub_folder("run", "for_the_hub", repo_id="me/bouncing", license="apache-2.0", video="prediction.mp4")
+    push_to_hub("for_the_hub", "me/bouncing")
+
+A pipeline gets two things that `save_pretrained` does not write. `pipeline.py` imports this package for whoever trusts the
+repository: `DiffusionPipeline.from_pretrained(repo, custom_pipeline="pipeline", trust_remote_code=True)`. And its parts
+are named as diffusers' own in `model_index.json`, which they are once this package is imported, by that file or by the
+user: diffusers looks for the library of each part before it runs `pipeline.py`.
+"""
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, ModelCardData
+
+
+PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
+CARD, VIDEO = "README.md", "prediction.mp4"
+BESIDE_THE_CARD = ("LICENSE", VIDEO, "prediction.png", "loss_curve.png", "train_log.csv")
+OF_A_COMPONENT = (".json", ".safetensors", ".txt", ".model", ".jinja")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+STUB = '''"""Imports Video-GPT for who trusts this repository: `pip install diffusers-videogpt` first."""
+
+from diffusers_videogpt import VideoGPTPipeline as VideoGPTPipeline
+'''
+
+PIPELINE_TEXT = """# {name}
+
+A Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that continues videos and animates
+pictures clip after clip: {frames_per_clip} frames at a time, looking back on {max_context_frames}, {longest_side} pixels along the longest side.
+
+## How to use it
+
+`pip install diffusers-videogpt`, then
+
+```python
+import diffusers_videogpt
+from diffusers import DiffusionPipeline
+from diffusers.utils import export_to_video
+
+pipe = DiffusionPipeline.from_pretrained("{repo}")
+frames = pipe(video="given.mp4", num_frames={frames_per_clip}).frames[0]
+export_to_video(frames, "next.mp4", fps=12)
+```
+
+`from_pretrained("{repo}", custom_pipeline="pipeline", trust_remote_code=True)` does it without the first import, by running
+`pipeline.py` of this repository.
+"""
+
+LORA_TEXT = """# {name}
+
+A LoRA for [{base}](https://huggingface.co/{base}), a Video-GPT (next clip diffusion,
+[arXiv 2505.12489](https://arxiv.org/abs/2505.12489)).
+
+## How to use it
+
+`pip install diffusers-videogpt`, then
+
+```python
+import diffusers_videogpt
+from diffusers import DiffusionPipeline
+from diffusers.utils import export_to_video
+
+pipe = DiffusionPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("{repo}")
+frames = pipe(image="first.png").frames[0]
+export_to_video(frames, "animation.mp4", fps=12)
+```
+"""
+
+LATENTS_TEXT = """# {name}
+
+{num_videos} videos as an autoencoder's latents, {num_windows} windows of each, for training Video-GPT: the mean and log variance of every
+frame. `key` in `index.json` says of which autoencoder and how the windows were taken.
+
+`train_videogpt.py --cached_latents FOLDER` trains on a download of it.
+"""
+
+
+def export_to_hub_folder(
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    video: str | Path | None = None,
+) -> Path:
+    """Makes a folder to upload, of what belongs on the Hub and nothing else: no checkpoints, caches, logs or pickles.
+
+    Weights are linked, not copied, where the file system can. A `README.md` in `source` is kept; what the Hub sorts by is
+    added to it.
+
+    Args:
+        source: folder of a saved pipeline, a LoRA, or a finished cache of latents.
+        output_dir: a new or empty folder.
+        repo_id: where it will be found, for the example on the page; by default the folder's name.
+        license: of the weights, as the Hub abbreviates it.
+        base_model: id on the Hub of what it was trained from; a LoRA without a `README.md` needs it.
+        video: an MP4 that the model made, shown on its page.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        FileNotFoundError: if `source` holds none of the three, or `video` does not exist.
+        FileExistsError: if there is something in `output_dir`.
+        ValueError: if weights are pickled, `video` is no MP4, or a LoRA's base is not known.
+    """
+    source, output_dir = Path(source), Path(output_dir)
+    kind = _kind_of(source)
+    files = _files_to_publish(source, kind)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"'{output_dir}' is not an empty folder: choose another, or remove it first.")
+    if video is not None and not Path(video).is_file():
+        raise FileNotFoundError(f"'{video}', which was to be shown on the page, does not exist.")
+    if video is not None and Path(video).suffix.lower() != ".mp4":
+        raise ValueError(f"`video` must be an MP4, which browsers play, got '{video}'.")
+    if kind == LORA and base_model is None and not (source / CARD).is_file():
+        raise ValueError("Say which model the LoRA is for, by `base_model`: its page names it.")
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (output_dir / file).parent.mkdir(exist_ok=True)
+        if kind == LATENTS and file.suffix == ".safetensors":
+            _copy_shard(source / file, output_dir / file)
+        else:
+            _link(source / file, output_dir / file)
+    if video is not None:
+        (output_dir / VIDEO).unlink(missing_ok=True)
+        shutil.copyfile(video, output_dir / VIDEO)
+
+    facts: dict[str, Any] = {"base": base_model}
+    if kind == PIPELINE:
+        index = _as_diffusers_own(_read_json(source / PIPELINE))
+        facts |= index
+        _write_json(output_dir / PIPELINE, index)
+        (output_dir / "pipeline.py").write_text(STUB, encoding="utf-8")
+    elif kind == LATENTS:
+        index = _without_local_paths(_read_json(source / LATENTS))
+        for shard in index["shards"]:
+            shard["bytes"] = (output_dir / shard["file"]).stat().st_size
+        _write_json(output_dir / LATENTS, index)
+        facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
+    repo = repo_id or output_dir.resolve().name
+    _write_card(source, output_dir, kind, facts | {"repo": repo, "name": repo.split("/")[-1]}, license)
+    return output_dir
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
+    """Uploads a folder that [`export_to_hub_folder`] made; a cache of latents becomes a dataset.
+
+    Args:
+        folder: all of it is uploaded.
+        repo_id: made if it does not exist; a name without a user goes to the token's owner.
+        token: by default the one that `hf auth login` stored.
+        private: of a repository that is made.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError: if `folder` was not exported.
+    """
+    folder = Path(folder)
+    kind = _kind_of(folder)
+    if not (folder / CARD).is_file() or (kind == PIPELINE and not (folder / "pipeline.py").is_file()):
+        raise FileNotFoundError(
+            f"'{folder}' is not ready for the Hub: make a folder that is with `videogpt export-hub {folder} OUTPUT_DIR`."
+        )
+    api = HfApi(token=token)
+    repo_type = "dataset" if kind == LATENTS else "model"
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    return api.upload_folder(
+        repo_id=repo_id, repo_type=repo_type, folder_path=folder, commit_message="Upload by diffusers-videogpt"
+    )
+
+
+def _kind_of(folder: Path) -> str:
+    for marker in (LORA, PIPELINE, LATENTS):
+        if (folder / marker).is_file():
+            return marker
+    raise FileNotFoundError(
+        f"'{folder}' is no saved pipeline (it would have a {PIPELINE}), LoRA ({LORA}) or finished cache of latents ({LATENTS})."
+    )
+
+
+def _files_to_publish(folder: Path, kind: str) -> list[Path]:
+    """Relative paths, without the card and the index, which are written anew."""
+    files = [folder / name for name in BESIDE_THE_CARD if (folder / name).is_file()]
+    if kind == LORA:
+        files.append(folder / LORA)
+    elif kind == LATENTS:
+        files += [folder / shard["file"] for shard in _read_json(folder / LATENTS)["shards"]]
+    else:
+        index = _read_json(folder / PIPELINE)
+        for name in (name for name, value in index.items() if isinstance(value, list) and value[0] is not None):
+            present = sorted((folder / name).iterdir())
+            suffixes = {path.suffix for path in present}
+            if suffixes & set(PICKLES) and ".safetensors" not in suffixes:
+                raise ValueError(
+                    f"The weights in '{folder / name}' are pickled, which can run code where they are loaded: save the pipeline "
+                    "again by `save_pretrained`, which writes safetensors."
+                )
+            files += [path for path in present if path.suffix in OF_A_COMPONENT]
+    return [file.relative_to(folder) for file in files]
+
+
+def _as_diffusers_own(index: dict[str, Any]) -> dict[str, Any]:
+    package = __name__.split(".")[0]
+    return {
+        name: ["diffusers", *value[1:]] if isinstance(value, list) and value[0] == package else value
+        for name, value in index.items()
+    }
+
+
+def _without_local_paths(index: dict[str, Any]) -> dict[str, Any]:
+    """The key tells where the videos lay on this machine: only the folder's name is anyone's business."""
+    key = index["key"]
+    paths = {name: Path(key[name]).name for name in ("instance_data_root", "dataset_file") if key.get(name)}
+    return index | {"key": key | paths}
+
+
+def _copy_shard(source: Path, target: Path) -> None:
+    """Copies a safetensors file of latents, whose metadata repeats the index's key."""
+    with source.open("rb") as old, target.open("wb") as new:
+        (length,) = struct.unpack("<Q", old.read(8))
+        header = json.loads(old.read(length))
+        metadata = header["__metadata__"]
+        metadata["cache"] = json.dumps(_without_local_paths(json.loads(metadata["cache"])))
+        content = json.dumps(header).encode()
+        content += b" " * (-len(content) % 8)
+        new.write(struct.pack("<Q", len(content)) + content)
+        shutil.copyfileobj(old, new)
+
+
+def _write_card(source: Path, output_dir: Path, kind: str, facts: dict[str, Any], license: str | None) -> None:
+    card_class = DatasetCard if kind == LATENTS else ModelCard
+    if (source / CARD).is_file():
+        card = card_class.load(source / CARD)
+    else:
+        data = DatasetCardData() if kind == LATENTS else ModelCardData(pipeline_tag="image-to-video")
+        text = {PIPELINE: PIPELINE_TEXT, LORA: LORA_TEXT, LATENTS: LATENTS_TEXT}[kind].format(**facts)
+        if (output_dir / VIDEO).is_file():
+            text = text.replace("\n\n", "\n\n<Gallery />\n\n", 1)
+        card = card_class(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    tags = ["video-gpt", "next-clip-diffusion", "video-prediction"]
+    if kind == LATENTS:
+        tags.append("latents")
+    else:
+        tags += ["diffusers", "lora"] if kind == LORA else ["diffusers"]
+        card.data.library_name = "diffusers"
+        if facts["base"] is not None:
+            card.data.base_model = facts["base"]
+        if (output_dir / VIDEO).is_file():
+            card.data.widget = [{"text": "what the model predicts", "output": {"url": VIDEO}}]
+    card.data["tags"] = sorted({*(card.data.get("tags") or []), *tags})
+    if license is not None:
+        card.data.license = license
+    card.save(output_dir / CARD)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,203 @@
+"""What is published, and that it loads from there: by who imported the package, and by who trusts the repository."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from fake_hub import hub  # noqa: F401
+from huggingface_hub import DatasetCard, ModelCard
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.cli import main
+from diffusers_videogpt.hub import export_to_hub_folder, push_to_hub
+from diffusers_videogpt.video_io import write_video
+
+
+@pytest.fixture
+def run_folder(tmp_path, tiny_transformer):
+    """A saved pipeline, and what training leaves beside it."""
+    torch.manual_seed(0)
+    blocks = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
+    channels = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
+    folder = tmp_path / "bouncing"
+    VideoGPTPipeline(
+        AutoencoderTiny(**blocks, **channels), tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2
+    ).save_pretrained(folder)
+    for extra in ("checkpoint-10/model.safetensors", "logs/events.out", "transformer/optimizer.pt", "notes.txt"):
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_text("stays here")
+    return folder
+
+
+@pytest.fixture
+def lora_folder(tmp_path, tiny_transformer):
+    tiny_transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(tiny_transformer)
+    VideoGPTPipeline.save_lora_weights(tmp_path / "lora", layers, tiny_transformer.peft_config["default"].to_dict())
+    return tmp_path / "lora"
+
+
+@pytest.fixture
+def latents_folder(tmp_path):
+    """As `cache_latents.py` leaves it: an index, and a shard that repeats the index's key."""
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    key = {"seed": 0, "num_windows": 2, "instance_data_root": "/home/someone/private/videos", "dataset_file": None}
+    videos = [{"id": "a.mp4", "shard": 0}]
+    metadata = {"cache": json.dumps({"key": key, "videos": videos, "dropped": {}})}
+    save_file({"a.mp4/moments": torch.arange(12.0).half()}, folder / "latents-00000.safetensors", metadata)
+    size = (folder / "latents-00000.safetensors").stat().st_size
+    index = {"key": key, "shards": [{"file": "latents-00000.safetensors", "bytes": size}], "videos": videos}
+    (folder / "index.json").write_text(json.dumps(index | {"dropped": {}}))
+    return folder
+
+
+def names(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# A pipeline
+
+
+def test_exported_pipeline(run_folder, tmp_path):
+    video = write_video(tmp_path / "made.mp4", torch.zeros(2, 16, 16, 3, dtype=torch.uint8).numpy(), fps=4)
+    folder = export_to_hub_folder(run_folder, tmp_path / "out", repo_id="me/toy", license="mit", video=video)
+
+    assert names(folder) == {
+        "README.md",
+        "model_index.json",
+        "pipeline.py",
+        "prediction.mp4",
+        "scheduler/scheduler_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    card = ModelCard.load(folder / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "diffusers" and data["pipeline_tag"] == "image-to-video"
+    assert data["license"] == "mit" and {"video-gpt", "diffusers"} <= set(data["tags"])
+    assert data["widget"] == [{"text": "what the model predicts", "output": {"url": "prediction.mp4"}}]
+    assert (
+        'from_pretrained("me/toy")' in card.text and "2 frames at a time" in card.text and "<Gallery />" in card.text
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["transformer"] == ["diffusers", "VideoGPTTransformerModel"]
+    assert json.loads((run_folder / "model_index.json").read_text())["transformer"][0] == "diffusers_videogpt"
+    assert (folder / "transformer" / "config.json").samefile(run_folder / "transformer" / "config.json")  # linked
+
+
+def test_card_of_training_is_kept_and_completed(run_folder, tmp_path):
+    (run_folder / "README.md").write_text("---\ntags:\n- mine\npipeline_tag: text-to-video\n---\n\n# As trained\n")
+    card = ModelCard.load(export_to_hub_folder(run_folder, tmp_path / "out", base_model="me/base") / "README.md")
+    data = card.data.to_dict()
+    assert card.text.strip() == "# As trained"
+    assert {"mine", "video-gpt"} <= set(data["tags"]) and data["pipeline_tag"] == "text-to-video"
+    assert data["library_name"] == "diffusers" and data["base_model"] == "me/base" and "widget" not in data
+
+
+IMPORTED = """
+import sys, diffusers_videogpt
+from diffusers import AutoModel, DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+assert type(diffusers_videogpt.VideoGPTPipeline.from_pretrained(sys.argv[1])) is type(pipe)
+assert type(AutoModel.from_pretrained(sys.argv[1], subfolder="transformer")) is type(pipe.transformer)
+"""
+TRUSTED = """
+import sys
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline="pipeline", trust_remote_code=True)
+"""
+PREDICT = "print(pipe(num_inference_steps=1, num_frames=2, height=32, width=32).frames[0][0].size)"
+
+
+def test_repository_on_the_hub(hub, run_folder, tmp_path):  # noqa: F811
+    """Loads for who imported the package, without trust and, once downloaded, offline; and for who trusts it."""
+    folder = export_to_hub_folder(run_folder, tmp_path / "out", repo_id="me/toy")
+    address = push_to_hub(folder, "toy", token="right", private=True)
+    assert address.startswith(hub.endpoint) and hub.repository["visibility"] == "private"
+    assert set(hub.files) == names(folder)
+
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    for way, offline in ((TRUSTED, "0"), (IMPORTED, "0"), (IMPORTED, "1")):
+        result = subprocess.run(
+            [sys.executable, "-c", way + PREDICT, "me/toy"],
+            capture_output=True,
+            text=True,
+            env=environment | {"HF_HUB_OFFLINE": offline},
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip().endswith("(32, 32)")
+
+
+# A LoRA, latents
+
+
+def test_lora(lora_folder, hub, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="which model the LoRA is for, by `base_model`"):
+        export_to_hub_folder(lora_folder, tmp_path / "out")
+    folder = export_to_hub_folder(lora_folder, tmp_path / "out", repo_id="me/toy", base_model="me/base")
+    push_to_hub(folder, "me/toy", token="right")
+    assert set(hub.files) == {"README.md", "pytorch_lora_weights.safetensors"}
+    card = ModelCard(hub.files["README.md"].decode())
+    assert card.data.base_model == "me/base" and "lora" in card.data.tags and "me/toy" in card.text
+
+
+def test_latents_become_a_dataset_that_tells_no_paths(latents_folder, hub, tmp_path):  # noqa: F811
+    folder = export_to_hub_folder(latents_folder, tmp_path / "out", repo_id="me/toy")
+    push_to_hub(folder, "me/toy", token="right")
+    assert hub.repository["type"] == "dataset"
+    assert set(hub.files) == {"README.md", "index.json", "latents-00000.safetensors"}
+    assert not any(b"someone" in content for content in hub.files.values())
+    index = json.loads(hub.files["index.json"])
+    assert index["key"]["instance_data_root"] == "videos" and index["key"]["dataset_file"] is None
+    assert index["shards"][0]["bytes"] == len(hub.files["latents-00000.safetensors"])
+    with safe_open(folder / "latents-00000.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("a.mp4/moments"), torch.arange(12.0).half())
+    assert "1 videos" in DatasetCard.load(folder / "README.md").text
+
+
+# Refusals and the command line
+
+
+def test_what_is_refused(run_folder, lora_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no saved pipeline"):
+        export_to_hub_folder(tmp_path, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
+        export_to_hub_folder(run_folder, lora_folder)
+    with pytest.raises(ValueError, match="must be an MP4"):
+        export_to_hub_folder(run_folder, tmp_path / "out", video=run_folder / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="gone.mp4"):
+        export_to_hub_folder(run_folder, tmp_path / "out", video="gone.mp4")
+    with pytest.raises(FileNotFoundError, match="is not ready for the Hub"):
+        push_to_hub(run_folder, "me/toy", token="right")
+    weights = run_folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="are pickled"):
+        export_to_hub_folder(run_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line(run_folder, hub, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("HF_TOKEN", "right")
+    out = tmp_path / "out"
+    main(["export-hub", str(run_folder), str(out), "--repo-id", "me/toy", "--license", "mit", "--push"])
+    assert f"{hub.endpoint}/me/toy/commit" in capsys.readouterr().out
+    assert set(hub.files) == names(out)
+    with pytest.raises(SystemExit, match="videogpt export-hub: .* is not an empty folder"):
+        main(["export-hub", str(run_folder), str(out)])
+    with pytest.raises(SystemExit, match="--push needs --repo-id"):
+        main(["export-hub", str(run_folder), str(tmp_path / "other"), "--push"])

@@ -1,0 +1,58 @@
+"""Every form in which diffusers writes and reads weights."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoModel
+
+from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel
+
+
+@torch.no_grad()
+def predict(model) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noisy, clean = (torch.randn(1, 4, n, 4, 6, generator=generator, dtype=torch.float32) for n in (2, 3))
+    return model(noisy.to(model.dtype), torch.tensor(0.3), clean.to(model.dtype)).sample
+
+
+@pytest.mark.parametrize("variant", [None, "bf16"])
+def test_shards_and_variants(tiny_transformer, tmp_path, variant):
+    tiny_transformer.save_pretrained(tmp_path, max_shard_size="100KB", variant=variant)
+    suffix = f".{variant}" if variant else ""
+    index = json.loads((tmp_path / f"diffusion_pytorch_model.safetensors.index{suffix}.json").read_text())
+    shards = set(index["weight_map"].values())
+    assert len(shards) > 1 and shards == {path.name for path in tmp_path.glob("*.safetensors")}
+    loaded = AutoModel.from_pretrained(str(tmp_path), variant=variant)
+    assert torch.equal(predict(loaded), predict(tiny_transformer))
+    if variant:
+        with pytest.raises(OSError, match="diffusion_pytorch_model.bin"):
+            VideoGPTTransformerModel.from_pretrained(tmp_path)
+
+
+def test_variant_of_a_pipeline(make_tiny_pipe, tmp_path):
+    pipe = make_tiny_pipe().to(torch.bfloat16)
+    pipe.save_pretrained(tmp_path, variant="bf16")
+    with pytest.raises(ValueError, match="variant=fp16"):
+        VideoGPTPipeline.from_pretrained(tmp_path, variant="fp16")
+    loaded = VideoGPTPipeline.from_pretrained(tmp_path, variant="bf16", dtype=torch.bfloat16)
+    assert torch.equal(predict(loaded.transformer), predict(pipe.transformer))
+
+
+def test_a_dtype_for_each_component(make_tiny_pipe, tmp_path):
+    """A half-precision transformer beside a full-precision autoencoder, and the other way round."""
+    make_tiny_pipe().save_pretrained(tmp_path)
+    for dtypes in ({"transformer": torch.bfloat16, "vae": torch.float32}, {"vae": torch.bfloat16}):
+        pipe = VideoGPTPipeline.from_pretrained(tmp_path, dtype=dtypes)
+        assert pipe.transformer.dtype == dtypes.get("transformer", torch.float32) and pipe.vae.dtype == dtypes["vae"]
+        pipe.set_progress_bar_config(disable=True)
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+        frames = pipe(image=image, num_frames=4, num_inference_steps=2, guidance_scale=2.0, output_type="pt").frames
+        assert frames.shape == (1, 4, 3, 32, 32) and frames.isfinite().all()
+
+
+def test_float16_weights_come_back(tiny_transformer, tmp_path):
+    tiny_transformer.half().save_pretrained(tmp_path)
+    loaded = VideoGPTTransformerModel.from_pretrained(tmp_path, dtype=torch.float16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
+    assert torch.equal(predict(loaded), predict(tiny_transformer))
