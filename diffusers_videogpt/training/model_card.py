@@ -3,14 +3,16 @@
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
+from .. import hub
+from ..hub import export_to_hub_folder
 from ..pipeline_videogpt import VideoGPTPipeline
 from .validation import RolloutScores
 
@@ -178,7 +180,7 @@ def format_scores(scores: RolloutScores) -> str:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Uploads a saved pipeline or adapter with its card, and nothing else that lies in the folder: no checkpoint or cache.
+    """Uploads what [`~hub.export_to_hub_folder`] takes of a run: the pipeline or adapter with its card, no checkpoint or cache.
 
     Args:
         folder: of the pipeline or the adapter.
@@ -188,18 +190,10 @@ def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, priv
 
     Returns:
         The address of the commit.
+
+    Raises:
+        FileNotFoundError: if there is no pipeline or adapter in `folder`.
     """
-    folder = Path(folder)
-    patterns = ["README.md", PREDICTION, CURVE, LOG]
-    if (folder / LORA_WEIGHT_NAME_SAFE).exists():
-        patterns.append(LORA_WEIGHT_NAME_SAFE)
-    else:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        components = [name for name, value in index.items() if isinstance(value, list)]
-        patterns += ["model_index.json"]
-        patterns += [f"{name}/*.{suffix}" for name in components for suffix in ("json", "safetensors")]
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    return api.upload_folder(
-        repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload the trained weights"
-    )
+    with tempfile.TemporaryDirectory() as exported:
+        export_to_hub_folder(folder, exported, repo_id=repo_id)
+        return hub.push_to_hub(exported, repo_id, token=token, private=private)
