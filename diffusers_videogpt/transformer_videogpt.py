@@ -286,9 +286,34 @@ class VideoGPTTransformerBlock(nn.Module):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
-        num_queries: int | None = None,
     ) -> torch.Tensor:
-        """(B, T, D) → (B, T, D); with `num_queries`, only the last so many tokens are changed."""
+        attn_output = self.attn(
+            self.norm1(hidden_states),
+            attention_mask=attention_mask,
+            rotary_emb=rotary_emb,
+            kv_cache=kv_cache,
+            rank_lengths=rank_lengths,
+        )
+        hidden_states = hidden_states + attn_output
+        return hidden_states + self.ff(self.norm2(hidden_states))
+
+
+class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
+    """The last layer: it computes what is read afterwards, the last tokens, and hands on the others as they are.
+
+    A class of its own, so that `torch.compile` makes one graph for the blocks and one for this.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: VideoGPTLayerCache | None = None,
+        rank_lengths: tuple[int, ...] | None = None,
+        num_queries: int = 0,
+    ) -> torch.Tensor:
+        """`attention_mask` and `rank_lengths` are those of the last `num_queries` tokens."""
         attn_output = self.attn(
             self.norm1(hidden_states),
             attention_mask=attention_mask,
@@ -297,17 +322,18 @@ class VideoGPTTransformerBlock(nn.Module):
             rank_lengths=rank_lengths,
             num_queries=num_queries,
         )
-        first_query = hidden_states.shape[1] - attn_output.shape[1]
+        first_query = hidden_states.shape[1] - attn_output.shape[1]  # a processor may give all tokens
         outputs = hidden_states[:, first_query:] + attn_output
         outputs = outputs + self.ff(self.norm2(outputs))
-        return outputs if num_queries is None else torch.cat([hidden_states[:, :first_query], outputs], dim=1)
+        return torch.cat([hidden_states[:, :first_query], outputs], dim=1)
 
 
 # For the caches of diffusers that skip blocks (`enable_cache`).
-TransformerBlockRegistry.register(
-    model_class=VideoGPTTransformerBlock,
-    metadata=TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
-)
+for _block in (VideoGPTTransformerBlock, VideoGPTLastTransformerBlock):
+    TransformerBlockRegistry.register(
+        model_class=_block,
+        metadata=TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
+    )
 
 
 class VideoGPTRotaryPosEmbed(nn.Module):
@@ -408,8 +434,8 @@ class VideoGPTTransformerModel(
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["VideoGPTTransformerBlock"]
-    _repeated_blocks = ["VideoGPTTransformerBlock"]
+    _no_split_modules = ["VideoGPTTransformerBlock", "VideoGPTLastTransformerBlock"]
+    _repeated_blocks = ["VideoGPTTransformerBlock", "VideoGPTLastTransformerBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "hint_embed", "time", "norm", "class_embed", "text_projection"]
     # Hooks that move arguments between devices leave the cache alone: it lives where the blocks wrote it.
     _skip_keys = ["kv_cache"]
@@ -461,11 +487,9 @@ class VideoGPTTransformerModel(
             max_position_embeddings,
             original_max_position_embeddings,
         )
+        block_classes = [VideoGPTTransformerBlock] * (num_layers - 1) + [VideoGPTLastTransformerBlock]
         self.transformer_blocks = nn.ModuleList(
-            [
-                VideoGPTTransformerBlock(dim, num_attention_heads, attention_head_dim, ffn_dim, norm_eps)
-                for _ in range(num_layers)
-            ]
+            [block(dim, num_attention_heads, attention_head_dim, ffn_dim, norm_eps) for block in block_classes]
         )
         self.norm = nn.RMSNorm(dim, eps=norm_eps)
 
@@ -621,7 +645,7 @@ class VideoGPTTransformerModel(
         rotary_emb = self.rope(clip_layout.position_ids)
         for i, block in enumerate(self.transformer_blocks):
             layer_cache = None if kv_cache is None else kv_cache.layers[i]
-            block_args = (tokens, masks[0], rotary_emb, layer_cache, rank_lengths, None)
+            block_args = (tokens, masks[0], rotary_emb, layer_cache, rank_lengths)
             if i == len(self.transformer_blocks) - 1:
                 block_args = (tokens, masks[1], rotary_emb, layer_cache, last_rank_lengths, num_outputs)
             if torch.is_grad_enabled() and self.gradient_checkpointing:

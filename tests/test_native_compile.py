@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch._inductor.package import load_package
 
 from diffusers_videogpt.transformer_videogpt import VideoGPTKVCache
@@ -84,3 +85,18 @@ def test_ahead_of_time_package(make_tiny_transformer, tmp_path):
     exported = torch.export.export(model, args=(), kwargs=arguments)
     package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
     assert_close(load_package(package, run_single_threaded=True)(**arguments).sample, model(**arguments).sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_clean", [0, 3], ids=["alone", "with history"])
+def test_repeated_blocks_are_one_graph(make_tiny_transformer, num_clean):
+    """And the last block, which computes less, is another."""
+    transformer = make_tiny_transformer(num_layers=4)
+    arguments = inputs(num_clean)
+    expected = transformer(**arguments).sample
+    counter = CompileCounter()
+    transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(2):
+            assert_close(transformer(**arguments).sample, expected)
+    assert counter.frame_count == 2

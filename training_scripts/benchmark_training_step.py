@@ -30,8 +30,8 @@ class DenseEverywhere:
 
     def __enter__(self):
         def with_dense_mask(_block, args):
-            tokens, _mask, rotary_emb, kv_cache, _rank_lengths, _num_queries = args
-            return tokens, self.mask, rotary_emb, kv_cache, None, None
+            tokens, _mask, rotary_emb, kv_cache, _rank_lengths, *num_queries = args
+            return tokens, self.mask, rotary_emb, kv_cache, None, *(tokens.shape[1] for _ in num_queries)
 
         self.hooks = [block.register_forward_pre_hook(with_dense_mask) for block in self.blocks]
 

@@ -9,7 +9,7 @@ os.environ |= {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "VideoGPTTransformerBlock",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "VideoGPTTransformerBlock,VideoGPTLastTransformerBlock",
 }
 
 from accelerate import Accelerator, PartialState  # noqa: E402
