@@ -311,9 +311,9 @@ class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
-        num_queries: int = 0,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
-        """`attention_mask` and `rank_lengths` are those of the last `num_queries` tokens."""
+        """`attention_mask` and `rank_lengths` are those of the last `num_queries` tokens; `None`: of all."""
         attn_output = self.attn(
             self.norm1(hidden_states),
             attention_mask=attention_mask,
