@@ -350,14 +350,16 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, first_query: int 
     full &= (num_keys == block_size)[None, None, :]
     partial = (attended > 0) & ~full
 
-    stream, clip, frame, rank = meta.unbind(0)
+    # Only tensors change from layout to layout: a compiled kernel fits all partitions into clips.
+    key_stream, key_clip, key_frame, key_rank = meta.unbind(0)
+    query_stream, query_clip, query_frame, query_rank = meta[:, :, first_query:].unbind(0)
+    is_per_sample = layout.batch_size > 1  # the layout of one sample serves a whole batch
 
     def mask_mod(b, h, q, k):
-        b = b * (layout.batch_size > 1)  # the layout of one sample serves a whole batch
-        q = q + first_query
+        b = b * is_per_sample
         return attends(
-            TokenMeta(stream[b, q], clip[b, q], frame[b, q], rank[b, q]),
-            TokenMeta(stream[b, k], clip[b, k], frame[b, k], rank[b, k]),
+            TokenMeta(query_stream[b, q], query_clip[b, q], query_frame[b, q], query_rank[b, q]),
+            TokenMeta(key_stream[b, k], key_clip[b, k], key_frame[b, k], key_rank[b, k]),
         )
 
     return BlockMask.from_kv_blocks(

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .clips import TOKENS_AROUND_PATCHES, equal_clip_lengths
 from .conditions import Conditions, VideoGPTConditionMixin, condition_lengths
-from .frame_coding import VideoGPTFrameMixin, VideoInput
+from .frame_coding import VideoGPTFrameMixin, VideoInput, get_vae_scale_factor
 from .history import History, VideoGPTStream
 from .lora_videogpt import VideoGPTLoraLoaderMixin
 from .pipeline_output import VideoGPTPipelineOutput
@@ -37,69 +37,15 @@ from .scheduling_next_clip_flow_match import (
 from .transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
 
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
 # diffusers' caches that know the passes of a step apart: encoding the history, predicting with it and without it.
 STEP_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
 
 
-class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraLoaderMixin, DiffusionPipeline):
-    """Continues a video, animates a picture, or makes a video from nothing, of a class or from a text, clip after clip.
+class VideoGPTRolloutMixin:
+    """From history and noise to the next clip, which becomes history: what the pipeline's call and the modular blocks share.
 
-    Args:
-        vae ([`AutoencoderKL`] or [`AutoencoderTiny`]): frames ↔ latents, one frame at a time. The published weights use
-            SDXL's. May be `None` where only latents go in and out.
-        transformer ([`VideoGPTTransformerModel`]): predicts clean latents.
-        scheduler ([`NextClipFlowMatchScheduler`], or a scheduler of diffusers set up for flow matching): the steps from
-            noise to a clip.
-        frames_per_clip (`int`, defaults to `16`): frames predicted in parallel, unless the call says otherwise.
-        max_context_frames (`int`, defaults to `80`): the most frames of history that the model looks back on.
-        longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
-        guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call says otherwise. The paper's best
-            with 16 frames a clip; the authors' script uses 1.5 with 24.
-        condition_guidance_scale (`float`, defaults to `4.0`): guidance by class and text, unless the call says otherwise.
-        id2label (`dict`, *optional*): number → name of the classes that the model was trained on; as JSON has it, the
-            numbers may be strings.
-        text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
-            for example `CLIPTextModel`, as in the paper, or `BertModel`.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
+    `transformer`, `scheduler` and `config` are the pipeline's.
     """
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["vae", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents"]
-
-    def __init__(
-        self,
-        vae: AutoencoderKL | AutoencoderTiny | None,
-        transformer: VideoGPTTransformerModel,
-        scheduler: NextClipFlowMatchScheduler | KarrasDiffusionSchedulers,
-        frames_per_clip: int = 16,
-        max_context_frames: int = 80,
-        longest_side: int = 320,
-        guidance_scale: float = 3.0,
-        condition_guidance_scale: float = 4.0,
-        id2label: dict | None = None,
-        text_encoder: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ):
-        super().__init__()
-        self.register_modules(
-            vae=vae, transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
-        )
-        self.register_to_config(
-            frames_per_clip=frames_per_clip,
-            max_context_frames=max_context_frames,
-            longest_side=longest_side,
-            guidance_scale=guidance_scale,
-            condition_guidance_scale=condition_guidance_scale,
-            id2label=id2label,
-        )
-        self.vae_scale_factor = 8
-        if vae is not None:
-            channels = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
-            self.vae_scale_factor = 2 ** (len(channels) - 1)
-        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def _set_call_state(
         self,
@@ -128,7 +74,6 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
         if condition_guidance_scale is None:
             self._condition_guidance_scale = self.config.condition_guidance_scale
         self._attention_kwargs = attention_kwargs
-        self._interrupt = False
 
     @property
     def guidance_scale(self) -> float:
@@ -159,33 +104,17 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
         """Set `pipe._interrupt = True` in a callback to end the call after the clip's current step."""
         return self._interrupt
 
-    def check_inputs(
+    def check_rollout(
         self,
-        video: VideoInput | None,
-        image: VideoInput | None,
-        video_latents: torch.Tensor | None,
-        height: int | None,
-        width: int | None,
         clip_lengths: Sequence[int],
+        video_latents: torch.Tensor | None,
+        latents: torch.Tensor | None,
+        has_history: bool,
         guidance_scale: float | None,
         history_retention: float,
-        latents: torch.Tensor | None,
-        output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """Raises a `ValueError` that says what is wrong with the arguments of a call, before anything is computed."""
-        given = [n for n, v in (("video", video), ("image", image), ("video_latents", video_latents)) if v is not None]
-        if len(given) > 1:
-            raise ValueError(f"Pass only one of `video`, `image` and `video_latents`, got {' and '.join(given)}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-        if self.vae is None and (given in (["video"], ["image"]) or output_type != "latent"):
-            raise ValueError(
-                "This pipeline has no VAE: load one and pass it as `vae=` to `from_pretrained`, or use `video_latents` "
-                "and `output_type='latent'`."
-            )
-        self.check_size(height, width)
-        if guidance_scale is not None and guidance_scale != 1.0 and not given and len(clip_lengths) == 1:
+        """Raises a `ValueError` if these arguments of a call don't fit the model or each other."""
+        if guidance_scale not in (None, 1.0) and not has_history and len(clip_lengths) == 1:
             raise ValueError(
                 f"`guidance_scale`={guidance_scale} guides by history, and a single clip made from nothing has none: "
                 "leave it out, or pass `video`, `image` or `video_latents`."
@@ -210,11 +139,6 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
             raise ValueError(
                 f"`latents` of {list(latents.shape)} and `video_latents` of {list(video_latents.shape)} must agree in "
                 "height and width, the last two numbers."
-            )
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may name {self._callback_tensor_inputs}, got {unknown}."
             )
 
     def prepare_clip_lengths(
@@ -303,8 +227,11 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
         height: int,
         width: int,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Fresh noise for one clip, (B, C, F, h, w) in fp32, from a frame of `height` × `width` pixels."""
+        """Noise for one clip, (B, C, F, h, w) in fp32, of frames of `height` × `width` pixels: `latents` if given."""
+        if latents is not None:
+            return latents.to(self._execution_device, torch.float32)
         shape = (batch_size, self.transformer.config.in_channels, num_frames)
         shape += (height // self.vae_scale_factor, width // self.vae_scale_factor)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
@@ -352,7 +279,9 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
         dtype = self.transformer.dtype
         has_history = history.num_frames > 0
 
-        def denoise(name: str, conditions: Conditions, kv_cache: VideoGPTKVCache | None, with_history: bool):
+        def denoise(
+            name: str, conditions: Conditions, kv_cache: VideoGPTKVCache | None, with_history: bool, latents=latents
+        ):
             inputs = dict(conditions)
             if with_history and kv_cache is not None:
                 inputs = {"kv_cache": kv_cache}
@@ -362,10 +291,14 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
             with self.transformer.cache_context(name):
                 return self.transformer(latents.to(dtype), alpha, **inputs)[0].float()
 
-        asked = guided = denoise("cond", history.conditions, history.kv_cache, has_history)
-        if has_history and guide_by_history and self.do_classifier_free_guidance:
-            alone = denoise("uncond", history.conditions, None, False)
-            guided = alone + self._guidance_scale * (asked - alone)
+        guide_by_history = has_history and guide_by_history and self.do_classifier_free_guidance
+        if guide_by_history and history.kv_cache is not None and not history.conditions:
+            # One pass of twice the samples reads the weights once.
+            asked, alone = denoise("both", {}, history.kv_cache, True, torch.cat([latents, latents])).chunk(2)
+        else:
+            asked = denoise("cond", history.conditions, history.kv_cache, has_history)
+            alone = denoise("uncond", history.conditions, None, False) if guide_by_history else None
+        guided = asked if alone is None else alone + self._guidance_scale * (asked - alone)
         if history.negative_conditions is not None:
             unasked = denoise("negative", history.negative_conditions, history.negative_kv_cache, has_history)
             guided = guided + (self._condition_guidance_scale - 1) * (asked - unasked)
@@ -386,10 +319,21 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
         Raises:
             ValueError: if the clip comes out with NaN or infinite values.
         """
+        timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
+        return self.run_steps(latents, history, timesteps, alphas, on_step_end)
+
+    def run_steps(
+        self,
+        latents: torch.Tensor,
+        history: History,
+        timesteps: torch.Tensor,
+        alphas: torch.Tensor,
+        on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """[`denoise_clip`] by the (T,) `timesteps` and `alphas` that [`~scheduling_next_clip_flow_match.set_flow_timesteps`] gave."""
         self.encode_history(history)
         if self.transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
             self.transformer._reset_stateful_cache()
-        timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
         start, stop = (share * len(timesteps) for share in self._guidance_interval)
         for step, (timestep, alpha) in enumerate(zip(timesteps, alphas, strict=True)):
             if self.interrupt:
@@ -421,6 +365,90 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
             noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
             latents = mix_noise(latents, retention, noise)
         history.append(latents)
+
+
+class VideoGPTPipeline(
+    VideoGPTRolloutMixin, VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraLoaderMixin, DiffusionPipeline
+):
+    """Continues a video, animates a picture, or makes a video from nothing, of a class or from a text, clip after clip.
+
+    Args:
+        vae ([`AutoencoderKL`] or [`AutoencoderTiny`]): frames ↔ latents, one frame at a time. The published weights use
+            SDXL's. May be `None` where only latents go in and out.
+        transformer ([`VideoGPTTransformerModel`]): predicts clean latents.
+        scheduler ([`NextClipFlowMatchScheduler`], or a scheduler of diffusers set up for flow matching): the steps from
+            noise to a clip.
+        frames_per_clip (`int`, defaults to `16`): frames predicted in parallel, unless the call says otherwise.
+        max_context_frames (`int`, defaults to `80`): the most frames of history that the model looks back on.
+        longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
+        guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call says otherwise. The paper's best
+            with 16 frames a clip; the authors' script uses 1.5 with 24.
+        condition_guidance_scale (`float`, defaults to `4.0`): guidance by class and text, unless the call says otherwise.
+        id2label (`dict`, *optional*): number → name of the classes that the model was trained on; as JSON has it, the
+            numbers may be strings.
+        text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
+            for example `CLIPTextModel`, as in the paper, or `BertModel`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny | None,
+        transformer: VideoGPTTransformerModel,
+        scheduler: NextClipFlowMatchScheduler | KarrasDiffusionSchedulers,
+        frames_per_clip: int = 16,
+        max_context_frames: int = 80,
+        longest_side: int = 320,
+        guidance_scale: float = 3.0,
+        condition_guidance_scale: float = 4.0,
+        id2label: dict | None = None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae, transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        self.register_to_config(
+            frames_per_clip=frames_per_clip,
+            max_context_frames=max_context_frames,
+            longest_side=longest_side,
+            guidance_scale=guidance_scale,
+            condition_guidance_scale=condition_guidance_scale,
+            id2label=id2label,
+        )
+        self.vae_scale_factor = get_vae_scale_factor(vae)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    def check_inputs(
+        self,
+        video: VideoInput | None,
+        image: VideoInput | None,
+        video_latents: torch.Tensor | None,
+        height: int | None,
+        width: int | None,
+        clip_lengths: Sequence[int],
+        guidance_scale: float | None,
+        history_retention: float,
+        latents: torch.Tensor | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Raises a `ValueError` that says what is wrong with the arguments of a call, before anything is computed."""
+        self.check_given(video, image, video_latents)
+        self.check_output_type(output_type)
+        self.check_size(height, width)
+        has_history = any(given is not None for given in (video, image, video_latents))
+        self.check_rollout(clip_lengths, video_latents, latents, has_history, guidance_scale, history_retention)
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may name {self._callback_tensor_inputs}, got {unknown}."
+            )
 
     @torch.no_grad()
     def __call__(
@@ -535,6 +563,7 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        self._interrupt = False
         self._set_call_state(guidance_scale, condition_guidance_scale, guidance_interval, attention_kwargs)
         self._num_timesteps = num_inference_steps * len(clip_lengths)
 
@@ -580,11 +609,9 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
                 return clip
 
             for clip_length in clip_lengths:
-                if latents is None:
-                    clip = self.prepare_latents(batch_size, clip_length, height, width, generator)
-                else:
-                    first = sum(c.shape[2] for c in clips)
-                    clip = latents[:, :, first : first + clip_length].to(self._execution_device, torch.float32)
+                first = sum(c.shape[2] for c in clips)
+                noise = None if latents is None else latents[:, :, first : first + clip_length]
+                clip = self.prepare_latents(batch_size, clip_length, height, width, generator, noise)
                 clip = self.denoise_clip(clip, history, num_inference_steps, on_step_end)
                 clips.append(clip)
                 if self.interrupt:
@@ -647,6 +674,7 @@ class VideoGPTPipeline(VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraL
             output_type,
             self._callback_tensor_inputs,
         )
+        self._interrupt = False
         self._set_call_state(guidance_scale, condition_guidance_scale, guidance_interval, attention_kwargs)
         conditions, negative_conditions = self.encode_conditions(
             class_labels,

@@ -5,6 +5,7 @@ D hidden size, N heads of K channels, L condition tokens.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +31,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils import apply_lora_scale
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .clips import ClipLayout, make_clip_layout
 from .tile_attention import AttentionTiles, tile_attention
@@ -58,8 +59,12 @@ MASKED_BACKENDS = (
     AttentionBackendName.FLEX,
 )
 
-# From here on, a CPU computes the mask by tiles unless a backend was set; below, one dense call is faster.
-MIN_TILED_TOKENS = 2048
+# From here on, the mask is computed sparsely unless a backend was set: by tiles on a CPU, by FlexAttention on a GPU. Below,
+# one dense call is faster.
+MIN_SPARSE_TOKENS = 2048
+
+# Uncompiled, as diffusers calls it, FlexAttention makes all T × T scores.
+compiled_flex_attention = torch.compile(flex_attention)
 
 
 class VideoGPTLayerCache:
@@ -176,8 +181,8 @@ class VideoGPTAttnProcessor:
     Three forms, by what is passed: all tokens at once under `attention_mask` (a tensor, a `BlockMask`, or
     [`~tile_attention.AttentionTiles`]); clean tokens appended to `kv_cache`, under the mask among themselves; or one noisy
     clip alone, after what `kv_cache` holds. The last needs no mask: tokens lie by rank, and each rank sees the history and
-    a prefix of the clip, so any backend computes it. With `num_queries`, only the last so many tokens are queries, to
-    which mask and `rank_lengths` then belong; keys and values are those of all.
+    a prefix of the clip, so any backend computes it. Samples beyond those of the cache have no history. With `num_queries`,
+    only the last so many tokens are queries, to which mask and `rank_lengths` then belong; keys and values are those of all.
     """
 
     _attention_backend = None
@@ -208,22 +213,36 @@ class VideoGPTAttnProcessor:
             if kv_cache is not None:
                 key, value = kv_cache.append(key, value)
             hidden_states = self._dispatch(query, key, value, attention_mask) if num_queries != 0 else query
+        elif kv_cache is None:
+            hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
         else:
-            if kv_cache is not None:
-                past_key, past_value = kv_cache.read()
-                key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-            outputs, num_visible = [], key.shape[1] - query.shape[1]
-            for rank_query in query.split(rank_lengths, dim=1):
-                num_visible += rank_query.shape[1]
-                outputs.append(self._dispatch(rank_query, key[:, :num_visible], value[:, :num_visible], None))
-            hidden_states = torch.cat(outputs, dim=1)
+            past_key, past_value = kv_cache.read()
+            num_with_past = past_key.shape[0]
+            (query, alone_query), (key, alone_key), (value, alone_value) = (
+                (x[:num_with_past], x[num_with_past:]) for x in (query, key, value)
+            )
+            key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
+            hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
+            if alone_query.shape[0]:
+                alone = self._attend_by_rank(alone_query, alone_key, alone_value, rank_lengths)
+                hidden_states = torch.cat([hidden_states, alone])
 
         hidden_states = hidden_states.flatten(2).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](hidden_states))
 
+    def _attend_by_rank(self, query, key, value, rank_lengths):
+        outputs, num_visible = [], key.shape[1] - query.shape[1]
+        for rank_query in query.split(rank_lengths, dim=1):
+            num_visible += rank_query.shape[1]
+            outputs.append(self._dispatch(rank_query, key[:, :num_visible], value[:, :num_visible], None))
+        return torch.cat(outputs, dim=1)
+
     def _dispatch(self, query, key, value, attention_mask):
         if isinstance(attention_mask, AttentionTiles):
             return tile_attention(query, key, value, attention_mask)
+        if isinstance(attention_mask, BlockMask) and query.device.type == "cuda":
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            return compiled_flex_attention(query, key, value, block_mask=attention_mask).transpose(1, 2)
         return dispatch_attention_fn(
             query,
             key,
@@ -392,8 +411,16 @@ def _clip_after_history(
     patch_grid: tuple[int, int],
     condition_lengths: int | tuple[int, ...],
     device: torch.device,
+    num_with_past: int | None = None,
+    num_alone: int = 0,
 ) -> ClipLayout:
-    """What is cached as one clip, then the clean frames as one, then the noisy frames as one."""
+    """What is cached as one clip, then the clean frames as one, then the noisy frames as one.
+
+    With `num_alone`, as many samples are the noisy frames with nothing before them, behind `num_with_past` others.
+    """
+    if num_alone:
+        clip_lengths = [[num_past, num_noisy]] * num_with_past + [[num_noisy]] * num_alone
+        return make_clip_layout(clip_lengths, patch_grid, clean=slice(0), noisy=slice(-1, None), device=device)
     clip_lengths = [n for n in (num_past, num_clean, num_noisy) if n]
     first_clean, first_noisy = int(num_past > 0), len(clip_lengths) - int(num_noisy > 0)
     return make_clip_layout(
@@ -566,7 +593,8 @@ class VideoGPTTransformerModel(
 
         Without `kv_cache`, all tokens are computed together. With it, a call that has `clean_hidden_states` (and no
         `hidden_states`) encodes them, behind the conditions, into the cache and predicts nothing; a call that has
-        `hidden_states` reads the cache as its history.
+        `hidden_states` reads the cache as its history. With twice the cache's samples, the second half is predicted
+        without history or conditions: both passes of guidance at once.
 
         Args:
             hidden_states (`torch.Tensor` of shape (B, C, F, H, W)): noisy latents.
@@ -607,7 +635,10 @@ class VideoGPTTransformerModel(
             num_past = 0 if kv_cache is None else kv_cache.next_frame
             # While a graph is traced, nothing of it may stay behind in a cache.
             lay_out = _clip_after_history.__wrapped__ if torch.compiler.is_compiling() else _clip_after_history
-            clip_layout = lay_out(num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device)
+            samples = ()
+            if reads_cache and kv_cache.num_tokens:
+                samples = (kv_cache.batch_size, latents.shape[0] - kv_cache.batch_size)
+            clip_layout = lay_out(num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device, *samples)
         inputs = (0 if conditions is None else conditions.shape[1], num_clean, num_noisy, patch_grid)
         self._check_layout(clip_layout, latents.shape[0], inputs)
         if conditions is not None and kv_cache is not None and (reads_cache or kv_cache.num_tokens):
@@ -622,9 +653,8 @@ class VideoGPTTransformerModel(
         begin, end, hint = self.hint_embed(torch.arange(3, device=clip_layout.stream.device))
         tokens = [] if conditions is None else [conditions]
         if clean_hidden_states is not None:
-            patches = self._embed_patches(self.clean_patch_embed, clean_hidden_states, pos_embed)
-            frame_shape = (patches.shape[0], num_clean, -1)
-            tokens += [begin.expand(frame_shape), patches, end.expand(frame_shape)]
+            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, begin, end)
+            patches = tokens[-2]
         if hidden_states is not None:
             batch_size, channels = hidden_states.shape[:2]
             patches = self._embed_patches(self.noisy_patch_embed, hidden_states, pos_embed)
@@ -648,10 +678,7 @@ class VideoGPTTransformerModel(
             block_args = (tokens, masks[0], rotary_emb, layer_cache, rank_lengths)
             if i == len(self.transformer_blocks) - 1:
                 block_args = (tokens, masks[1], rotary_emb, layer_cache, last_rank_lengths, num_outputs)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, *block_args)
-            else:
-                tokens = block(*block_args)
+            tokens = self._run_block(block, *block_args)
 
         if hidden_states is None:
             kv_cache.commit(inputs[0], num_clean, patch_grid[0] * patch_grid[1])
@@ -664,6 +691,38 @@ class VideoGPTTransformerModel(
         patches = patches.view(batch_size, num_noisy, *patch_grid, size, size, channels)
         sample = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def encode_clean(self, clean_hidden_states: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """What the clean frames of a video are after some of the blocks: features for other tasks.
+
+        The frames are one history, without conditions. Blocks behind the last one asked for are not computed.
+
+        Args:
+            clean_hidden_states (`torch.Tensor` of shape (B, C, F, H, W)): clean latents.
+            layers: numbers of blocks passed, in 0..`num_layers`; 0 gives the patch embeddings.
+
+        Returns:
+            For each of `layers` the patch tokens (B, F, P, D), as the next block would read them.
+        """
+        self._check_latents(clean_hidden_states)
+        num_frames, size = clean_hidden_states.shape[2], self.config.patch_size
+        patch_grid = (clean_hidden_states.shape[3] // size, clean_hidden_states.shape[4] // size)
+        layout = _clip_after_history(0, num_frames, 0, patch_grid, 0, clean_hidden_states.device)
+        begin, end, _ = self.hint_embed(torch.arange(3, device=layout.stream.device))
+        frames = self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(layout), begin, end)
+        tokens = torch.cat([token.to(frames[1].dtype) for token in frames], dim=1)
+        mask, rotary_emb = self._attention_masks(layout, None, 0)[0], self.rope(layout.position_ids)
+        states = {0: tokens}
+        for passed, block in enumerate(self.transformer_blocks[: max(layers)], start=1):
+            tokens = self._run_block(block, tokens, mask, rotary_emb)
+            if passed in layers:
+                states[passed] = tokens
+        return [states[layer][:, num_frames:-num_frames].unflatten(1, (num_frames, -1)) for layer in layers]
+
+    def _run_block(self, block: VideoGPTTransformerBlock, *block_args) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *block_args)
+        return block(*block_args)
 
     def _check_inputs(self, hidden_states, timestep, clean_hidden_states, kv_cache) -> None:
         if hidden_states is None and (clean_hidden_states is None or kv_cache is None):
@@ -684,10 +743,18 @@ class VideoGPTTransformerModel(
                     "number of frames (dimension 2)."
                 )
         latents = hidden_states if hidden_states is not None else clean_hidden_states
-        if kv_cache is not None and kv_cache.batch_size not in (None, latents.shape[0]):
+        num_cached = None if kv_cache is None else kv_cache.batch_size
+        if num_cached is not None and latents.shape[0] not in (
+            num_cached,
+            num_cached * (1 if hidden_states is None else 2),
+        ):
             raise ValueError(
-                f"The `kv_cache` holds {kv_cache.batch_size} samples, the latents are of {latents.shape[0]}."
+                f"The `kv_cache` holds {num_cached} samples, the latents are of {latents.shape[0]}: pass as many, or of noisy "
+                "latents twice as many."
             )
+        self._check_latents(latents)
+
+    def _check_latents(self, latents: torch.Tensor) -> None:
         size, channels = self.config.patch_size, self.config.in_channels
         if latents.ndim != 5 or latents.shape[1] != channels or latents.shape[3] % size or latents.shape[4] % size:
             raise ValueError(
@@ -713,6 +780,12 @@ class VideoGPTTransformerModel(
         if encoder_hidden_states is not None:
             conditions.append(self.text_projection(encoder_hidden_states))
         return torch.cat(conditions, dim=1) if conditions else None
+
+    def _embed_clean_frames(self, latents, pos_embed, begin, end) -> list[torch.Tensor]:
+        """Begin tokens (B, F, D), patches (B, F P, D) and end tokens (B, F, D)."""
+        patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed)
+        frame_shape = (latents.shape[0], latents.shape[2], -1)
+        return [begin.expand(frame_shape), patches, end.expand(frame_shape)]
 
     def _embed_patches(self, patch_embed: nn.Conv2d, latents: torch.Tensor, pos_embed: torch.Tensor) -> torch.Tensor:
         """(B, C, F, H, W) latents → (B, F P, D) tokens with their place in the frame."""
@@ -740,9 +813,11 @@ class VideoGPTTransformerModel(
         backend = self.transformer_blocks[0].attn.processor._attention_backend
         if backend is None:
             backend, _ = _AttentionBackendRegistry.get_active_backend()
-            is_large_on_cpu = layout.stream.device.type == "cpu" and layout.num_tokens >= MIN_TILED_TOKENS
-            if is_large_on_cpu and backend == AttentionBackendName.NATIVE and not num_cached:
-                return layout.attention_tiles, layout.output_attention_tiles
+            if backend == AttentionBackendName.NATIVE and layout.num_tokens >= MIN_SPARSE_TOKENS and not num_cached:
+                if layout.stream.device.type == "cpu":
+                    return layout.attention_tiles, layout.output_attention_tiles
+                if layout.stream.device.type == "cuda":
+                    return layout.block_mask, layout.output_block_mask
         if backend not in MASKED_BACKENDS:
             raise ValueError(
                 f"Attention backend '{backend.value}' can't apply the hierarchical mask. Choose one of "

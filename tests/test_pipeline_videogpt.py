@@ -139,14 +139,18 @@ def test_guidance_is_a_combination_of_two_passes(pipe, history):
 
 
 def test_unconditional_pass_is_only_the_clip(pipe, history):
-    lengths = []
+    """And one pass with the other, where the history is cached."""
+    shapes = []
     hook = pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
-        lambda module, args: lengths.append(args[0].shape[1])
+        lambda module, args: shapes.append(args[0].shape[:2])
     )
     predict(pipe, video_latents=history, num_inference_steps=2)
+    clip, past = 2 * (2 * 3 + 2), 3 * (2 * 3 + 2)
+    assert shapes == [(1, past), (2, clip), (2, clip)]
+    shapes.clear()
+    predict(pipe, video_latents=history, num_inference_steps=2, use_kv_cache=False)
+    assert shapes == [(1, past + clip), (1, clip)] * 2
     hook.remove()
-    tokens_per_frame = 2 * 3 + 2
-    assert lengths == [3 * tokens_per_frame] + [2 * tokens_per_frame] * 4
 
 
 # Clips, history and its window
@@ -209,7 +213,7 @@ def test_guidance_on_an_interval(pipe, history):
     pipe.transformer.register_forward_hook(lambda *_: seen.append(pipe._guidance_scale))
     arguments["guidance_scale"] = 1.0
     torch.testing.assert_close(predict(pipe, callback_on_step_end=change_scale, **arguments), output)
-    assert seen == [1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.0]  # the history, then one or two passes a step
+    assert seen == [1.0, 1.0, 2.0, 2.0, 1.0]  # the history, then one pass a step
     assert not torch.allclose(output, predict(pipe, **arguments))
 
 
@@ -285,10 +289,10 @@ def test_compiled_blocks_are_few_graphs(pipe, history):
     counter = CompileCounter()
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
     torch.testing.assert_close(predict(pipe, **arguments), expected, atol=1e-5, rtol=0)
-    # With and without history, a block and the last block; once more with history when its length turns out to vary.
-    assert counter.frame_count == 6
+    # A block and the last block; once more each when the history's length turns out to vary.
+    assert counter.frame_count == 4
     predict(pipe, video_latents=history[:, :, :1], num_frames=8, generator=seeded(1))
-    assert counter.frame_count == 6
+    assert counter.frame_count == 4
 
 
 # Schedulers
@@ -485,5 +489,5 @@ def test_first_block_cache(pipe, history):
     pipe.transformer.transformer_blocks[1].ff.register_forward_hook(lambda *_: calls.append(1))
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     assert predict(pipe, **arguments).isfinite().all()
-    # Each clip encodes its history once and computes the first of its steps, in both passes.
-    assert len(calls) == 3 * (1 + 2)
+    # Each clip encodes its history once and computes the first of its steps.
+    assert len(calls) == 3 * (1 + 1)

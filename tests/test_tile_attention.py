@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_videogpt import transformer_videogpt
@@ -112,7 +114,7 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     losses, grads, asked = {}, {}, []
     monkeypatch.setattr(transformer_videogpt, "tile_attention", lambda *args: asked.append(1) or tile_attention(*args))
     for name, least in (("dense", 10_000), ("tiles", 0)):
-        monkeypatch.setattr(transformer_videogpt, "MIN_TILED_TOKENS", least)
+        monkeypatch.setattr(transformer_videogpt, "MIN_SPARSE_TOKENS", least)
         tiny_transformer.zero_grad()
         loss = next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
         loss.backward()
@@ -127,9 +129,50 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     assert len(asked) == tiny_transformer.config.num_layers
 
 
-def test_compiles_into_one_graph_for_all_partitions():
-    from torch._dynamo.testing import CompileCounter
+def test_block_mask_compiles_into_few_graphs_for_all_partitions():
+    """All rows and those of the outputs: one graph each of the first shape and one of any shape."""
+    counter = CompileCounter()
+    attend = torch.compile(flex_attention, backend=counter, fullgraph=True)
+    for clips in ([1, 1, 4], [3, 3], [1, 2, 1, 2], [2, 2, 2], [1, 5]):
+        layout = make_clip_layout(clips, (2, 2))
+        query, key, value = (x.detach().transpose(1, 2) for x in random_inputs(layout, batch_size=2)[0])
+        for block_mask, first in ((layout.block_mask, 0), (layout.output_block_mask, layout.first_output)):
+            output = attend(query[:, :, first:], key, value, block_mask=block_mask)
+            expected = torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, first:], key, value, attn_mask=layout.dense_mask[:, :, first:]
+            )
+            torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    assert counter.frame_count == 4
 
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_model_takes_a_block_mask_on_a_gpu_where_there_are_many_tokens(make_tiny_transformer, monkeypatch, dtype):
+    """Like the twin that is asked for dense attention; in bf16 as near to it in fp32 as the twin."""
+    calls = []
+    compiled = transformer_videogpt.compiled_flex_attention
+    monkeypatch.setattr(
+        transformer_videogpt, "compiled_flex_attention", lambda *x, **y: calls.append(1) or compiled(*x, **y)
+    )
+    monkeypatch.setattr(transformer_videogpt, "MIN_SPARSE_TOKENS", 0)
+    latents = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
+    model, grads = make_tiny_transformer(attention_head_dim=96, rope_long_factor=None).cuda(), {}
+    for name, backend, precision in (
+        ("exact", "native", torch.float32),
+        ("dense", "native", dtype),
+        ("sparse", None, dtype),
+    ):
+        model.set_attention_backend(backend) if backend else model.reset_attention_backend()
+        model.zero_grad()
+        with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            next_clip_loss(model, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0)).backward()
+        grads[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert len(calls) == model.config.num_layers
+    errors = {name: (grads[name] - grads["exact"]).norm() / grads["exact"].norm() for name in ("dense", "sparse")}
+    assert errors["sparse"] <= max(2 * errors["dense"], 1e-5)
+
+
+def test_compiles_into_one_graph_for_all_partitions():
     counter = CompileCounter()
 
     @torch.compile(backend=counter, fullgraph=True)

@@ -223,6 +223,19 @@ def test_cached_history(tiny_transformer, chunks, backend):
 
 
 @torch.no_grad()
+def test_both_passes_of_guidance_at_once(tiny_transformer):
+    history, z = latents(3, 1, batch_size=2), latents(2, batch_size=4)
+    cache = VideoGPTKVCache(2, 3 * TOKENS_PER_FRAME)
+    tiny_transformer(clean_hidden_states=history, kv_cache=cache)
+    with_history, alone = tiny_transformer(z, TIMESTEP, kv_cache=cache).sample.chunk(2)
+    assert_same(with_history, tiny_transformer(z[:2], TIMESTEP, history).sample)
+    assert_same(alone, tiny_transformer(z[2:], TIMESTEP).sample)
+    for samples in (1, 3):
+        with pytest.raises(ValueError, match=f"holds 2 samples, the latents are of {samples}: pass as many, or"):
+            tiny_transformer(z[:samples], TIMESTEP, kv_cache=cache)
+
+
+@torch.no_grad()
 def test_cache_is_used_again_after_reset(tiny_transformer):
     cache = VideoGPTKVCache(2, 3 * TOKENS_PER_FRAME)
     tiny_transformer(clean_hidden_states=latents(3, 1), kv_cache=cache)

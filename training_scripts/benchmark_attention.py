@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.attention.flex_attention import flex_attention
 
 from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.tile_attention import tile_attention
+from diffusers_videogpt.transformer_videogpt import compiled_flex_attention
 
 
 def dense_attention(query, key, value, mask):
@@ -27,7 +27,7 @@ def dense_attention(query, key, value, mask):
 
 def block_attention(query, key, value, mask):
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return flex_attention(query, key, value, block_mask=mask).transpose(1, 2)
+    return compiled_flex_attention(query, key, value, block_mask=mask).transpose(1, 2)
 
 
 def forward_and_backward(attend, inputs, mask, grad):
@@ -48,7 +48,7 @@ def main():
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
-    sparse = torch.compile(block_attention, dynamic=False) if device == "cuda" else tile_attention
+    sparse = block_attention if device == "cuda" else tile_attention
 
     results = []
     for seed in range(args.num_layouts):

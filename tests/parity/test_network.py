@@ -22,7 +22,7 @@ def golden_model():
 def model(request, golden_model, monkeypatch):
     if request.param == "tiles":  # what a CPU does by itself where there are many tokens
         golden_model.reset_attention_backend()
-        monkeypatch.setattr(transformer_videogpt, "MIN_TILED_TOKENS", 0)
+        monkeypatch.setattr(transformer_videogpt, "MIN_SPARSE_TOKENS", 0)
     else:
         golden_model.set_attention_backend(request.param)
     return golden_model
