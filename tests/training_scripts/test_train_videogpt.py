@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import time
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -234,26 +235,26 @@ def test_resume_with_another_number_of_processes(tmp_path, new_model, videos):
     assert losses(other) == pytest.approx(losses(tmp_path / "straight"), abs=1e-5)
 
 
-def test_four_stages_one_after_another(tmp_path, new_model, videos):
+def test_four_stages_and_image_animation_one_after_another(tmp_path, new_model, videos):
     small = {"max_train_steps": 2, "lr_warmup_steps": 1, "max_num_frames": 4, "gradient_checkpointing": True}
     start = new_model
-    for stage in (1, 2, 3, 4):
-        recipe = yaml.safe_load((SCRIPTS / "configs" / f"stage{stage}.yaml").read_text(encoding="utf-8"))
+    for stage in ("stage1", "stage2", "stage3", "stage4", "image_animation"):
+        recipe = yaml.safe_load((SCRIPTS / "configs" / f"{stage}.yaml").read_text(encoding="utf-8"))
         recipe |= small | {"mixed_precision": "no", "dataloader_num_workers": 0}
         recipe["frame_interval"] = [1, 2] if isinstance(recipe["frame_interval"], list) else 1
         (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(recipe))
-        output = tmp_path / f"stage{stage}"
+        output = tmp_path / stage
         rest = ["--instance_data_root", videos, "--height", 32, "--width", 32, "--num_validation_videos", 2]
         train(
             output,
             "--config",
             tmp_path / f"{stage}.yaml",
-            *(start if stage == 1 else ["--pretrained_model_name_or_path", start]),
+            *(start if stage == "stage1" else ["--pretrained_model_name_or_path", start]),
             *rest,
             "--logging_steps",
             1,
         )
-        if stage > 1:
+        if stage != "stage1":
             before = load_file(start / "transformer" / "diffusion_pytorch_model.safetensors")
             after = load_file(output / "transformer" / "diffusion_pytorch_model.safetensors")
             moved = max((after[name] - before[name]).abs().max().item() for name in after)
@@ -261,6 +262,10 @@ def test_four_stages_one_after_another(tmp_path, new_model, videos):
         start = output
     pipe = DiffusionPipeline.from_pretrained(start)
     assert isinstance(pipe, VideoGPTPipeline)
+    frames = pipe(
+        image=np.zeros((1, 32, 32, 3), np.uint8), num_frames=3, num_inference_steps=1, output_type="np"
+    ).frames
+    assert frames.shape == (1, 3, 32, 32, 3)
 
 
 def test_streamed_run_goes_on_exactly(tmp_path, new_model, videos):
