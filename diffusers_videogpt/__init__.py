@@ -8,14 +8,18 @@ from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from diffusers.pipelines import pipeline_loading_utils
+from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
+from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
 
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
 from .history import VideoGPTStream
+from .modular_pipeline_videogpt import VideoGPTBlocks, VideoGPTModularPipeline
 from .pipeline_output import VideoGPTPipelineOutput
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
+from .tasks.video_classification import VideoGPTForVideoClassification
+from .tasks.video_retrieval import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
 from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoGPTTransformerModel
 
 
@@ -31,9 +35,14 @@ __all__ = [
     "ClipLayout",
     "NextClipFlowMatchScheduler",
     "VideoGPTAttnProcessor",
+    "VideoGPTBlocks",
+    "VideoGPTForVideoClassification",
+    "VideoGPTForVideoRetrieval",
     "VideoGPTKVCache",
+    "VideoGPTModularPipeline",
     "VideoGPTPipeline",
     "VideoGPTPipelineOutput",
+    "VideoGPTRetrievalPipeline",
     "VideoGPTStream",
     "VideoGPTTransformerModel",
     "draw_clip_lengths",
@@ -49,13 +58,25 @@ def _register() -> None:
     `model_index.json` names. That library is this package: whatever file a class lives in, saved checkpoints read
     `["diffusers_videogpt", "VideoGPTTransformerModel"]`, and the base classes are looked up here too, hence their import.
     """
-    for public_class in (VideoGPTPipeline, VideoGPTTransformerModel, NextClipFlowMatchScheduler):
+    for public_class in (
+        VideoGPTPipeline,
+        VideoGPTTransformerModel,
+        NextClipFlowMatchScheduler,
+        VideoGPTForVideoClassification,
+        VideoGPTForVideoRetrieval,
+        VideoGPTRetrievalPipeline,
+        VideoGPTBlocks,
+        VideoGPTModularPipeline,
+    ):
         setattr(diffusers, public_class.__name__, public_class)
     base_classes = {
         base.__name__: ["save_pretrained", "from_pretrained"]
         for base in (ModelMixin, SchedulerMixin, DiffusionPipeline)
     }
     pipeline_loading_utils.LOADABLE_CLASSES[__name__] = base_classes
+    # Blocks know their modular pipeline by the model's name, and so does the folder of a standard pipeline.
+    MODULAR_PIPELINE_MAPPING[VideoGPTBlocks.model_name] = lambda config_dict=None: VideoGPTModularPipeline.__name__
+    auto_pipeline.AUTO_VIDEO2VIDEO_PIPELINES_MAPPING[VideoGPTBlocks.model_name] = VideoGPTPipeline
     register_single_file()
 
 

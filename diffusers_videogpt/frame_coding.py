@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging
 
 from .video_io import read_video, resize_and_crop, resize_to_cover, to_uint8_frames
@@ -19,7 +20,17 @@ logger = logging.get_logger(__name__)
 
 VideoInput = str | Path | list[PIL.Image.Image] | np.ndarray | torch.Tensor
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
 FRAMES_PER_VAE_CALL = 16
+
+
+def get_vae_scale_factor(vae: AutoencoderKL | AutoencoderTiny | None) -> int:
+    """Pixels along one side of a latent; without an autoencoder 8, as SDXL's has."""
+    if vae is None:
+        return 8
+    channels = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
+    return 2 ** (len(channels) - 1)
 
 
 def _warn_of_dropped_frames(num_frames: int, max_frames: int) -> None:
@@ -53,9 +64,36 @@ def _as_videos(image) -> list:
 class VideoGPTFrameMixin:
     """Frames in and out of the pipeline: `vae`, `vae_scale_factor`, `video_processor` and `config` are the pipeline's."""
 
+    @property
+    def size_multiple(self) -> int:
+        """Height and width are divisible by this: a patch in pixels."""
+        return self.vae_scale_factor * self.transformer.config.patch_size
+
+    def check_given(
+        self, video: VideoInput | None, image: VideoInput | None, video_latents: torch.Tensor | None
+    ) -> None:
+        """Raises a `ValueError` if more than one of them is given, or the VAE is needed and missing."""
+        given = [n for n, v in (("video", video), ("image", image), ("video_latents", video_latents)) if v is not None]
+        if len(given) > 1:
+            raise ValueError(f"Pass only one of `video`, `image` and `video_latents`, got {' and '.join(given)}.")
+        self._check_vae(is_needed=given in (["video"], ["image"]))
+
+    def check_output_type(self, output_type: str) -> None:
+        """Raises a `ValueError` for an unknown one, or if the VAE is needed and missing."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+        self._check_vae(is_needed=output_type != "latent")
+
+    def _check_vae(self, is_needed: bool) -> None:
+        if is_needed and self.vae is None:
+            raise ValueError(
+                "This pipeline has no VAE: load one and pass it as `vae=` to `from_pretrained` (a modular pipeline takes it "
+                "by `update_components`), or use `video_latents` and `output_type='latent'`."
+            )
+
     def check_size(self, height: int | None, width: int | None) -> None:
         """Raises a `ValueError` that names the nearest possible sizes if a frame can't be cut into whole patches."""
-        multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        multiple = self.size_multiple
         for name, value in (("height", height), ("width", width)):
             if value is not None and (value % multiple or value < multiple):
                 nearest = sorted({max(value // multiple, 1) * multiple, (value // multiple + 1) * multiple})
@@ -86,8 +124,7 @@ class VideoGPTFrameMixin:
             VideoReadError: if a path can't be read.
         """
         if height is None and width is None:
-            multiple = self.vae_scale_factor * self.transformer.config.patch_size
-            resize = partial(resize_and_crop, longest_side=self.config.longest_side, multiple=multiple)
+            resize = partial(resize_and_crop, longest_side=self.config.longest_side, multiple=self.size_multiple)
         elif height is None or width is None:
             raise ValueError(f"Pass both `height` and `width`, or neither; got {height} and {width}.")
         else:

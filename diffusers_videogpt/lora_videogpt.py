@@ -473,9 +473,10 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         Raises:
             ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
         """
-        if any(isinstance(module, BaseTunerLayer) for module in self.transformer.modules()):
+        transformer = self.components.get("transformer")
+        if transformer is not None and any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
             raise ValueError(
                 "The transformer has LoRA layers, which don't belong into a full pipeline. Call `unload_lora_weights()` "
                 "to save it without them; `fuse_lora()`, then `unload_lora_weights()`, to save it merged."
             )
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(os.fspath(save_directory), **kwargs)

@@ -46,6 +46,11 @@ WAYS_IN = {
         "pipe = DiffusionPipeline.from_pretrained(sys.argv[1]); "
         "pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)"
     ),
+    "ModularPipeline": (
+        "from types import SimpleNamespace; from diffusers import ModularPipeline; "
+        "blocks = ModularPipeline.from_pretrained(sys.argv[1]); blocks.load_components(); "
+        "pipe = lambda **arguments: SimpleNamespace(frames=blocks(**arguments, output='videos'))"
+    ),
 }
 
 

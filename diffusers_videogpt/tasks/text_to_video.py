@@ -73,6 +73,16 @@ def cache_texts(
     return read
 
 
+def check_captions(captions: Sequence[str | None], ids: Sequence[str]) -> None:
+    """Raises a `ValueError` that names the videos without a caption, if there are such."""
+    without = [id for id, caption in zip(ids, captions, strict=True) if caption is None]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(ids)} videos have no caption ({', '.join(without[:5])}): name the column of captions "
+            "by --caption_column, and leave out the rows that have none."
+        )
+
+
 class TextToVideoTraining(ConditionalTraining):
     """Gives the pipeline a text encoder, unless it has one, and trains on the captions.
 
@@ -95,7 +105,7 @@ class TextToVideoTraining(ConditionalTraining):
         pipe.text_encoder.to(accelerator.device)
 
         records = all_records(feed)
-        self.check_captions([record.caption for record in records], [record.id for record in records])
+        check_captions([record.caption for record in records], [record.id for record in records])
         captions = sorted({record.caption for record in records})
         self.caption = next(iter(captions), "")
         if args.streaming:
@@ -106,16 +116,8 @@ class TextToVideoTraining(ConditionalTraining):
                 args.output_dir / "texts", sorted({"", *captions}), pipe.text_encoder, pipe.tokenizer
             )
 
-    def check_captions(self, captions: Sequence[str | None], ids: Sequence[str]) -> None:
-        without = [id for id, caption in zip(ids, captions, strict=True) if caption is None]
-        if without:
-            raise ValueError(
-                f"{len(without)} of {len(ids)} videos have no caption ({', '.join(without[:5])}): name the column of captions "
-                "by --caption_column, and leave out the rows that have none."
-            )
-
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:
-        self.check_captions(batch.captions, batch.ids)
+        check_captions(batch.captions, batch.ids)
         dropped = self.is_dropped(batch.generators, is_training)
         states, mask = self.states(["" if drop else x for x, drop in zip(batch.captions, dropped, strict=True)])
         return {"encoder_hidden_states": states.to(batch.latents.device), "encoder_attention_mask": mask.cpu()}

@@ -1,0 +1,496 @@
+"""The pipeline as blocks of modular diffusers, to be taken out, put in another order, or joined by one's own.
+
+    blocks = VideoGPTBlocks()
+    pipe = blocks.init_pipeline(BUNDLED_MODEL)
+    pipe.load_components()
+    videos = pipe(video="given.mp4", num_frames=16, generator=generator, output="videos")
+
+A block is one step of [`VideoGPTPipeline`]'s call, made of the same methods: the same seed gives the same video. What a block
+takes is an argument of the call, or what an earlier block made; take that one out, and it becomes an argument.
+
+Shapes: B videos, C latent channels, F frames, h × w latent size.
+"""
+
+import inspect
+import os
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import FrozenDict
+from diffusers.modular_pipelines import (
+    BlockState,
+    ComponentSpec,
+    ConfigSpec,
+    InputParam,
+    LoopSequentialPipelineBlocks,
+    ModularPipeline,
+    ModularPipelineBlocks,
+    OutputParam,
+    PipelineState,
+    SequentialPipelineBlocks,
+)
+from diffusers.video_processor import VideoProcessor
+from transformers import AutoTokenizer, CLIPTextModel
+
+from .conditions import Conditions, VideoGPTConditionMixin
+from .frame_coding import VideoGPTFrameMixin, get_vae_scale_factor
+from .history import History
+from .lora_videogpt import VideoGPTLoraLoaderMixin
+from .pipeline_videogpt import VideoGPTPipeline, VideoGPTRolloutMixin
+from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
+from .transformer_videogpt import VideoGPTTransformerModel
+
+
+MODEL_NAME = "videogpt"
+
+# Types and defaults are those of the pipeline's call and of its config.
+CALL = inspect.signature(VideoGPTPipeline.__call__).parameters
+CONFIG = inspect.signature(VideoGPTPipeline.__init__).parameters
+COMPONENTS = {
+    "text_encoder": CLIPTextModel,
+    "tokenizer": AutoTokenizer,
+    "vae": AutoencoderKL,
+    "transformer": VideoGPTTransformerModel,
+    "scheduler": NextClipFlowMatchScheduler,
+}
+
+ARGUMENTS = {
+    "video": "The history: a path, PIL images, an array, a tensor, or a list of several videos.",
+    "image": "A history of one frame.",
+    "video_latents": "The history as latents (B, C, F, h, w).",
+    "class_labels": "Names or numbers of classes.",
+    "prompt": "What the video shows.",
+    "negative_prompt": "What guidance leads away from.",
+    "prompt_embeds": "Encoded prompts (B, L, E) in place of `prompt`.",
+    "negative_prompt_embeds": "Encoded prompts (B, L, E) in place of `negative_prompt`.",
+    "prompt_attention_mask": "Real tokens of `prompt_embeds` (B, L).",
+    "negative_prompt_attention_mask": "Real tokens of `negative_prompt_embeds` (B, L).",
+    "num_frames": "Frames to predict; one clip by default.",
+    "frames_per_clip": "Frames predicted in parallel.",
+    "chunk_partition": "Frames in each clip, in place of `frames_per_clip`.",
+    "height": "Height in pixels.",
+    "width": "Width in pixels.",
+    "fps": "Frames a second to read a video file at.",
+    "max_context_frames": "The most frames of history looked back on.",
+    "use_kv_cache": "Compute the history once a clip, not once a step.",
+    "rolling_cache": "Forget the oldest frames instead of computing a full window anew.",
+    "num_videos_per_prompt": "Different videos for each history, label or prompt.",
+    "latents": "The noise of all predicted frames (B, C, F, h, w).",
+    "generator": "Makes the result reproducible; one, or one a video.",
+    "num_inference_steps": "Denoising steps a clip.",
+    "guidance_scale": "History guidance; 1 turns it off.",
+    "condition_guidance_scale": "Guidance by class and prompt; 1 turns it off.",
+    "guidance_interval": "The steps with history guidance, as shares of all.",
+    "attention_kwargs": '`{"scale": s}` multiplies the weights of the active LoRAs.',
+    "history_retention": "Share of signal in predicted frames when they become history.",
+    "output_type": "pil, np, pt or latent.",
+}
+# What blocks hand on to each other. Names differ from the arguments: a state can be run again with other arguments.
+MADE = {
+    "conditions": (Conditions, "What is asked for, for the transformer."),
+    "negative_conditions": (Conditions, "What guidance leads away from."),
+    "history_latents": (torch.Tensor, "The clean frames that were given (B, C, F, h, w); none if nothing was."),
+    "clip_lengths": (list[int], "Frames in each clip."),
+    "history": (History, "The frames that the next clip is predicted from, and their caches."),
+    "batch_size": (int, "B."),
+    "frame_size": (tuple[int, int], "Height and width of a frame in pixels."),
+    "clip": (torch.Tensor, "The clip in work (B, C, F, h, w): noise, then its clean latents."),
+    "timesteps": (torch.Tensor, "The clip's steps (T,), as the scheduler takes them."),
+    "alphas": (torch.Tensor, "The clip's steps (T,), as the transformer takes them."),
+    "predicted_latents": (torch.Tensor, "All predicted frames (B, C, F, h, w)."),
+    "videos": (list, "The predicted frames, as `output_type` says."),
+}
+
+
+def _arguments(*names: str) -> list[InputParam]:
+    return [InputParam(n, CALL[n].annotation, default=CALL[n].default, description=ARGUMENTS[n]) for n in names]
+
+
+def _made_before(*names: str, required: bool = True) -> list[InputParam]:
+    return [InputParam(n, MADE[n][0], required=required, description=MADE[n][1]) for n in names]
+
+
+def _made(*names: str) -> list[OutputParam]:
+    return [OutputParam(name, *MADE[name]) for name in names]
+
+
+class VideoGPTStep(ModularPipelineBlocks):
+    """A block that is described by its docstring, and names what it uses of the pipeline's components and config."""
+
+    model_name = MODEL_NAME
+    uses_components: tuple[str, ...] = ()
+    uses_configs: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        return inspect.getdoc(self)
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        return [ComponentSpec(name, COMPONENTS[name]) for name in self.uses_components]
+
+    @property
+    def expected_configs(self) -> list[ConfigSpec]:
+        return [ConfigSpec(name, CONFIG[name].default) for name in self.uses_configs]
+
+
+class VideoGPTConditionsStep(VideoGPTStep):
+    """Classes and prompts → what the transformer sees of them."""
+
+    uses_components = ("text_encoder", "tokenizer", "transformer")
+    uses_configs = ("condition_guidance_scale", "id2label")
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        embeds = ("prompt_embeds", "negative_prompt_embeds", "prompt_attention_mask", "negative_prompt_attention_mask")
+        return _arguments("class_labels", "prompt", "negative_prompt", *embeds, "condition_guidance_scale")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("conditions", "negative_conditions")
+
+    def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
+        block_state = self.get_block_state(state)
+        arguments = block_state.as_dict()
+        scale = arguments.pop("condition_guidance_scale")
+        scale = components.config.condition_guidance_scale if scale is None else scale
+        conditions, negative_conditions = components.encode_conditions(**arguments, guidance_scale=scale)
+        block_state.conditions, block_state.negative_conditions = conditions, negative_conditions
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class VideoGPTEncodeHistoryStep(VideoGPTStep):
+    """A video, a picture or latents, whichever was given → the latents of the last frames that the window holds."""
+
+    uses_components = ("vae",)
+    uses_configs = ("longest_side", "max_context_frames")
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        given = ("video", "image", "video_latents")
+        return _arguments(*given, "height", "width", "fps", "max_context_frames", "generator")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("history_latents")
+
+    def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
+        block_state = self.get_block_state(state)
+        components.check_given(block_state.video, block_state.image, block_state.video_latents)
+        block_state.history_latents = components.encode_given(**block_state.as_dict())
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class VideoGPTSetClipsStep(VideoGPTStep):
+    """How many frames each clip has."""
+
+    uses_configs = ("frames_per_clip",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return _arguments("num_frames", "frames_per_clip", "chunk_partition")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("clip_lengths")
+
+    def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
+        block_state = self.get_block_state(state)
+        block_state.clip_lengths = components.prepare_clip_lengths(**block_state.as_dict())
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class VideoGPTPrepareHistoryStep(VideoGPTStep):
+    """Checks what belongs together, and makes the [`History`] before the first clip."""
+
+    uses_components = ("transformer",)
+    uses_configs = ("longest_side", "max_context_frames")
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        cache = ("max_context_frames", "use_kv_cache", "rolling_cache")
+        checked = ("guidance_scale", "history_retention")
+        return (
+            _made_before("clip_lengths")
+            + _made_before("history_latents", "conditions", "negative_conditions", required=False)
+            + _arguments("height", "width", *cache, "num_videos_per_prompt", "latents", *checked)
+        )
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("history", "batch_size", "frame_size")
+
+    def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
+        block_state = self.get_block_state(state)
+        components.check_size(block_state.height, block_state.width)
+        has_history = block_state.history_latents is not None
+        components.check_rollout(
+            block_state.clip_lengths,
+            block_state.history_latents,
+            block_state.latents,
+            has_history,
+            block_state.guidance_scale,
+            block_state.history_retention,
+        )
+        # As they may come from the caller: on the right device, no more than the window.
+        given = components.encode_given(
+            video_latents=block_state.history_latents, max_context_frames=block_state.max_context_frames
+        )
+        block_state.frame_size = components.frame_size(
+            given if block_state.latents is None else block_state.latents, block_state.height, block_state.width
+        )
+        block_state.batch_size = components.prepare_batch_size(
+            given, block_state.conditions or {}, block_state.latents, block_state.num_videos_per_prompt
+        )
+        block_state.history = components.prepare_history(
+            given,
+            *block_state.frame_size,
+            sum(block_state.clip_lengths),
+            block_state.max_context_frames,
+            block_state.use_kv_cache,
+            block_state.conditions,
+            block_state.negative_conditions,
+            block_state.batch_size,
+            block_state.rolling_cache,
+        )
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class VideoGPTPrepareClipStep(VideoGPTStep):
+    """In the loop: the noise that clip `k` begins with, fresh or from `latents`."""
+
+    uses_components = ("transformer",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return _made_before("clip_lengths", "batch_size", "frame_size") + _arguments("generator", "latents")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("clip")
+
+    def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
+        first, length = sum(block_state.clip_lengths[:k]), block_state.clip_lengths[k]
+        noise = None if block_state.latents is None else block_state.latents[:, :, first : first + length]
+        block_state.clip = components.prepare_latents(
+            block_state.batch_size, length, *block_state.frame_size, block_state.generator, noise
+        )
+        return components, block_state
+
+
+class VideoGPTSetTimestepsStep(VideoGPTStep):
+    """In the loop: a new round of the scheduler, which forgets the last clip."""
+
+    uses_components = ("scheduler",)
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return _arguments("num_inference_steps")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("timesteps", "alphas")
+
+    def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
+        block_state.timesteps, block_state.alphas = set_flow_timesteps(
+            components.scheduler, block_state.num_inference_steps, device=components._execution_device
+        )
+        return components, block_state
+
+
+class VideoGPTDenoiseClipStep(VideoGPTStep):
+    """In the loop: noise → the clean latents of a clip, with guidance by history, class and text."""
+
+    uses_components = ("transformer", "scheduler")
+    uses_configs = ("guidance_scale", "condition_guidance_scale")
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        guidance = ("guidance_scale", "condition_guidance_scale", "guidance_interval")
+        return _made_before("clip", "history", "timesteps", "alphas") + _arguments(*guidance, "attention_kwargs")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("clip")
+
+    def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
+        components._set_call_state(
+            block_state.guidance_scale,
+            block_state.condition_guidance_scale,
+            block_state.guidance_interval,
+            block_state.attention_kwargs,
+        )
+
+        def on_step_end(timestep: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
+            block_state.progress_bar.update()
+            return clip
+
+        block_state.clip = components.run_steps(
+            block_state.clip, block_state.history, block_state.timesteps, block_state.alphas, on_step_end
+        )
+        return components, block_state
+
+
+class VideoGPTAppendHistoryStep(VideoGPTStep):
+    """In the loop: the clip becomes history, if another one follows."""
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return _made_before("clip", "history", "clip_lengths") + _arguments("history_retention", "generator")
+
+    def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
+        if k + 1 < len(block_state.clip_lengths):
+            components.remember(
+                block_state.history, block_state.clip, block_state.history_retention, block_state.generator
+            )
+        return components, block_state
+
+
+class VideoGPTRolloutStep(LoopSequentialPipelineBlocks):
+    """Clip after clip. Its blocks are called as `block(components, block_state, k)` for clip `k`.
+
+    A block of one's own may change `block_state.history` (by [`History.rewind`] and [`History.append`]), `block_state.clip`,
+    or an argument, such as `block_state.guidance_scale`, for this clip and those after it.
+    """
+
+    model_name = MODEL_NAME
+    description = "Predicts clip after clip."
+    block_classes = [
+        VideoGPTPrepareClipStep,
+        VideoGPTSetTimestepsStep,
+        VideoGPTDenoiseClipStep,
+        VideoGPTAppendHistoryStep,
+    ]
+    block_names = ["prepare_clip", "set_timesteps", "denoise_clip", "append_history"]
+
+    @property
+    def loop_inputs(self) -> list[InputParam]:
+        return _made_before("clip_lengths") + _arguments("num_inference_steps")
+
+    @property
+    def loop_intermediate_outputs(self) -> list[OutputParam]:
+        return _made("predicted_latents")
+
+    def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
+        block_state = self.get_block_state(state)
+        num_clips, clips = len(block_state.clip_lengths), []
+        components._num_timesteps = block_state.num_inference_steps * num_clips
+        components._interrupt = False
+        with self.progress_bar(total=components.num_timesteps) as block_state.progress_bar:
+            for k in range(num_clips):
+                components, block_state = self.loop_step(components, block_state, k=k)
+                clips.append(block_state.clip)
+                if components.interrupt:
+                    break
+        block_state.predicted_latents = torch.cat(clips, dim=2)
+        self.set_block_state(state, block_state)
+        # The state goes to the caller; the caches can be larger than the model.
+        state.set("history", None)
+        return components, state
+
+
+class VideoGPTDecodeStep(VideoGPTStep):
+    """Latents → frames."""
+
+    uses_components = ("vae",)
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        config = FrozenDict({"vae_scale_factor": get_vae_scale_factor(None)})
+        processor = ComponentSpec(
+            "video_processor", VideoProcessor, config=config, default_creation_method="from_config"
+        )
+        return [*super().expected_components, processor]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return _made_before("predicted_latents") + _arguments("output_type")
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return _made("videos")
+
+    def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
+        block_state = self.get_block_state(state)
+        components.check_output_type(block_state.output_type)
+        latents = block_state.predicted_latents.to(components._execution_device)
+        block_state.videos = components.decode_latents(latents, block_state.output_type)
+        self.set_block_state(state, block_state)
+        return components, state
+
+
+class VideoGPTBlocks(SequentialPipelineBlocks):
+    """All of it: conditions and history are encoded, clip after clip is predicted, the frames are decoded."""
+
+    model_name = MODEL_NAME
+    description = "Continues a video, animates a picture, or makes a video from nothing, clip after clip."
+    block_classes = [
+        VideoGPTConditionsStep,
+        VideoGPTEncodeHistoryStep,
+        VideoGPTSetClipsStep,
+        VideoGPTPrepareHistoryStep,
+        VideoGPTRolloutStep,
+        VideoGPTDecodeStep,
+    ]
+    block_names = ["conditions", "encode_history", "set_clips", "prepare_history", "rollout", "decode"]
+
+
+class VideoGPTModularPipeline(
+    VideoGPTRolloutMixin, VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraLoaderMixin, ModularPipeline
+):
+    """Runs [`VideoGPTBlocks`], or blocks made of them, with the arguments and the methods of [`VideoGPTPipeline`].
+
+    Loads from its own folders and from those of the standard pipeline. A pipeline of some of the blocks has only the
+    components that these need.
+    """
+
+    default_blocks_name = "VideoGPTBlocks"
+
+    def __init__(
+        self,
+        blocks: ModularPipelineBlocks | None = None,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        **kwargs,
+    ):
+        folder = pretrained_model_name_or_path
+        super().__init__(blocks, None if folder is None else os.fspath(folder), **kwargs)
+        for name, spec in self._component_specs.items():
+            if spec.type_hint is None:  # the folder says that it has none: nothing to load
+                spec.pretrained_model_name_or_path = None
+                self.register_to_config(**{name: (None, None, self._component_spec_to_dict(spec))})
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels along one side of a latent; 8 while no VAE is loaded."""
+        return get_vae_scale_factor(self.components.get("vae"))
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width are divisible by this; 2 latents a patch, as in all published models, without a transformer."""
+        transformer = self.components.get("transformer")
+        return self.vae_scale_factor * (2 if transformer is None else transformer.config.patch_size)
+
+    def __call__(self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs):
+        """Runs the blocks.
+
+        Args:
+            state: of an earlier call, whose values are taken where `kwargs` have none; it is not changed.
+            output: what to return of the state, for example `"videos"` or `["videos", "predicted_latents"]`; all by default.
+            kwargs: the arguments of the blocks: `pipe.blocks.inputs`, described in `pipe.doc`.
+
+        Raises:
+            ValueError: as the standard pipeline; or if the model is not loaded.
+        """
+        missing = [name for name in ("transformer", "scheduler") if name in self.null_component_names]
+        if missing:
+            raise ValueError(
+                f"This pipeline has no {' and no '.join(missing)} yet: call `load_components()`, or `update_components`."
+            )
+        if "output_type" in self._blocks.input_names:  # else a wrong one would be found when all is computed
+            known = {} if state is None else state.values
+            self.check_output_type(kwargs.get("output_type", known.get("output_type", CALL["output_type"].default)))
+        return super().__call__(state, output, **kwargs)
