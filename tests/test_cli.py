@@ -116,12 +116,17 @@ def test_predict_with_loras(tmp_path):
     assert changed[0] < 2 < changed[2]  # the picture, the last predicted frame
 
 
-def test_evaluate_world(tmp_path, capsys):
-    options = ["--num-scenes", "1", "--frames-per-clip", "16", "--output", str(tmp_path / "scores.json"), *FEW_STEPS]
-    main(["evaluate", "world", *options])
-    assert "| repeat the last frame |" in capsys.readouterr().out
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert len(scores["clips of 16"]["mse_by_horizon"]) == 16
+def test_evaluate_physics_box(tmp_path, capsys):
+    compared = ["--compare", f"same={BUNDLED_MODEL}@1"]
+    options = ["--num-scenes", "2", "--num-frames", "4", "--frames-per-clip", "4", *compared, *FEW_STEPS]
+    main(["evaluate", "physics-box", *options, "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| repeat the last frame |" in printed and "clips of 4: better than both baselines" in printed
+    results = json.loads((tmp_path / "scores.json").read_text())["results"]
+    assert results["truth"]["mse"] == [0] * 4 and len(results["same"]["trajectory_error"]) == 4
+    with pytest.raises(SystemExit):
+        main(["evaluate", "physics-box", "--compare", "same"])
+    assert "NAME=MODEL@STEPS" in capsys.readouterr().err
 
 
 def test_the_bundled_model_is_whole_and_small():

@@ -23,6 +23,7 @@ ROAD = [
     "history",
     "lora_videogpt",
     "pipeline_videogpt",
+    "lora_arguments",
     "modular_pipeline_videogpt",
     "convert_checkpoint",
     "hub",

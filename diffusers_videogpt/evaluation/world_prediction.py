@@ -1,4 +1,4 @@
-"""How well a model continues unseen scenes of the simulated world, beside two baselines that need no model.
+"""Two ways to continue a simulated scene that need no model, and the error of their pixels; more is in [`physics_box`].
 
 Shapes: F given frames, N predicted frames, H × W pixels.
 """
@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from ..pipeline_videogpt import VideoGPTPipeline
-from ..worlds import Scene, count_objects, simulate
+from ..worlds import Scene, count_objects
 
 
 @dataclass
@@ -99,80 +97,3 @@ def score(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> Pr
     )
     kept = [count_objects(p[-1]) == count_objects(t[-1]) for p, t in zip(predictions, truths, strict=True)]
     return PredictionScores(float(errors.mean()), errors.mean(axis=0).tolist(), float(np.mean(kept)))
-
-
-def predict_scenes(
-    pipe: VideoGPTPipeline,
-    scenes: Sequence[Scene],
-    num_given: int,
-    frames_per_clip: int,
-    num_inference_steps: int,
-    guidance_scale: float | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> list[np.ndarray]:
-    """What the model predicts after the first `num_given` frames of each scene: uint8 (N, H, W, 3) a scene."""
-    predictions = []
-    for first in range(0, len(scenes), batch_size):
-        batch = scenes[first : first + batch_size]
-        frames = pipe(
-            video=[scene.frames[:num_given] for scene in batch],
-            num_frames=len(batch[0].frames) - num_given,
-            frames_per_clip=frames_per_clip,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(seed + first),
-            output_type="np",
-        ).frames
-        predictions += list((frames * 255).round().astype(np.uint8))
-    return predictions
-
-
-def evaluate_world_prediction(
-    pipe: VideoGPTPipeline,
-    num_scenes: int = 64,
-    num_given: int = 8,
-    num_predicted: int = 16,
-    frames_per_clip: Sequence[int] = (8, 1),
-    num_inference_steps: int = 25,
-    guidance_scale: float | None = None,
-    seed: int = 0,
-) -> dict[str, PredictionScores]:
-    """Scores the model, at several clip lengths, and the baselines on the same unseen scenes.
-
-    Scenes have the seeds 0 … `num_scenes` − 1, which are kept from training (its seeds start at 1 000 000).
-
-    Returns:
-        For each way of predicting, its [`PredictionScores`]. "autoencoder alone" decodes the true latents: no model of
-        these latents can do better.
-    """
-    size = pipe.config.longest_side
-    scenes = [simulate(seed=s, num_frames=num_given + num_predicted, size=size) for s in range(num_scenes)]
-    truths = [scene.frames[num_given:] for scene in scenes]
-    results = {
-        "repeat the last frame": score([repeat_last_frame(s, num_given) for s in scenes], truths),
-        "constant velocity": score([keep_velocity(s, num_given) for s in scenes], truths),
-    }
-    for clip_length in frames_per_clip:
-        predictions = predict_scenes(pipe, scenes, num_given, clip_length, num_inference_steps, guidance_scale, seed)
-        results[f"clips of {clip_length}"] = score(predictions, truths)
-    latents = [pipe.encode_given(video=truth, max_context_frames=num_predicted) for truth in truths]
-    decoded = [(pipe.decode_latents(x, "np")[0] * 255).round().astype(np.uint8) for x in latents]
-    return results | {"autoencoder alone": score(decoded, truths)}
-
-
-def format_table(results: dict[str, PredictionScores], horizons: Sequence[int] = (1, 4, 8, 16)) -> str:
-    """The results as a Markdown table; errors are multiplied by 1000."""
-    baseline = results["repeat the last frame"].mse
-    shown = [h for h in horizons if h <= len(next(iter(results.values())).mse_by_horizon)]
-    lines = [
-        "| | MSE × 1000 | over repeating | " + " | ".join(f"frame {h}" for h in shown) + " | objects kept |",
-        "|---" * (4 + len(shown)) + "|",
-    ]
-    for name, scores in results.items():
-        by_horizon = " | ".join(f"{1000 * scores.mse_by_horizon[h - 1]:.2f}" for h in shown)
-        lines.append(
-            f"| {name} | {1000 * scores.mse:.2f} | {scores.mse / baseline:.2f} × | {by_horizon} | "
-            f"{100 * scores.objects_kept:.0f} % |"
-        )
-    return "\n".join(lines)

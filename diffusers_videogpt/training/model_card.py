@@ -38,6 +38,16 @@ frames = pipe(image="first.png", num_frames={num_frames}).frames[0]
 write_video("animation.mp4", frames, fps=12)
 ```"""
 
+SEGMENTATION_EXAMPLE = """```python
+from diffusers import DiffusionPipeline
+from diffusers_videogpt.tasks.segmentation_data import read_mask
+from diffusers_videogpt.tasks.video_object_segmentation import segment_video
+from diffusers_videogpt.video_io import read_video
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+ids = segment_video(pipe, read_video("video.mp4").frames, read_mask("first.png"))  # uint8 (frames, height, width)
+```"""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -47,6 +57,7 @@ class Task:
     does: str
     strip: str
     input: str
+    example: str = EXAMPLE
 
 
 TASKS = {
@@ -67,6 +78,13 @@ TASKS = {
         "makes videos from text",
         "A held-out video, and what the model makes of its caption",
         "prompt={caption!r}",
+    ),
+    "segmentation": Task(
+        "image-segmentation",
+        "follows objects through a video, from their masks in its first frame",
+        "A held-out video, the true masks of its objects, and the masks that the model finds from the first ones",
+        "",
+        SEGMENTATION_EXAMPLE,
     ),
 }
 
@@ -137,7 +155,7 @@ def write_model_card(
             f"over all of them {scores.ratio_to_repeat:.2f} × the error of repeating the last given frame.",
             format_scores(scores),
         ]
-    example = ADAPTER_EXAMPLE if is_adapter else EXAMPLE
+    example = ADAPTER_EXAMPLE if is_adapter else words.example
     inputs = words.input.format(label=next(iter(pipe.labels), 0), caption=caption)
     example = example.format(
         base=base_model, model=repo_id or folder, num_frames=pipe.config.frames_per_clip, input=inputs

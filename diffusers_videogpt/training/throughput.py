@@ -27,8 +27,9 @@ class Throughput:
     attention is left out, and so is what gradient checkpointing computes again, so MFU is a lower bound.
     """
 
-    def __init__(self, accelerator: Accelerator, transformer: torch.nn.Module):
+    def __init__(self, accelerator: Accelerator, model: torch.nn.Module):
         self.accelerator = accelerator
+        transformer = getattr(model, "transformer", model)  # models of some tasks hold one
         self.patch_size = transformer.config.patch_size
         self.flops_per_token = 6 * sum(p.numel() for p in transformer.transformer_blocks.parameters())
         self.peak = None

@@ -1,16 +1,7 @@
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderTiny
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.evaluation.world_prediction import (
-    evaluate_world_prediction,
-    format_table,
-    keep_velocity,
-    repeat_last_frame,
-    score,
-)
+from diffusers_videogpt.evaluation.world_prediction import keep_velocity, repeat_last_frame, score
 from diffusers_videogpt.worlds import simulate
 
 
@@ -51,23 +42,3 @@ def test_resting_objects_stay_where_they_are(scenes):
     still = type(still)(**{**vars(still), "positions": np.repeat(still.positions[3:4], 10, axis=0)})
     still.frames = np.repeat(still.frames[3:4], 10, axis=0)
     np.testing.assert_allclose(keep_velocity(still, 4), still.frames[4:], atol=1)
-
-
-def test_table_of_a_model(tiny_transformer):
-    torch.manual_seed(0)
-    vae = AutoencoderTiny().eval()
-    pipe = VideoGPTPipeline(vae, tiny_transformer, NextClipFlowMatchScheduler(), longest_side=64)
-    pipe.set_progress_bar_config(disable=True)
-    results = evaluate_world_prediction(
-        pipe, num_scenes=2, num_given=3, num_predicted=4, frames_per_clip=(4, 2), num_inference_steps=1
-    )
-    assert list(results) == [
-        "repeat the last frame",
-        "constant velocity",
-        "clips of 4",
-        "clips of 2",
-        "autoencoder alone",
-    ]
-    table = format_table(results).splitlines()
-    assert len(table) == 2 + 5 and len({line.count("|") for line in table}) == 1
-    assert "| repeat the last frame |" in table[2] and " 1.00 × " in table[2]

@@ -1,0 +1,192 @@
+"""A run of [`physics_box`] from models to files: scores, tables, plot."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..pipeline_videogpt import VideoGPTPipeline
+from .physics_box import (
+    BASELINES,
+    BoxScores,
+    RolloutSettings,
+    make_scenes,
+    pass_through_autoencoder,
+    predict_scenes,
+    score_predictions,
+    score_without_model,
+)
+from .physics_iq_videos import Store
+
+
+# Field of `BoxScores` → (label, factor it is shown with, format, whether more is better).
+BY_HORIZON = {
+    "mse": ("MSE × 1000", 1000, ".2f", False),
+    "psnr": ("PSNR, dB", 1, ".1f", True),
+    "trajectory_error": ("trajectory error, pixels", 1, ".2f", False),
+    "objects_kept": ("objects kept, %", 100, ".0f", True),
+    "energy_drift": ("energy drift, %", 100, ".0f", False),
+}
+REFERENCES = ("truth", "second take", "autoencoder alone")
+
+
+def evaluate_models(
+    model: str | Path,
+    folder: str | Path,
+    settings: RolloutSettings,
+    frames_per_clip: Sequence[int] | None = None,
+    compare: Sequence[tuple[str, str, int | None]] = (),
+    num_scenes: int = 64,
+    num_given: int = 8,
+    num_predicted: int = 16,
+    device: str | torch.device = "cpu",
+) -> dict[str, BoxScores]:
+    """Scores a model at several clip lengths, and others, on scenes of the model's size; writes all of it into `folder`.
+
+    Args:
+        frames_per_clip: clip lengths of the model; by default its own.
+        compare: (name, folder or Hub id, denoising steps or `None` for those of `settings`) of other models, each with
+            its own clip length and guidance.
+
+    Returns:
+        way of predicting → scores: the truth, the second take, the baselines, the autoencoder alone, the models.
+
+    Raises:
+        ValueError: two ways have one name, or a model is of another size than the first.
+    """
+    pipe = _load(model, device)
+    size = pipe.config.longest_side
+    clip_lengths = frames_per_clip or [pipe.config.frames_per_clip]
+    runs = {f"clips of {length}": (pipe, replace(settings, frames_per_clip=length)) for length in clip_lengths}
+    for name, source, num_steps in compare:
+        other = _load(source, device)
+        if name in (*REFERENCES, *BASELINES, *runs):
+            raise ValueError(f"Two ways of predicting are called '{name}': choose another name.")
+        if other.config.longest_side != size:
+            raise ValueError(
+                f"'{name}' predicts frames of {other.config.longest_side} pixels, {model} of {size}: compare models of one "
+                "size."
+            )
+        runs[name] = other, RolloutSettings(num_steps or settings.num_inference_steps, seed=settings.seed)
+
+    scenes, store = make_scenes(num_scenes, num_given, num_predicted, size), Store(folder)
+    results = score_without_model(scenes)
+    results["autoencoder alone"] = score_predictions(pass_through_autoencoder(pipe, scenes), scenes)
+    for name, (run_pipe, run_settings) in runs.items():
+        results[name] = score_predictions(predict_scenes(run_pipe, scenes, run_settings, store), scenes)
+    about = {"model": str(model), "compare": compare, "num_scenes": num_scenes, "num_given": num_given}
+    write_report(results, folder, about | asdict(settings))
+    return results
+
+
+def _load(source: str | Path, device: str | torch.device) -> VideoGPTPipeline:
+    pipe = VideoGPTPipeline.from_pretrained(source).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def format_scores(results: dict[str, BoxScores], horizons: Sequence[int] = (1, 2, 4, 8, 16)) -> str:
+    """The results as Markdown: a table over all horizons, then one of each measure by horizon.
+
+    Args:
+        results: way of predicting → its scores, the baselines among them.
+    """
+    repeated = np.mean(results["repeat the last frame"].mse)
+    lines = [
+        "| | Physics-IQ score | spatiotemporal IoU | spatial IoU | weighted spatial IoU | MSE × 1000 | over repeating | "
+        "collisions: precision | recall | F1 |",
+        "|---" * 10 + "|",
+    ]
+    for name, scores in results.items():
+        iq, collisions, mse = scores.physics_iq, scores.collisions, np.mean(scores.mse)
+        lines.append(
+            f"| {name} | {iq['score']:.2f} | {iq['spatiotemporal_iou']:.3f} | {iq['spatial_iou']:.3f} | "
+            f"{iq['weighted_spatial_iou']:.3f} | {1000 * mse:.2f} | {mse / repeated:.2f} × | "
+            f"{collisions['precision']:.2f} | {collisions['recall']:.2f} | {collisions['f1']:.2f} |"
+        )
+    shown = [h for h in horizons if h <= len(next(iter(results.values())).mse)]
+    for field, (label, factor, digits, _) in BY_HORIZON.items():
+        lines += [
+            "",
+            f"| {label} | " + " | ".join(f"frame {h}" for h in shown) + " |",
+            "|---" * (1 + len(shown)) + "|",
+        ]
+        for name, scores in results.items():
+            values = [factor * getattr(scores, field)[h - 1] for h in shown]
+            lines.append(f"| {name} | " + " | ".join(f"{value:{digits}}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+def where_not_ahead(results: dict[str, BoxScores], name: str) -> str:
+    """In words: at which horizons, in which measure, `name` is not better than both baselines."""
+    places, behind, total = [], 0, 0
+    for field, (label, _, _, more_is_better) in BY_HORIZON.items():
+        sign = 1 if more_is_better else -1
+        values = {key: sign * np.array(getattr(results[key], field)) for key in (name, *BASELINES)}
+        ahead = values[name] > np.maximum(*(values[key] for key in BASELINES))
+        missed = np.flatnonzero(~ahead) + 1
+        behind, total = behind + len(missed), total + len(ahead)
+        if len(missed):
+            places.append(f"{label.split(',')[0]} at {_as_ranges(missed)}")
+    for label, score in (
+        ("Physics-IQ score", lambda key: results[key].physics_iq["score"]),
+        ("collisions' F1", lambda key: results[key].collisions["f1"]),
+    ):
+        total += 1
+        if score(name) <= max(map(score, BASELINES)):
+            behind += 1
+            places.append(label)
+    found = f"{name}: better than both baselines in {total - behind} of {total} comparisons"
+    return f"{found}; not in {', '.join(places)}" if places else found
+
+
+def _as_ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 7] → "1–3, 7"."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def plot_scores(results: dict[str, BoxScores], path: str | Path) -> None:
+    """A PNG: every measure by horizon; Physics-IQ's score and collisions as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    *axes, bars = figure.subplots(2, 3).ravel()
+    models = [name for name in results if name not in (*REFERENCES, *BASELINES)]
+    styles = {"truth": ("black", ":"), "second take": ("0.45", ":"), "autoencoder alone": ("0.45", "-")}
+    styles |= dict(zip(BASELINES, (("0.7", "--"), ("tab:brown", "--")), strict=True))
+    styles |= {name: (f"C{index}", "-") for index, name in enumerate(models)}
+    for axis, (field, (label, factor, _, _)) in zip(axes, BY_HORIZON.items(), strict=True):
+        for name, scores in results.items():
+            colour, line = styles[name]
+            values = factor * np.array(getattr(scores, field))
+            axis.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=line, label=name)
+        axis.set(xlabel="predicted frame", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if field == "psnr":  # of the truth itself it is 100
+            axis.set_ylim(None, 1.1 * max(max(s.psnr) for name, s in results.items() if name != "truth"))
+    axes[0].legend(fontsize="small")
+    rows = np.arange(len(results))[::-1]
+    bars.barh(rows + 0.2, [s.physics_iq["score"] for s in results.values()], 0.38, label="Physics-IQ score")
+    bars.barh(rows - 0.2, [100 * s.collisions["f1"] for s in results.values()], 0.38, label="collisions' F1, %")
+    bars.set_yticks(rows, list(results))
+    bars.set_xlim(0, 135)  # room for the legend
+    bars.legend(fontsize="small", loc="upper right")
+    figure.savefig(path, dpi=110)
+
+
+def write_report(results: dict[str, BoxScores], folder: str | Path, about: dict) -> None:
+    """Writes `scores.json`, `scores.md` and `scores.png` into `folder`.
+
+    Args:
+        about: what the run was, kept in the JSON file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {name: asdict(scores) for name, scores in results.items()}
+    (folder / "scores.json").write_text(json.dumps({"about": about, "results": numbers}, indent=1), encoding="utf-8")
+    (folder / "scores.md").write_text(format_scores(results) + "\n", encoding="utf-8")
+    plot_scores(results, folder / "scores.png")

@@ -1,0 +1,361 @@
+"""Videos with masks of their objects: DAVIS's and YouTube-VOS's folders, simulated scenes, and training samples of them.
+
+    videos = read_masked_videos("DAVIS", "train")
+    table = SegmentationTable.of(videos, Sampling(max_num_frames=48))
+    sample = table.read(0, table.draw_window(0, draw=0, seed=0))    # uint8 (97, h, w, 3)
+
+Shapes: F frames of a video, N frames of a clip, H × W pixels, h × w after scaling. Masks are uint8: 0 for the background,
+255 for pixels that are left open (they count as background), any other number for an object.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ..training.arguments import make_sampling
+from ..training.batches import WindowDataset
+from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off
+from ..training.latents import LatentCache, make_cache_key, write_latent_cache
+from ..training.sampling import Sampling, Window, seeded_generator
+from ..training.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
+from ..video_io import VideoInfo, VideoReadError
+from .video_object_segmentation import (
+    BACKGROUND,
+    COLOURS,
+    Marking,
+    draw_segmentation_clips,
+    object_ids,
+    resize_frames,
+    resize_masks,
+)
+
+
+# Share of the training samples that mark only some of their objects: what is not marked in the first frame is to stay so.
+PARTLY_MARKED = 0.25
+LAYOUT = ("JPEGImages", "Annotations")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+# Masks as files
+
+
+def index_colours() -> np.ndarray:
+    """The colours of DAVIS's and Pascal VOC's index PNGs, uint8 (256, 3).
+
+    Bits 0, 3, 6 of an index are the highest bits of red, bits 1, 4, 7 those of green, bits 2, 5 those of blue.
+    """
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> channel & 1) << 7 - bit).astype(np.uint8)
+        index >>= 3
+    return colours
+
+
+def write_masks(folder: str | Path, masks: np.ndarray, names: Sequence[str]) -> Path:
+    """Writes uint8 (F, H, W) as index PNGs, `name.png` each, as DAVIS has them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    palette = index_colours().flatten().tolist()
+    for mask, name in zip(masks, names, strict=True):
+        image = Image.fromarray(mask)
+        image.putpalette(palette)
+        image.save(folder / f"{name}.png")
+    return folder
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """An index PNG (or a grey one, whose values are the ids), uint8 (H, W).
+
+    Raises:
+        VideoReadError: the file does not decode.
+        ValueError: it is a picture in colours, not of ids.
+    """
+    with _open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise ValueError(f"{path} is a picture of mode {image.mode}, not a mask: give PNGs of indices, mode P.")
+        return np.asarray(image)
+
+
+def _read_frame(path: Path) -> np.ndarray:
+    with _open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except OSError as error:
+        raise VideoReadError(f"{path} does not decode ({error}): copy it again.") from error
+
+
+# Videos
+
+
+@dataclass(frozen=True)
+class MaskedVideo:
+    """A video as a folder of frames, with the masks that there are.
+
+    Attributes:
+        name: of its folder.
+        frames: paths of the F frames, in order.
+        masks: frame name → path; of YouTube-VOS, not every frame has one.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: dict[str, Path]
+
+    @property
+    def annotated(self) -> list[int]:
+        """Indices of the frames that have a mask."""
+        return [index for index, path in enumerate(self.frames) if path.stem in self.masks]
+
+    def read_frames(self, indices: Sequence[int]) -> np.ndarray:
+        """uint8 (…, H, W, 3). Raises a `ValueError` if the frames differ in size."""
+        frames = [_read_frame(self.frames[index]) for index in indices]
+        for index, frame in zip(indices, frames, strict=True):
+            if frame.shape != frames[0].shape:
+                raise ValueError(
+                    f"{self.frames[index]} is {_size(frame)}, {self.frames[indices[0]]} is {_size(frames[0])}: the frames "
+                    "of one video must agree in size."
+                )
+        return np.stack(frames)
+
+    def read_masks(self, indices: Sequence[int]) -> np.ndarray:
+        """uint8 (…, H, W). Raises a `ValueError` if one is of another size than its frame."""
+        masks = []
+        for index in indices:
+            path = self.masks[self.frames[index].stem]
+            mask = read_mask(path)
+            with _open(self.frames[index]) as frame:
+                if mask.shape != (frame.height, frame.width):
+                    raise ValueError(
+                        f"The mask {path} is {_size(mask)}, its frame {frame.width} × {frame.height}: take the masks that "
+                        "belong to these frames, or resize them by nearest neighbour."
+                    )
+            masks.append(mask)
+        return np.stack(masks)
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Frames and masks of some of the annotated frames, counted among these."""
+        annotated = self.annotated
+        indices = [annotated[index] for index in indices]
+        return self.read_frames(indices), self.read_masks(indices)
+
+    def info(self) -> VideoInfo:
+        """Of the annotated frames."""
+        with _open(self.frames[0]) as frame:
+            return VideoInfo(frame.height, frame.width, np.arange(len(self.annotated), dtype=np.float64))
+
+
+def _size(picture: np.ndarray) -> str:
+    return f"{picture.shape[1]} × {picture.shape[0]}"
+
+
+@dataclass(frozen=True)
+class SimulatedMasks:
+    """A scene of [`~worlds.simulate`] with its exact masks. Objects that are drawn later hide earlier ones, in both."""
+
+    seed: int
+    num_frames: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"scene {self.seed}"
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        # worlds needs packages that only those who simulate install.
+        from ..worlds import simulate
+
+        scene = simulate(seed=self.seed, num_frames=self.num_frames, size=self.size)
+        return scene.frames[indices], scene.masks[indices]
+
+    def info(self) -> VideoInfo:
+        return VideoInfo(self.size, self.size, np.arange(self.num_frames, dtype=np.float64))
+
+
+def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVideo]:
+    """The videos of a folder in the layout of DAVIS or YouTube-VOS.
+
+    Frames are `JPEGImages/480p/VIDEO/*.jpg`, masks `Annotations/480p/VIDEO/*.png`; in both without `480p`, where there is no
+    such folder. The videos are those of `ImageSets/2017/{split}.txt`; else those of `meta.json`, whose masks may be
+    sparse; else all that have masks.
+
+    Raises:
+        ValueError: a folder, a split, a video, or the mask of a first frame is missing; it is named.
+    """
+    root = Path(root)
+    folders = [root / name / "480p" if (root / name / "480p").is_dir() else root / name for name in LAYOUT]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: give the one that holds {' and '.join(LAYOUT)}.")
+    frames_root, masks_root = folders
+    lists, meta = root / "ImageSets" / "2017", root / "meta.json"
+    if lists.is_dir():
+        path = lists / f"{split}.txt"
+        if not path.exists():
+            known = ", ".join(sorted(x.stem for x in lists.glob("*.txt")))
+            raise ValueError(f"There is no split '{split}' in {lists}: choose one of {known}.")
+        names = path.read_text(encoding="utf-8").split()
+    elif meta.exists():
+        names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
+    else:
+        names = sorted(path.name for path in masks_root.iterdir() if path.is_dir())
+    videos = []
+    for name in names:
+        frames = tuple(
+            sorted(path for path in (frames_root / name).glob("*") if path.suffix.lower() in FRAME_SUFFIXES)
+        )
+        masks = {path.stem: path for path in sorted((masks_root / name).glob("*.png"))}
+        if not frames:
+            raise ValueError(f"The video '{name}' has no frames in {frames_root / name}.")
+        first = frames[0].stem
+        if not masks or (first not in masks and not meta.exists()):
+            raise ValueError(
+                f"The video '{name}' has no mask of its first frame: {masks_root / name / first}.png is missing."
+            )
+        videos.append(MaskedVideo(name, frames, masks))
+    if not videos:
+        raise ValueError(f"There is no video in {frames_root}.")
+    return videos
+
+
+# Training samples
+
+
+def draw_marking(mask: np.ndarray, generator: torch.Generator) -> Marking:
+    """A training sample's marking: colours drawn for the objects of its first mask, sometimes for some of them only."""
+    objects = object_ids(mask)
+    count = min(len(objects), len(COLOURS))
+    if count > 1 and float(torch.rand((), generator=generator)) < PARTLY_MARKED:
+        count = int(torch.randint(1, count + 1, (), generator=generator))
+    order = torch.randperm(len(objects), generator=generator)[:count].tolist()
+    colours = torch.randperm(len(COLOURS), generator=generator)[:count].tolist()
+    return Marking(tuple(objects[index] for index in order), tuple(colours))
+
+
+class SegmentationTable(VideoTable):
+    """Videos with masks, as a table whose samples are the 2 N + 1 frames of a training sample.
+
+    These are N frames, the first of them marked, and the N frames marked: all of one window. Only frames with a mask are
+    taken. Made by [`of`].
+    """
+
+    @classmethod
+    def of(
+        cls, videos: Sequence[MaskedVideo | SimulatedMasks], sampling: Sampling, max_bad_fraction: float = 0.5
+    ) -> "SegmentationTable":
+        """The usable ones of some videos.
+
+        Raises:
+            ValueError: more than the share `max_bad_fraction` of them are too short, too small or unreadable, or all.
+        """
+        table = cls([], [], sampling, DroppedVideos(max_bad_fraction, len(videos)))
+        for video in videos:
+            reason = ""
+            try:
+                info = video.info()
+                sampling.size(info)
+            except VideoReadError as error:
+                reason = f"unreadable: {error}"
+            except ValueError as error:
+                reason = f"too small: {error}"
+            if not reason and not sampling.length(info):
+                least = sampling.min_num_frames or sampling.max_num_frames
+                reason = f"too short: {info.num_frames} frames with masks, a clip has {least}"
+            if reason:
+                table.dropped[video.name] = reason
+            else:
+                table.records.append(VideoRecord(video.name, video))
+                table.infos.append(info)
+        table.dropped.check()
+        if not table.records:
+            raise ValueError(f"No usable video: {table.dropped.summary()}.{table.dropped.first()}")
+        return table
+
+    def subset(self, indices: Sequence[int]) -> "SegmentationTable":
+        records, infos = ([values[index] for index in indices] for values in (self.records, self.infos))
+        return SegmentationTable(records, infos, self.sampling, self.dropped)
+
+    def length(self, index: int) -> int:
+        """Frames of a sample, 2 N + 1."""
+        return 2 * super().length(index) + 1
+
+    def read_clip(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """The window's frames, uint8 (N, h, w, 3), and their masks, (N, h, w)."""
+        frames, masks = self.records[index].source.read(self.frame_indices(index, window))
+        return resize_frames(frames, *self.size(index)), resize_masks(masks, *self.size(index))
+
+    def read(self, index: int, window: Window) -> np.ndarray:
+        """A sample, uint8 (2 N + 1, h, w, 3). Its colours follow from the video and the window."""
+        frames, masks = self.read_clip(index, window)
+        generator = seeded_generator(self.id(index), window.start, window.interval, "marking")
+        marked = draw_marking(masks[0], generator).draw(masks)
+        return np.concatenate([frames, marked[:1], marked])
+
+    def clips(self, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The first `count` videos that show an object, a window of each, as [`read_clip`] has them."""
+        clips = (self.read_clip(index, self.draw_window(index, 0, seed)) for index in range(len(self)))
+        return islice((clip for clip in clips if object_ids(clip[1][0])), count)
+
+
+def load_segmentation_table(args: argparse.Namespace) -> SegmentationTable:
+    """The videos with masks that the data arguments name."""
+    sampling = make_sampling(args)
+    if args.num_simulated_scenes is None:
+        videos = read_masked_videos(args.instance_data_root, args.dataset_split)
+    else:
+        size = args.longest_side if args.height is None else max(args.height, args.width)
+        num_frames = args.frames_per_scene or args.max_num_frames
+        videos = [
+            SimulatedMasks(FIRST_TRAINING_SEED + index, num_frames, size) for index in range(args.num_simulated_scenes)
+        ]
+    return SegmentationTable.of(videos, sampling, args.max_bad_fraction)
+
+
+def make_segmentation_feed(args: argparse.Namespace, accelerator: Accelerator, vae) -> LatentFeed:
+    """The feed of a training run; some of the videos are kept for validation.
+
+    With `--windows_per_video` the samples are encoded before the first step, into `output_dir/latents`.
+    """
+    with accelerator.main_process_first():
+        table = load_segmentation_table(args)
+    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    kept, held_out = split_off([record.id for record in table.records], args.num_validation_videos, args.seed)
+    table, held_out = table.subset(kept), table.subset(held_out)
+    train = WindowDataset(table, args.seed)
+    if args.windows_per_video is not None:
+        key = make_cache_key(vae, make_sampling(args), args.seed)
+        key |= {"colours": COLOURS.tolist(), "background": BACKGROUND.tolist(), "partly_marked": PARTLY_MARKED}
+        folder = args.output_dir / "latents"
+        write_latent_cache(
+            folder,
+            table,
+            vae,
+            key,
+            num_windows=args.windows_per_video,
+            batch_size=args.vae_batch_size,
+            rank=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_workers=args.dataloader_num_workers,
+        )
+        accelerator.wait_for_everyone()
+        cache = LatentCache(folder, key)
+        train = CachedWindows(cache, range(len(cache)))
+    source = PlannedBatches(args, accelerator, train, table.dropped)
+    validation = WindowDataset(held_out, args.seed) if len(held_out) else None
+    return LatentFeed(args, accelerator, vae, draw_segmentation_clips, source, validation)

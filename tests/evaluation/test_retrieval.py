@@ -1,0 +1,104 @@
+"""Ranks counted by hand, ties and repeated captions, and what is scored."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_videogpt.evaluation import retrieval
+from diffusers_videogpt.evaluation.retrieval import (
+    captioned_videos,
+    distinct_scenes,
+    evaluate_retrieval,
+    format_retrieval,
+    rank_candidates,
+    score_both_ways,
+    score_retrieval,
+)
+from diffusers_videogpt.training.sampling import Sampling
+
+
+SAMPLING = Sampling(8, frame_interval=(2, 2), height=32, width=32)
+
+
+def test_ranks_recall_and_median_counted_by_hand():
+    similarity = np.array([[0.9, 0.5, 0.1], [0.3, 0.2, 0.8], [0.5, 0.4, 0.6], [0.9, 0.1, 0.2]])
+    is_right = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], bool)
+    assert rank_candidates(similarity, is_right).tolist() == [1, 3, 1, 2]
+    scores = score_retrieval(similarity, is_right)
+    assert scores.recall == {1: 0.5, 5: 1.0, 10: 1.0}
+    assert (scores.median_rank, scores.chance) == (1.5, pytest.approx(1 / 3))
+    assert (scores.num_queries, scores.num_candidates) == (4, 3)
+
+
+def test_ties_count_against_the_model_in_any_order():
+    is_right = np.eye(5, dtype=bool)
+    assert rank_candidates(np.zeros((5, 5)), is_right).tolist() == [5] * 5
+    similarity = np.array([[0.5, 0.5, 0.1]])
+    for order in ([0, 1, 2], [1, 0, 2]):
+        right = np.array([[True, False, False]])[:, order]
+        assert rank_candidates(similarity[:, order], right).tolist() == [2]
+
+
+def test_equal_vectors_tie_though_sums_are_rounded():
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=(7, 33)).astype(np.float32)
+    videos = np.repeat(rng.normal(size=(1, 33)), 7, axis=0).astype(np.float32)
+    names = list("abcdefg")
+    assert score_both_ways(videos, texts, names, names)["text → video"].median_rank == 7
+
+
+def test_videos_of_one_caption_are_all_right_and_it_is_asked_once():
+    videos = np.eye(3)[[0, 0, 1, 2]]
+    texts = np.eye(3)
+    captions, distinct = ["a", "a", "b", "c"], ["a", "b", "c"]
+    scores = score_both_ways(videos, texts, captions, distinct)
+    assert [way.recall[1] for way in scores.values()] == [1.0, 1.0]
+    assert [(way.num_queries, way.num_candidates) for way in scores.values()] == [(3, 4), (4, 3)]
+    assert scores["text → video"].chance == pytest.approx((2 + 1 + 1) / 12)
+    swapped = score_both_ways(videos, texts[[1, 0, 2]], captions, distinct)
+    assert swapped["text → video"].recall[1] == pytest.approx(1 / 3)
+    assert swapped["video → text"].recall[1] == pytest.approx(1 / 4)
+    assert "| text → video (3 in 4) | 100.0 % | 100.0 % | 100.0 % | 1 | 33.3 % |" in format_retrieval(scores)
+
+
+def test_broken_features_and_queries_without_an_answer():
+    with pytest.raises(ValueError, match="Query 1 has no right candidate"):
+        rank_candidates(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match="NaN"):
+        rank_candidates(np.full((1, 1), np.nan), np.ones((1, 1), bool))
+
+
+def test_scenes_have_captions_of_their_own_and_seeds_of_evaluation(monkeypatch):
+    table = distinct_scenes(30, SAMPLING)
+    assert len({record.caption for record in table}) == len(table) == 30
+    seeds = [record.source.seed for record in table]
+    assert seeds == sorted(seeds) and seeds[-1] < 10_000
+    monkeypatch.setattr(retrieval, "NUM_EVALUATION_SEEDS", 40)
+    with pytest.raises(ValueError, match="evaluation scenes of 'orders' have captions of their own: ask for fewer"):
+        distinct_scenes(41, SAMPLING, "orders")
+
+
+def test_what_is_scored_is_named_once_and_has_captions(tmp_path):
+    with pytest.raises(ValueError, match="--simulated"):
+        captioned_videos(SAMPLING)
+    (tmp_path / "rows.csv").write_text("video\nnone.mp4\n")
+    with pytest.raises(ValueError, match="no column 'caption'"):
+        captioned_videos(SAMPLING, tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("shift, expected", [(0, 1.0), (1, 0.0)])
+def test_evaluation_pairs_videos_with_their_own_texts(shift, expected):
+    table = distinct_scenes(4, SAMPLING)
+    vectors = torch.eye(4)
+    texts = sorted(record.caption for record in table)
+
+    class Known:
+        def encode_table(self, table):
+            for index, record in enumerate(table):
+                yield index, vectors[texts.index(record.caption)]
+
+        def encode_texts(self, asked):
+            return vectors[[(texts.index(text) + shift) % 4 for text in asked]]
+
+    scores = evaluate_retrieval(Known(), table)
+    assert [way.recall[1] for way in scores.values()] == [expected, expected]

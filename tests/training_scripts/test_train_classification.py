@@ -1,0 +1,117 @@
+"""Classification as a user runs it: a folder a class in, a classifier that loads, is scored and used out."""
+
+import argparse
+import csv
+import json
+
+import pytest
+import torch
+from run_scripts import TWO_PROCESSES, make_videos, run_script
+
+from diffusers_videogpt.cli import main
+from diffusers_videogpt.tasks.classification_training import (
+    add_classification_arguments,
+    check_classification_arguments,
+)
+from diffusers_videogpt.tasks.linear_probe import fit_linear_probe
+from diffusers_videogpt.tasks.token_pooling import pool_clean_tokens
+from diffusers_videogpt.tasks.video_classification import classify_videos, load_classifier, normalized
+from diffusers_videogpt.tasks.video_features import clip_latents, clips_of
+from diffusers_videogpt.training.arguments import add_data_arguments
+from diffusers_videogpt.training.feed import add_feed_arguments, split_off
+from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
+
+
+SCRIPT = "train_classification.py"
+
+
+@pytest.fixture(scope="module")
+def ucf(tmp_path_factory):
+    """Two classes of four videos, with lists as UCF-101's."""
+    root = tmp_path_factory.mktemp("ucf")
+    lines = []
+    for seed, name in enumerate(("Basketball", "Archery")):
+        make_videos(root / "videos" / name, 4, seed=seed)
+        lines += [f"{name}/{path.name} {seed + 1}" for path in sorted((root / "videos" / name).iterdir())]
+    (root / "classInd.txt").write_text("1 Basketball\n2 Archery\n")
+    (root / "trainlist01.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def arguments(ucf, new_model):
+    return [*new_model, "--instance_data_root", ucf / "videos", "--dataset_file", ucf / "trainlist01.txt"]
+
+
+def test_probe(tmp_path, ucf, arguments, capsys):
+    """Two processes share the features; the head is the probe of its features; it is scored and used."""
+    out = tmp_path / "probe"
+    result = run_script(
+        *(SCRIPT, "--output_dir", out, *arguments, "--layer", 1, 2, "--num_clips", 2, "--num_validation_videos", 3),
+        launcher=TWO_PROCESSES,
+    )
+    assert "0 of 8 videos dropped" in result.stdout and "% of held-out videos" in result.stdout
+    model, vae = load_classifier(out)
+    tried = json.loads((out / "probe.json").read_text())
+    assert [row["layer"] for row in tried["layers"]] == [1, 2]
+    assert tried["chosen"] == model.transformer.config.num_layers
+    assert model.labels == {"Basketball": 0, "Archery": 1} and model.sampling.max_num_frames == 4
+
+    names = (ucf / "trainlist01.txt").read_text().split()[::2]
+    with torch.no_grad():
+        features = [
+            pool_clean_tokens(
+                model.transformer, clip_latents(vae, clips_of(ucf / "videos" / name, model.sampling, 2)), -1
+            )
+            for name in names
+        ]
+    labels = torch.tensor([model.labels[name.split("/")[0]] for name in names])
+    probe = fit_linear_probe(normalized(torch.stack(features)), labels, 2, split_off(names, 3, 0)[1])
+    torch.testing.assert_close(model.head.weight, probe.weight, atol=1e-2, rtol=1e-2)
+
+    main(
+        ["evaluate", "probe", "--model", str(out), "--data", str(ucf / "videos"), "--output", str(tmp_path / "scores")]
+    )
+    assert "top-1: " in capsys.readouterr().out and (tmp_path / "scores" / "confusion.png").exists()
+    (best,) = classify_videos(model, vae, ucf / "videos" / names[0], num_clips=2, top_k=1)
+    assert best[0][0] in model.labels and 0.5 <= best[0][1] <= 1
+
+
+def test_finetuning(tmp_path, arguments):
+    """Under two processes, which wait for the gradient of every weight that may have one: all that the layer needs moves."""
+    out = tmp_path / "whole"
+    args = ["--mode", "finetune", "--layer", 1, "--max_train_steps", 6, "--validation_steps", 3]
+    run_script(SCRIPT, "--output_dir", out, *arguments, *args, launcher=TWO_PROCESSES)
+    model, _ = load_classifier(out)
+    new = VideoGPTTransformerModel(**model.config.transformer_config)
+    new.init_weights(torch.Generator().manual_seed(0))  # other blocks would be drawn after these
+    moved = {
+        name
+        for name, value in new.state_dict().items()
+        if not torch.equal(model.transformer.get_parameter(name), value)
+    }
+    used = {"clean_patch_embed.weight", "hint_embed.weight", "transformer_blocks.0.attn.to_v.weight"}
+    assert used <= moved and "noisy_patch_embed.weight" not in moved
+    assert model.head.weight.abs().max() > 1e-4
+    with (out / "train_log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)  # a head of zeros holds two classes for alike
+    assert rows[2]["validation_loss"] and rows[5]["loss"] != rows[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--mode", "finetune", "--layer", "1", "2"], "trains one model: give one --layer"),
+        (["--num_validation_videos", "0"], "chooses its weight decay on videos kept"),
+        (["--windows_per_video", "2"], "leave out --cached_latents and --windows_per_video"),
+        (["--streaming"], "of a stream they are not"),
+    ],
+)
+def test_wrong_arguments(capsys, args, message):
+    parser = argparse.ArgumentParser()
+    for add in (add_data_arguments, add_feed_arguments, add_classification_arguments):
+        add(parser)
+    with pytest.raises(SystemExit):
+        check_classification_arguments(parser, parser.parse_args(args))
+    assert message in capsys.readouterr().err

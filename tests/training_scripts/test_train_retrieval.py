@@ -1,0 +1,85 @@
+"""Retrieval as a user runs it: videos with captions in, an index that is searched by text out."""
+
+import csv
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from run_scripts import TINY, TWO_PROCESSES, run_script
+from text_encoders import make_text_encoder, make_tokenizer
+
+from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTTransformerModel
+from diffusers_videogpt.cli import main
+
+
+CAPTIONS = ["one red ball falls", "two blue boxes fall", "a box"]
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory, videos):
+    path = tmp_path_factory.mktemp("captions") / "videos.jsonl"
+    rows = [{"video": p.name, "caption": CAPTIONS[i % 3]} for i, p in enumerate(sorted(videos.iterdir()))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text_encoder")
+    make_text_encoder("bert").save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(new_model, videos, captions, text_encoder):
+    return [
+        *new_model,
+        *("--instance_data_root", videos, "--dataset_file", captions, "--caption_column", "caption"),
+        *("--pretrained_text_encoder_path", text_encoder, "--projection_dim", 16, "--max_train_steps", 4),
+    ]
+
+
+def train(output_dir, *args, **kwargs):
+    return run_script("train_retrieval.py", "--output_dir", output_dir, *args, **kwargs)
+
+
+def losses(folder):
+    with (folder / "train_log.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def initial_weights() -> torch.Tensor:
+    transformer = VideoGPTTransformerModel(**TINY)
+    transformer.init_weights(torch.Generator().manual_seed(0))
+    return transformer.transformer_blocks[0].attn.to_q.weight
+
+
+def test_from_captions_to_a_search(tmp_path, arguments, videos, captions, capsys):
+    """Two processes go on from a checkpoint as one does; the result is scored, and makes an index that is searched."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, *arguments, "--num_clips", 2, "--train_batch_size", 4, "--checkpointing_steps", 2)
+    resumed = ("--num_clips", 2, "--train_batch_size", 2, "--resume_from_checkpoint", one / "checkpoint-2")
+    train(two, *arguments, *resumed, launcher=TWO_PROCESSES)
+    assert losses(two) == pytest.approx(losses(one)[2:], abs=1e-5)
+    pipes = [DiffusionPipeline.from_pretrained(folder) for folder in (one, two)]
+    assert torch.equal(pipes[1].retriever.transformer.transformer_blocks[0].attn.to_q.weight, initial_weights())
+    texts, paths = CAPTIONS, sorted(videos.iterdir())
+    torch.testing.assert_close(pipes[0](texts, paths), pipes[1](texts, paths), atol=1e-4, rtol=0)
+
+    scores = tmp_path / "scores.json"
+    table = ["--dataset-file", str(captions), "--data", str(videos)]
+    main(["evaluate", "retrieval", "--model", str(one), *table, "--output", str(scores)])
+    assert "| text → video (3 in 7) |" in capsys.readouterr().out
+    assert json.loads(scores.read_text())["video → text"]["num_queries"] == 7
+    pytest.importorskip("faiss")
+    main(["index", str(videos), "--model", str(one), "--output", str(tmp_path / "index")])
+    main(["search", str(tmp_path / "index"), "two blue boxes fall", "--top", "3"])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3
+
+
+def test_training_the_transformer_too(tmp_path, arguments):
+    train(tmp_path, *arguments, "--train_transformer", "--train_batch_size", 4)
+    retriever = VideoGPTForVideoRetrieval.from_pretrained(tmp_path, subfolder="retriever")
+    assert not torch.allclose(retriever.transformer.transformer_blocks[0].attn.to_q.weight, initial_weights())
