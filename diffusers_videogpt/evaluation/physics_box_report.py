@@ -168,13 +168,13 @@ def plot_scores(results: dict[str, BoxScores], path: str | Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         if field == "psnr":  # of the truth itself it is 100
             axis.set_ylim(None, 1.1 * max(max(s.psnr) for name, s in results.items() if name != "truth"))
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(results))
     rows = np.arange(len(results))[::-1]
     bars.barh(rows + 0.2, [s.physics_iq["score"] for s in results.values()], 0.38, label="Physics-IQ score")
     bars.barh(rows - 0.2, [100 * s.collisions["f1"] for s in results.values()], 0.38, label="collisions' F1, %")
     bars.set_yticks(rows, list(results))
-    bars.set_xlim(0, 135)  # room for the legend
-    bars.legend(fontsize="small", loc="upper right")
+    bars.set_xlim(0, 100)
+    bars.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     figure.savefig(path, dpi=110)
 
 

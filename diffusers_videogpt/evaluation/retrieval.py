@@ -13,7 +13,7 @@ from ..tasks.text_to_video import check_captions
 from ..tasks.video_retrieval import VideoGPTRetrievalPipeline
 from ..training.feed import subset
 from ..training.sampling import Sampling
-from ..training.videos import SimulatedScene, VideoTable
+from ..training.videos import DroppedVideos, SimulatedScene, VideoTable
 
 
 CUTOFFS = (1, 5, 10)
@@ -109,7 +109,10 @@ def distinct_scenes(num_scenes: int, sampling: Sampling, world: str = "physics")
             f"Only {len(seeds)} evaluation scenes of '{world}' have captions of their own: ask for fewer."
         )
     wanted = list(seeds.values())
-    return subset(VideoTable.simulated(wanted[-1] + 1, SCENE_FRAMES, sampling, first_seed=0, world=world), wanted)
+    table = VideoTable.simulated(wanted[-1] + 1, SCENE_FRAMES, sampling, first_seed=0, world=world)
+    table = subset(table, wanted)
+    table.dropped = DroppedVideos(1.0, len(table))
+    return table
 
 
 def captioned_videos(

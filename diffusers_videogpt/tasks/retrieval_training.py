@@ -6,11 +6,13 @@ Shapes: B videos or texts, N clips of a video, W width of the video feature, E w
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
 
 from ..conditions import encode_text
+from ..evaluation.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import load_video_table, make_sampling
 from ..training.feed import CachedWindows, LatentFeed, MicroBatch, PlannedBatches, make_feed, split_off
@@ -198,9 +200,6 @@ class RetrievalTraining:
 
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """The loss over all held-out videos as one batch, and how well their texts find them."""
-        # Imported here: the scores take the pipeline, whose file the tasks' own files come before.
-        from ..evaluation.retrieval import score_both_ways
-
         videos, texts, captions, logit_scale = [], [], [], None
         for batch in self.feed.validation_batches():
             with self.accelerator.autocast():
@@ -242,9 +241,8 @@ def train_retrieval(
     if accelerator.is_main_process:
         retriever = VideoGPTForVideoRetrieval.from_config(json.loads(training.model.to_json_string()))
         retriever.load_state_dict(weights)
-        trained = VideoGPTRetrievalPipeline(
-            pipe.vae, retriever.eval(), training.text_encoder, training.tokenizer, make_sampling(args), args.num_clips
-        )
+        parts = (pipe.vae, retriever.eval(), training.text_encoder, training.tokenizer)
+        trained = VideoGPTRetrievalPipeline(*parts, asdict(make_sampling(args)), args.num_clips)
         trained.to("cpu").save_pretrained(args.output_dir)
         plot_curve(loop.log_path, args.output_dir / "loss_curve.png")
         print(f"saved in {args.output_dir}")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,8 +220,8 @@ class VideoGPTRetrievalPipeline(DiffusionPipeline):
         retriever ([`VideoGPTForVideoRetrieval`]): transformer and projections.
         text_encoder (`PreTrainedModel`): of `transformers`.
         tokenizer (`PreTrainedTokenizerBase`): of the text encoder.
-        sampling ([`~training.sampling.Sampling`], or a `dict` of its fields, *optional*): how clips are taken from
-            videos; default: 8 frames of 224 × 224, as in the paper.
+        sampling (`dict`, *optional*): fields of the [`~training.sampling.Sampling`] that clips are taken by; default: 8
+            frames of 224 × 224, as in the paper.
         num_clips (`int`, defaults to `1`): of a video, spread evenly; their vectors are averaged.
     """
 
@@ -234,14 +233,12 @@ class VideoGPTRetrievalPipeline(DiffusionPipeline):
         retriever: VideoGPTForVideoRetrieval,
         text_encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        sampling: "Sampling | dict | None" = None,
+        sampling: dict | None = None,
         num_clips: int = 1,
     ):
         super().__init__()
         self.register_modules(vae=vae, retriever=retriever, text_encoder=text_encoder, tokenizer=tokenizer)
-        if sampling is not None and not isinstance(sampling, dict):
-            sampling = json.loads(json.dumps(asdict(sampling)))
-        self.register_to_config(sampling=sampling or PAPER_SAMPLING, num_clips=num_clips)
+        self.register_to_config(sampling=json.loads(json.dumps(sampling or PAPER_SAMPLING)), num_clips=num_clips)
         width = text_feature_dim(text_encoder)
         if width != retriever.config.text_feature_dim:
             raise ValueError(

@@ -61,7 +61,7 @@ def test_measured_on_the_truth_the_truth_is_nearly_perfect(results):
 
 def test_the_second_take_shows_what_physics_leaves_open(results):
     take, truth = results["second take"], results["truth"]
-    assert take.physics_iq["score"] == 100  # by definition
+    assert take.physics_iq["score"] == pytest.approx(100, abs=0.02)  # by definition, but for rounded normalisers
     assert take.physics_iq["spatial_iou"] == pytest.approx(take.physics_iq["take_2_spatial_iou"], abs=1e-5) != 1
     assert take.trajectory_error[0] < take.trajectory_error[-1]
     assert take.objects_kept == [1] * 16 and 0.4 < take.collisions["f1"] < truth.collisions["f1"]

@@ -13,7 +13,6 @@ from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipel
 from diffusers_videogpt.cli import main
 from diffusers_videogpt.tasks import video_index
 from diffusers_videogpt.tasks.video_index import build_index, search_index
-from diffusers_videogpt.training.sampling import Sampling
 
 
 pytest.importorskip("faiss")
@@ -26,7 +25,7 @@ def save_model(make_tiny_pipe):
         tiny = make_tiny_pipe()
         torch.manual_seed(seed)
         retriever = VideoGPTForVideoRetrieval.from_transformer(tiny.transformer, WIDTH, projection_dim=8)
-        sampling = Sampling(4, height=32, width=32)
+        sampling = {"max_num_frames": 4, "height": 32, "width": 32}
         parts = (tiny.vae, retriever, make_text_encoder(), make_tokenizer())
         VideoGPTRetrievalPipeline(*parts, sampling).save_pretrained(folder)
         return str(folder)

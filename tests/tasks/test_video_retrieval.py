@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def pipe(make_tiny_pipe) -> VideoGPTRetrievalPipeline:
     torch.manual_seed(1)
     retriever = VideoGPTForVideoRetrieval.from_transformer(tiny.transformer, WIDTH, layer=1, projection_dim=8)
     parts = (tiny.vae, retriever, make_text_encoder(), make_tokenizer())
-    return VideoGPTRetrievalPipeline(*parts, SAMPLING, num_clips=2)
+    return VideoGPTRetrievalPipeline(*parts, asdict(SAMPLING), num_clips=2)
 
 
 @pytest.fixture(scope="module")
@@ -193,12 +194,14 @@ def test_text_of_another_width_and_no_block(tiny_transformer, make_tiny_pipe):
 # The pipeline
 
 
-def test_folder_is_all_that_use_takes(tmp_path, pipe, folder):
+def test_folder_is_all_that_use_takes(tmp_path, pipe, folder, caplog):
     videos = sorted(folder.iterdir())
     expected = pipe(TEXTS, videos)
     assert expected.shape == (3, 3) and expected.abs().max() <= 1 + 1e-6
     pipe.save_pretrained(tmp_path)
+    logging.getLogger("diffusers").propagate = True
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert "type annotation" not in caplog.text and "Expected types" not in caplog.text
     assert type(loaded) is VideoGPTRetrievalPipeline and loaded.sampling == SAMPLING
     torch.testing.assert_close(loaded(TEXTS, videos), expected)
     retriever = VideoGPTForVideoRetrieval.from_pretrained(tmp_path, subfolder="retriever")
