@@ -80,6 +80,7 @@ def test_projections_are_fused_and_taken_apart_again(make_tiny_pipe):
 # Block caches
 
 
+@pytest.mark.parametrize("use_kv_cache", [True, False])
 @pytest.mark.parametrize(
     "config",
     [
@@ -90,19 +91,20 @@ def test_projections_are_fused_and_taken_apart_again(make_tiny_pipe):
     ],
     ids=["mag", "taylorseer"],
 )
-def test_block_caches_know_the_passes_and_clips_apart(make_tiny_pipe, config):
+def test_block_caches_know_the_passes_and_clips_apart(make_tiny_pipe, config, use_kv_cache):
     """With history and without, and each clip, is computed at its first step; later steps are skipped or extrapolated."""
     pipe, calls = make_tiny_pipe(), []
-    expected = predict(pipe)
+    expected = predict(pipe, use_kv_cache=use_kv_cache)
     pipe.transformer.transformer_blocks[1].attn.to_q.register_forward_hook(lambda *_: calls.append(1))
     pipe.transformer.enable_cache(config)
-    output = predict(pipe)
+    output = predict(pipe, use_kv_cache=use_kv_cache)
     assert output.isfinite().all() and not torch.allclose(output, expected, atol=1e-3)
-    num_clips, num_passes, num_histories = 2, 2, 2
+    # With a cache both passes of guidance are one, and each clip's history is encoded apart.
+    num_clips, num_passes, num_histories = (2, 1, 2) if use_kv_cache else (2, 2, 0)
     assert num_clips * num_passes + num_histories <= len(calls) < num_clips * num_passes * NUM_STEPS
-    assert torch.equal(predict(pipe), output)  # nothing stays from one call to the next
+    assert torch.equal(predict(pipe, use_kv_cache=use_kv_cache), output)  # nothing stays from one call to the next
     pipe.transformer.disable_cache()
-    assert_close(predict(pipe), expected)
+    assert_close(predict(pipe, use_kv_cache=use_kv_cache), expected)
 
 
 @pytest.mark.parametrize(
