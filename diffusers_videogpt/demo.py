@@ -51,6 +51,7 @@ HEADLINE = """# What happens next?
 Video-GPT sees the first frames of a video, or a picture, and predicts those that follow, clip after clip.
 One prediction runs at a time; other visitors wait in line.
 """
+STOPPED = "Stopped. The clips that were there stay; press **Predict** to begin anew."
 WALK_HELP = """Predict one clip. Then keep it and go on, or draw on its last frame, or put a picture of your own in its place, and see
 what follows from that."""
 FONTS = ["system-ui", "sans-serif"]  # of the visitor's machine: nothing is fetched from the web
@@ -60,6 +61,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path) -> gr.Bloc
     """The page for one model. Files are written below `folder`, and deleted as soon as Gradio has its copies."""
     pipe = rollouts.pipe
     window, clip_length = pipe.config.max_context_frames, pipe.config.frames_per_clip
+    waiting = set()  # visitors whose prediction has been asked for, and has not begun
 
     def open_upload(path: str | None, values: tuple) -> tuple[Video, int, Settings]:
         settings = Settings(*values)
@@ -89,11 +91,19 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path) -> gr.Bloc
         yield {upload: SAMPLE_VIDEO}
         yield from look(visitor, target, SAMPLE_VIDEO, *values)
 
+    def ask(request: gr.Request):
+        waiting.add(request.session_hash)
+
     def predict(visitor, target, path, *values):
+        if visitor not in waiting:  # pressed twice, or cancelled while another visitor had the model
+            return
         video, num_given, settings = open_upload(path, values)
         given, truth = video.frames[:num_given], video.frames[num_given:]
         picture = write_views(target, "upload", video, num_given, given[:0])[0]
         yield {status: "Predicting the first clip …", strip: picture, comparison: None, scores: ""}
+        if visitor not in waiting:
+            return
+        waiting.discard(visitor)
         began, first = time.perf_counter(), None
         for predicted in rollouts.clips((visitor, "predict"), given, settings):
             seconds = time.perf_counter() - began
@@ -108,12 +118,13 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path) -> gr.Bloc
                 scores: format_psnr(psnr_by_clip(predicted, truth, given[-1], settings.frames_per_clip)),
                 download: gr.update(value=kept, interactive=True),
             }
+        if first is None or len(predicted) < settings.num_frames:
+            yield {status: STOPPED}
 
     def stop(request: gr.Request):
+        waiting.discard(request.session_hash)
         rollouts.interrupt((request.session_hash, "predict"))
-
-    def say_stopped():
-        return "Stopped. The clips that were there stay; press **Predict** to begin anew."
+        return STOPPED
 
     def show_walk(target, walk: Walk) -> dict:
         given, predicted = np.split(walk.frames, [walk.num_given])
@@ -146,6 +157,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path) -> gr.Bloc
         yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk, edited["composite"]))
 
     def leave(request: gr.Request):
+        waiting.discard(request.session_hash)
         for tab in ("predict", "walk"):
             rollouts.interrupt((request.session_hash, tab))
 
@@ -231,10 +243,11 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path) -> gr.Bloc
         on(page.load, look, chosen, [upload, *views], status)
         on(upload.upload, look, chosen, [upload, *views], status)
         on(use_sample.click, use_the_sample, chosen, [upload, *views], status)
-        running = on(run.click, predict, chosen, views, status, **one)
+        # Gradio's own `cancels` can hit the event after the cancelled one, and its "once" drops a press that comes right
+        # after one: a prediction ends by itself here, and `waiting` tells which presses count.
         at_once = {"queue": False, "api_visibility": "private"}
-        stopped = cancel.click(stop, cancels=[running], **at_once)
-        stopped.then(say_stopped, outputs=status, **at_once)
+        on(run.click(ask, **at_once).then, predict, chosen, views, status, trigger_mode="multiple", **one)
+        cancel.click(stop, outputs=status, **at_once)
         walk_views = [walked, walk_strip, walk_movie, editor, keep, use_own]
         on(begin.click, start, chosen, walk_views, walk_status, **one)
         on(keep.click, go_on, [walked], walk_views, walk_status, **one)
