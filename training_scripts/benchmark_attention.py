@@ -7,7 +7,6 @@ turns. On a CPU tiles are timed, on a GPU FlexAttention with a block mask. Print
 dense attention under a boolean mask, and how long their mask takes to make.
 """
 
-import argparse
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.tile_attention import tile_attention
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.transformer_videogpt import compiled_flex_attention
 
 
@@ -35,9 +35,7 @@ def forward_and_backward(attend, inputs, mask, grad):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--num_frames", type=int, default=16, help="of a sample; the paper trains with 48 and 80")
     parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
     parser.add_argument("--heads", type=int, default=4)

@@ -9,7 +9,6 @@ machine that does other things too), as median, smallest and largest; and how of
 within a sample, which must be never.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from diffusers_videogpt import video_io
-from diffusers_videogpt.training.arguments import add_data_arguments, make_sampling
+from diffusers_videogpt.training.arguments import add_data_arguments, make_parser, make_sampling
 from diffusers_videogpt.training.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.training.sampling import Sampling, Window
 from diffusers_videogpt.training.videos import VideoTable
@@ -80,9 +79,7 @@ def ratio(rates: list[float], others: list[float]) -> dict[str, float]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_data_arguments(parser)
     parser.set_defaults(max_num_frames=16)
     parser.add_argument("--train_batch_size", type=int, default=2)

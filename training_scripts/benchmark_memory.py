@@ -9,7 +9,6 @@ top. A LoRA's frozen base is counted in bf16, or in NF4: half a byte a weight an
 layer (a layer's weights in bf16 while it works come on top). On a GPU with enough memory, `--measure` also runs a step and reports the peak.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import write_results
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.objective import next_clip_loss
 
 
@@ -112,9 +112,7 @@ def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 48, 80])
     parser.add_argument("--measure", action="store_true", help="run the steps too (needs a GPU)")
     parser.add_argument("--output", type=Path, default=Path("memory.json"))

@@ -8,7 +8,6 @@ denoise the same noise, and their results are compared before they take turns. A
 clips are compared with its tenth and those after it, in time and memory.
 """
 
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffusers import AutoencoderTiny
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
+from diffusers_videogpt.training.arguments import make_parser
 
 
 def parse_case(text: str) -> tuple[int, int]:
@@ -89,9 +89,7 @@ def long_rollout(pipe, num_frames, height, frames_per_clip=4, window=16, num_com
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4, help="of 96 channels each")
     parser.add_argument("--ffn_dim", type=int, default=1024)

@@ -8,7 +8,6 @@ their objects, and how far the first clip is from the one that 50 Euler steps ma
 (`steps.md`) and a plot (`steps.png`).
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,6 +18,7 @@ from diffusers import DiffusionPipeline
 from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler
 from diffusers_videogpt.evaluation.timing import write_results
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame, score
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.worlds import simulate
 
 
@@ -48,9 +48,7 @@ def predict(pipe, scenes, num_steps, solver="euler", shift=1.0, guidance_interva
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=BUNDLED_MODEL)
     parser.add_argument("--num_scenes", type=int, default=32)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 16, 25, 50])

@@ -8,7 +8,6 @@ Losses and gradients of both are compared before they take turns. Samples are of
 of 48 frames in stage 3 and of 80 in stage 4; on a CPU fewer of them, of the same form.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.objective import next_clip_loss
 
 
@@ -54,9 +54,7 @@ def dense_step(transformer, layout, latents, clips):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--num_frames", type=int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80")
     parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
     parser.add_argument("--layers", type=int, default=4)

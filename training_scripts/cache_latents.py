@@ -21,6 +21,7 @@ from diffusers_videogpt.training.arguments import (
     check_model_arguments,
     load_vae,
     load_video_table,
+    make_parser,
     make_sampling,
     parse_arguments,
 )
@@ -29,9 +30,7 @@ from diffusers_videogpt.training.videos import report_dropped
 
 
 def parse_args(command_line: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_model_arguments(parser)
     add_data_arguments(parser)
     group = parser.add_argument_group("cache")

@@ -8,7 +8,6 @@ generated ones, and writes both, for `videogpt evaluate fvd --data classes/real 
 `prompts` asks for simulated scenes by text, and reads colours, numbers and shapes of their objects.
 """
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +21,11 @@ from diffusers_videogpt.evaluation.condition_following import (
     format_classes,
     format_prompts,
 )
+from diffusers_videogpt.training.arguments import make_parser
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=["classes", "prompts"])
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--output", type=Path, required=True, help="folder of the videos, strips and `scores.json`")

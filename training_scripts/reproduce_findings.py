@@ -30,8 +30,9 @@ from diffusers_videogpt.evaluation.physics_box import (
     predict_scenes,
     score_predictions,
 )
-from diffusers_videogpt.evaluation.physics_iq_videos import Store
+from diffusers_videogpt.evaluation.store import Store
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
+from diffusers_videogpt.training.arguments import make_parser
 
 
 SCRIPTS = Path(__file__).parent
@@ -426,9 +427,7 @@ def report(preset: Preset, seeds: dict[int, dict[Point, dict]], folder: Path) ->
 
 
 def parse_args(command_line: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="night")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max_train_steps", type=int, help="of each model, instead of the preset's")

@@ -6,7 +6,6 @@ Writes into --output_dir: the autoencoder (`config.json` with a measured `scalin
 `train_log.csv`, and `checkpoint-N` folders, from the latest of which `--resume_from_checkpoint latest` goes on.
 """
 
-import argparse
 import csv
 import math
 import shutil
@@ -22,6 +21,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
+from diffusers_videogpt.training.arguments import make_parser
+
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
@@ -29,9 +30,7 @@ LOG_EVERY = 20
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument(
         "--instance_data_root", type=Path, help="folder of videos to train on, instead of simulated scenes"

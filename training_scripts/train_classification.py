@@ -14,10 +14,6 @@ A video's class is the folder that it lies in, the column `--label_column` of a 
 simulated scene. UCF-101's lists are read as they are. The output folder is a `VideoGPTForVideoClassification`, with the VAE.
 """
 
-import argparse
-
-from accelerate.utils import set_seed
-
 from diffusers_videogpt.tasks.classification_training import (
     add_classification_arguments,
     check_classification_arguments,
@@ -29,17 +25,16 @@ from diffusers_videogpt.training.arguments import (
     add_model_arguments,
     check_data_arguments,
     check_model_arguments,
-    load_pipeline,
+    make_parser,
     parse_arguments,
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, make_feed
-from diffusers_videogpt.training.loop import add_loop_arguments, make_accelerator
+from diffusers_videogpt.training.loop import add_loop_arguments
+from diffusers_videogpt.training.recipe import start_run
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_model_arguments(parser)
     add_data_arguments(parser)
     add_feed_arguments(parser)
@@ -54,12 +49,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    pipe = load_pipeline(args)
-    pipe.vae.to(accelerator.device)
+    accelerator, pipe = start_run(args)
     if args.mode == "probe":
         train_probe(args, accelerator, pipe)
     else:

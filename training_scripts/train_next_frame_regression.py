@@ -10,19 +10,16 @@ from the tokens before it at once. One denoising step of one frame without guida
 `frames_per_clip=1, guidance_scale=1, num_inference_steps=1`.
 """
 
-import argparse
-
 import torch
-from accelerate.utils import set_seed
 
-from diffusers_videogpt.training.arguments import load_pipeline, parse_arguments
+from diffusers_videogpt.training.arguments import make_parser, parse_arguments
 from diffusers_videogpt.training.feed import MicroBatch, make_feed
-from diffusers_videogpt.training.loop import make_accelerator
 from diffusers_videogpt.training.objective import next_clip_loss, parse_clips
 from diffusers_videogpt.training.recipe import (
     NextClipTraining,
     add_pipeline_arguments,
     check_pipeline_arguments,
+    start_run,
     train_pipeline,
 )
 
@@ -49,9 +46,7 @@ class NextFrameRegression(NextClipTraining):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_pipeline_arguments(parser)
     parser.set_defaults(clips="equal:1", frames_per_clip=1, guidance_scale=1.0)
     args = parse_arguments(parser)
@@ -63,13 +58,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    pipe = load_pipeline(args)
-    pipe.vae.to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
+    accelerator, pipe = start_run(args)
     feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
     training = NextFrameRegression(args, accelerator, pipe, feed)
     train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_next_frame_regression.py")

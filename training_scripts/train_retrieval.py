@@ -15,10 +15,6 @@ Captions are a column of a CSV or JSONL table or of a Hub dataset, or those of s
 `VideoGPTRetrievalPipeline`.
 """
 
-import argparse
-
-from accelerate.utils import set_seed
-
 from diffusers_videogpt.tasks.retrieval_training import (
     add_retrieval_arguments,
     check_retrieval_arguments,
@@ -30,17 +26,16 @@ from diffusers_videogpt.training.arguments import (
     add_model_arguments,
     check_data_arguments,
     check_model_arguments,
-    load_pipeline,
+    make_parser,
     parse_arguments,
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments
-from diffusers_videogpt.training.loop import add_loop_arguments, make_accelerator
+from diffusers_videogpt.training.loop import add_loop_arguments
+from diffusers_videogpt.training.recipe import start_run
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_model_arguments(parser)
     add_data_arguments(parser)
     add_feed_arguments(parser)
@@ -56,12 +51,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    pipe = load_pipeline(args)
-    pipe.vae.to(accelerator.device)
+    accelerator, pipe = start_run(args)
     train_retrieval(args, accelerator, pipe, make_retrieval_feed(args, accelerator, pipe))
 
 

@@ -10,15 +10,15 @@ simulated scenes, whose masks are exact. A sample is `--max_num_frames` frames, 
 All else is as in `train_videogpt.py`; `validation/` shows held-out videos with true and predicted masks.
 """
 
-import argparse
-
-from accelerate.utils import set_seed
-
 from diffusers_videogpt.tasks.segmentation_data import make_segmentation_feed
 from diffusers_videogpt.tasks.video_object_segmentation import VideoObjectSegmentationTraining
-from diffusers_videogpt.training.arguments import load_pipeline, parse_arguments
-from diffusers_videogpt.training.loop import make_accelerator
-from diffusers_videogpt.training.recipe import add_pipeline_arguments, check_pipeline_arguments, train_pipeline
+from diffusers_videogpt.training.arguments import make_parser, parse_arguments
+from diffusers_videogpt.training.recipe import (
+    add_pipeline_arguments,
+    check_pipeline_arguments,
+    start_run,
+    train_pipeline,
+)
 
 
 # Of the other scripts: what is trained on here are pictures and masks in folders, in two clips.
@@ -30,9 +30,7 @@ NOT_HERE = [
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_pipeline_arguments(parser)
     # The given frames leave little to choose, so there is nothing to guide away from, and few steps are enough.
     parser.set_defaults(guidance_scale=1.0, validation_inference_steps=8, frames_per_clip=None)
@@ -50,13 +48,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    pipe = load_pipeline(args)
-    pipe.vae.to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
+    accelerator, pipe = start_run(args)
     feed = make_segmentation_feed(args, accelerator, pipe.vae)
     training = VideoObjectSegmentationTraining(args, accelerator, pipe, feed)
     train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_segmentation.py")

@@ -12,23 +12,21 @@ encoded once, into `texts/`. `--cached_latents` takes the captions from the cach
 All else is as in `train_videogpt.py`; `validation/` shows held-out videos beside new ones of their captions.
 """
 
-import argparse
-
-from accelerate.utils import set_seed
-
 from diffusers_videogpt.tasks.conditional_generation import add_condition_arguments
 from diffusers_videogpt.tasks.text_to_video import TextToVideoTraining
-from diffusers_videogpt.training.arguments import load_pipeline, parse_arguments
+from diffusers_videogpt.training.arguments import make_parser, parse_arguments
 from diffusers_videogpt.training.feed import make_feed
-from diffusers_videogpt.training.loop import make_accelerator
 from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import add_pipeline_arguments, check_pipeline_arguments, train_pipeline
+from diffusers_videogpt.training.recipe import (
+    add_pipeline_arguments,
+    check_pipeline_arguments,
+    start_run,
+    train_pipeline,
+)
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_pipeline_arguments(parser)
     add_condition_arguments(parser, "--caption_dropout")
     parser.add_argument(
@@ -41,13 +39,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    pipe = load_pipeline(args)
-    pipe.vae.to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
+    accelerator, pipe = start_run(args)
     feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
     training = TextToVideoTraining(args, accelerator, pipe, feed)
     train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_text_to_video.py")

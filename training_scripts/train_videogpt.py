@@ -11,26 +11,20 @@ predictions of held-out videos, and `checkpoint-N` folders, from which `--resume
 run had never stopped.
 """
 
-import argparse
-
-from accelerate.utils import set_seed
-
-from diffusers_videogpt.training.arguments import load_pipeline, parse_arguments
+from diffusers_videogpt.training.arguments import make_parser, parse_arguments
 from diffusers_videogpt.training.feed import make_feed
-from diffusers_videogpt.training.loop import make_accelerator
 from diffusers_videogpt.training.objective import parse_clips
 from diffusers_videogpt.training.recipe import (
     NextClipTraining,
     add_pipeline_arguments,
     check_pipeline_arguments,
+    start_run,
     train_pipeline,
 )
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add_pipeline_arguments(parser)
     args = parse_arguments(parser)
     check_pipeline_arguments(parser, args)
@@ -39,13 +33,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
-    pipe = load_pipeline(args)
-    pipe.vae.to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
+    accelerator, pipe = start_run(args)
     feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
     training = NextClipTraining(args, accelerator, pipe, feed)
     train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_videogpt.py")

@@ -11,8 +11,6 @@ Writes into --output_dir: `pytorch_lora_weights.safetensors` with a card, `train
 animations of held-out first frames, and `checkpoint-N` folders for `--resume_from_checkpoint latest`.
 """
 
-import argparse
-
 import torch
 from accelerate.utils import set_seed
 from diffusers import BitsAndBytesConfig
@@ -24,6 +22,7 @@ from diffusers_videogpt.training.arguments import (
     add_data_arguments,
     check_data_arguments,
     load_vae,
+    make_parser,
     parse_arguments,
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
@@ -38,9 +37,7 @@ PATCHES = ["noisy_patch_embed", "clean_patch_embed"]
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = make_parser(__doc__)
     group = parser.add_argument_group("model")
     group.add_argument("--pretrained_model_name_or_path", required=True, help="the pipeline to adapt")
     group.add_argument("--revision", help="of the pipeline on the Hub")

@@ -105,12 +105,12 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
     from .physics_iq_videos import (
         Benchmark,
         PredictionSettings,
-        Store,
         predict_views,
         rate_of_videos,
         rows_by_scenario,
         score_views,
     )
+    from .store import Store
 
     if (args.height is None) != (args.width is None):
         raise ValueError("--height and --width go together.")
@@ -168,19 +168,16 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
     print(f"{args.data}: {len(real)} videos; {real.dropped.summary()}{real.dropped.first()}")
     if args.videos is not None:
         made = fvd.FolderClips(args.videos, settings, is_reference=False)
-    elif settings.by_class:
-        raise ValueError(
-            f"{args.protocol} is class to video: make the videos first, and give their folder with --videos."
-        )
     else:
-        made = fvd.predict_clips(
+        made = fvd.PredictedClips(
             pipe,
             real,
-            args.steps,
-            args.batch_size,
+            args.output,
             args.seed,
+            num_inference_steps=args.steps,
             frames_per_clip=args.frames_per_clip,
             guidance_scale=args.guidance_scale,
+            condition_guidance_scale=args.condition_guidance_scale,
         )
     distance = fvd.evaluate_fvd(i3d, real, made, args.cache, args.batch_size)
     print(
@@ -351,7 +348,7 @@ def add_benchmarks(benchmarks) -> None:
         "--protocol",
         choices=["kinetics600", "ucf101"],
         help="kinetics600: 3 frames given, 13 predicted, 500 videos; ucf101: 16 frames of 2048 videos at 256, as many of each "
-        "class (needs --videos). What is given beside it wins",
+        "class, made by class. What is given beside it wins",
     )
     command.add_argument("--clip-length", type=int, help="frames of a clip, at least 9 (default: 16)")
     command.add_argument("--num-given", type=int, help="of these, how many the model is shown (default: 3)")
@@ -372,7 +369,14 @@ def add_benchmarks(benchmarks) -> None:
     command.add_argument("--frame-interval", type=int, default=1, help="frames of a real video from one to the next")
     command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
     command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
+    command.add_argument("--condition-guidance-scale", type=float, help="class guidance; default: the model's own")
     command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("videogpt_evaluation"),
+        help="folder of what --model predicts; the same command goes on there after a stop (default: %(default)s)",
+    )
     command.add_argument("--batch-size", type=int, default=8, help="clips at once (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the clips and the noise")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -14,7 +14,7 @@ Shapes: N clips, F frames, H × W pixels, D = 400 features.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -31,9 +31,10 @@ from tqdm.auto import tqdm
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.sampling import Sampling
 from ..training.videos import VideoTable
-from ..video_io import to_uint8_frames
+from ..video_io import to_uint8_frames, write_video
 from .i3d import FRAME_SIZE, MIN_FRAMES
-from .package_weights import cache_folder, hash_file, hash_tensors, save_whole
+from .package_weights import cache_folder, hash_tensors, save_whole
+from .store import Store, hash_file, hash_of, hash_of_model
 
 
 logger = logging.get_logger(__name__)
@@ -249,9 +250,21 @@ class FolderClips:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __getitem__(self, position: int) -> np.ndarray:
+        index = self.indices[position]
+        return self.table.read(index, self.table.draw_window(index, 0, self.settings.seed))
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        for index in self.indices:
-            yield self.table.read(index, self.table.draw_window(index, 0, self.settings.seed))
+        return (self[position] for position in range(len(self)))
+
+    def label(self, position: int) -> str:
+        """Name of the folder that a clip's video lies in."""
+        return PurePosixPath(self.table.id(self.indices[position])).parent.name
+
+    def content(self, position: int) -> tuple[str, str]:
+        """Name, and hash of the bytes, of a clip's video."""
+        index = self.indices[position]
+        return self.table.id(index), hash_file(Path(self.table[index].source))
 
     def features(self, i3d: torch.nn.Module, cache_dir: str | Path | None = None, batch_size: int = 8) -> np.ndarray:
         """Its features, fp32 (N, D), from the cache where the same files gave them under the same settings before.
@@ -263,7 +276,7 @@ class FolderClips:
         """
         settings = asdict(self.settings)
         del settings["num_given"]  # does not change the real clips
-        videos = [(self.table.id(index), hash_file(self.table[index].source)) for index in self.indices]
+        videos = [self.content(position) for position in range(len(self))]
         key = {
             **settings,
             "network": hash_tensors(i3d.state_dict()),
@@ -277,42 +290,92 @@ class FolderClips:
         return cached_features(path, key, lambda: clip_features(i3d, self, batch_size))
 
 
-def predict_clips(
-    pipe: VideoGPTPipeline, clips: FolderClips, num_inference_steps: int, batch_size: int = 8, seed: int = 0, **call
-) -> Iterator[np.ndarray]:
-    """The first `num_given` frames of every clip and what the model makes of them: uint8 (F, R, R, 3).
+class PredictedClips:
+    """What a model makes of the clips of a folder: their first `num_given` frames and those that it predicts.
+
+    Where as many videos of each class are drawn (`by_class`), it is asked for the class of each; the names of the folders
+    are its labels. Clip i is predicted with `seed` + i, whatever the batch.
 
     Args:
-        seed: clip i is predicted with `seed` + i, whatever the batch.
+        pipe: predicts on its device.
+        clips: the reference.
+        output: folder that gets the clips as MP4s, `videos/00000.mp4` and so on, and their features below `cache`: a run that was
+            killed goes on with the next clip. Both are keyed by all that they depend on.
         call: further arguments of the pipeline's call.
+
+    Raises:
+        ValueError: a class that the model does not know.
     """
-    num_given, size = clips.settings.num_given, clips.settings.resolution
-    seeds = iter(range(seed, seed + len(clips)))
-    for batch in batched(clips, batch_size):
-        generators = [torch.Generator().manual_seed(next(seeds)) for _ in batch]
-        given = {"video": [clip[:num_given] for clip in batch]} if num_given else {"num_videos_per_prompt": len(batch)}
-        predicted = pipe(
-            **given,
-            num_frames=clips.settings.clip_length - num_given,
-            height=size,
-            width=size,
-            num_inference_steps=num_inference_steps,
-            generator=generators,
+
+    def __init__(self, pipe: VideoGPTPipeline, clips: FolderClips, output: str | Path, seed: int = 0, **call):
+        self.pipe, self.clips, self.store, self.seed, self.call = pipe, clips, Store(output), seed, call
+        if clips.settings.by_class:
+            unknown = {clips.label(position) for position in range(len(clips))} - set(pipe.labels)
+            if unknown:
+                raise ValueError(
+                    f"The model makes videos of {list(pipe.labels)}, not of {sorted(unknown)}, which are folders of "
+                    f"{clips.folder}: name the folders as it names its classes, or make the videos yourself and give --videos."
+                )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def predict(self, positions: Sequence[int]) -> list[np.ndarray]:
+        """The clips at these positions, each uint8 (F, R, R, 3), predicted together."""
+        settings = self.clips.settings
+        given = [self.clips[position][: settings.num_given] for position in positions]
+        asked = {}
+        if settings.by_class:
+            asked["class_labels"] = [self.clips.label(position) for position in positions]
+        if settings.num_given:
+            asked["video"] = given
+        predicted = self.pipe(
+            **asked or {"num_videos_per_prompt": len(positions)},
+            num_frames=settings.clip_length - settings.num_given,
+            height=settings.resolution,
+            width=settings.resolution,
+            generator=[torch.Generator().manual_seed(self.seed + position) for position in positions],
             output_type="np",
-            **call,
+            **self.call,
         ).frames
-        for clip, frames in zip(batch, predicted, strict=True):
-            yield np.concatenate([clip[:num_given], to_uint8_frames(frames)])
+        return [np.concatenate([x, to_uint8_frames(frames)]) for x, frames in zip(given, predicted, strict=True)]
+
+    def features(self, i3d: torch.nn.Module, batch_size: int = 8) -> np.ndarray:
+        """Features of all clips, fp32 (N, D); those in the folder are not predicted again."""
+        clips, store = self.clips, self.store
+        of_all = (
+            hash_of_model(self.pipe),
+            hash_tensors(i3d.state_dict()),
+            asdict(clips.settings),
+            self.seed,
+            self.call,
+        )
+        keys = [hash_of("fvd 1", *of_all, position, clips.content(position)) for position in range(len(clips))]
+        missing = [position for position, key in enumerate(keys) if store.load("features", key) is None]
+        if len(missing) < len(keys):
+            logger.warning(f"{store.root}: {len(keys) - len(missing)} of {len(keys)} clips were predicted before.")
+        with tqdm(
+            total=len(keys), initial=len(keys) - len(missing), desc="Predicted", unit="clip", delay=5
+        ) as progress:
+            for positions in batched(missing, batch_size):
+                made = self.predict(positions)
+                for position, clip, features in zip(
+                    positions, made, clip_features(i3d, made, batch_size), strict=True
+                ):
+                    write_video(store.videos / f"{position:05d}.mp4", clip, fps=8, crf=10)
+                    store.save("features", keys[position], features.tolist())
+                progress.update(len(positions))
+        return np.array([store.load("features", key) for key in keys], dtype=np.float32)
 
 
 def evaluate_fvd(
     i3d: torch.nn.Module,
     reference: FolderClips,
-    made: FolderClips | Iterable[np.ndarray],
+    made: FolderClips | PredictedClips,
     cache_dir: str | Path | None = None,
     batch_size: int = 8,
 ) -> float:
-    """FVD between the clips of a folder and as many made ones, from another folder or of [`predict_clips`].
+    """FVD between the clips of a folder and as many made ones, from another folder or predicted by a model.
 
     Args:
         cache_dir: where the reference's features are kept.
@@ -320,9 +383,12 @@ def evaluate_fvd(
     Raises:
         ValueError: folders with different numbers of videos; and as the functions that this is made of.
     """
-    if isinstance(made, FolderClips) and len(made) != len(reference):
+    if len(made) != len(reference):
         raise ValueError(
             f"The sets differ in size: {reference.folder} has {len(reference)} usable videos, {made.folder} {len(made)}. Compare "
             f"{min(len(reference), len(made))} of each, or complete the smaller set."
         )
-    return frechet_distance(reference.features(i3d, cache_dir, batch_size), clip_features(i3d, made, batch_size))
+    real = reference.features(i3d, cache_dir, batch_size)
+    if isinstance(made, PredictedClips):
+        return frechet_distance(real, made.features(i3d, batch_size))
+    return frechet_distance(real, clip_features(i3d, made, batch_size))

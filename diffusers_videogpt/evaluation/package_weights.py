@@ -21,6 +21,8 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .store import hash_file
+
 
 # All that a pickle of arrays may name. Where numpy keeps `_reconstruct` changes, what pickles call it does not.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -147,15 +149,6 @@ def save_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: Mapping[s
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            sha256.update(chunk)
-    return sha256.hexdigest()
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

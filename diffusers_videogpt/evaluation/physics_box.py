@@ -22,7 +22,7 @@ from ..pipeline_videogpt import VideoGPTPipeline
 from ..worlds import PALETTE, Scene, plan_scene, simulate
 from ..worlds.picture import MATCH, UNITS
 from .physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
-from .physics_iq_videos import Store, hash_of, hash_of_model
+from .store import Store, hash_of, hash_of_model
 from .world_prediction import keep_velocity, repeat_last_frame
 
 

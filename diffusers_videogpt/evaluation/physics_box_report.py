@@ -19,7 +19,7 @@ from .physics_box import (
     score_predictions,
     score_without_model,
 )
-from .physics_iq_videos import Store
+from .store import Store
 
 
 # Field of `BoxScores` → (label, factor it is shown with, format, whether more is better).

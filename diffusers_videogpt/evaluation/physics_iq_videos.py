@@ -9,14 +9,9 @@ or a date: a run that was killed goes on where it stopped, several may work on o
 """
 
 import csv
-import hashlib
-import json
-import os
 import re
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +22,7 @@ import torch
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import VideoReadError, probe_video, resize_and_crop, resize_to_cover, write_video
 from .physics_iq import PERSPECTIVES, change_rate, motion_masks, read_frames, score_view, shrink, write_masks
+from .store import Store, hash_file, hash_of, hash_of_model
 
 
 SECONDS_SHOWN, SECONDS_PREDICTED = 3, 5
@@ -35,62 +31,6 @@ MASK_MODES = ("reference", "raw")
 
 
 # Files
-
-
-class Store:
-    """The output folder. A file appears in it under its name only when it is complete."""
-
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
-        self.videos = self.root / "videos"
-
-    @contextmanager
-    def writing(self, path: Path) -> Iterator[Path]:
-        """Yields a name to write to, and moves it to `path` at the end."""
-        unfinished = self.root / "cache" / "unfinished" / f"{uuid.uuid4().hex}{path.suffix}"
-        for folder in (unfinished.parent, path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-        try:
-            yield unfinished
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def cached(self, kind: str, key: str, suffix: str = ".json") -> Path:
-        return self.root / "cache" / kind / f"{key}{suffix}"
-
-    def load(self, kind: str, key: str):
-        """What [`Store.save`] kept under `key`, or `None`."""
-        path = self.cached(kind, key)
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def save(self, kind: str, key: str, value) -> None:
-        with self.writing(self.cached(kind, key)) as unfinished:
-            unfinished.write_text(json.dumps(value))
-
-
-def hash_of(*parts) -> str:
-    """Anything that JSON takes → 32 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def hash_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_of_model(pipe: VideoGPTPipeline) -> str:
-    """Of every weight and of the scheduler's configuration."""
-    digest = hashlib.sha256(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode())
-    for part, component in sorted(pipe.components.items()):
-        state_dict = component.state_dict() if isinstance(component, torch.nn.Module) else {}
-        for name, tensor in sorted(state_dict.items()):
-            digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def measure(path: Path) -> tuple[int, int]:
@@ -165,7 +105,7 @@ class Footage:
         return change_rate(frames, self.num_source, self.num_frames)
 
     def content(self) -> list:
-        return [hash_of_file(self.path), self.skip, self.num_source, self.num_frames]
+        return [hash_file(self.path), self.skip, self.num_source, self.num_frames]
 
 
 class Benchmark:
@@ -356,13 +296,13 @@ def predict_views(
         shown = benchmark.shown(view)
         path = store.videos / view.name
         key = hash_of("prediction 1", model, asdict(settings), pipe.config.longest_side, view.ids[0], shown.content())
-        if path.is_file() and store.load("predictions", key) == hash_of_file(path):
+        if path.is_file() and store.load("predictions", key) == hash_file(path):
             continue
         began = time.perf_counter()
         frames = predict_view(pipe, shown, int(view.ids[0]), settings)
         with store.writing(path) as unfinished:
             write_video(unfinished, frames, fps=benchmark.fps)
-        store.save("predictions", key, hash_of_file(path))
+        store.save("predictions", key, hash_file(path))
         print(f"{index + 1}/{len(views)} {view.name} predicted in {time.perf_counter() - began:.1f} s", flush=True)
 
 
@@ -435,7 +375,7 @@ def score_views(
             kinds = (("real", 1), ("real", 2), ("generated", 1))
             mask_paths = [find_masks(benchmark, masks, kind, view, take) for kind, take in kinds]
         contents = [video.content() for video in footage]
-        mask_contents = [path and hash_of_file(path) for path in mask_paths]
+        mask_contents = [path and hash_file(path) for path in mask_paths]
         key = hash_of("score 1", mask_mode, fps, contents, mask_contents)
         score = store.load("scores", key)
         if score is None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import load_video_table, make_sampling
 from ..training.feed import LatentFeed, MicroBatch, split_off
-from ..training.loop import TrainingLoop
+from ..training.loop import TrainingLoop, train_model
 from ..training.videos import report_dropped
 from .class_to_video import class_names
 from .conditional_generation import all_records
@@ -163,19 +163,7 @@ def train_classifier(
     """Trains the transformer and the head, and saves the classifier."""
     training = ClassifierTraining(args, accelerator, pipe, feed)
     pipe.transformer = None  # its weights are copied
-    loop = TrainingLoop(
-        args,
-        accelerator,
-        training.model,
-        feed,
-        training.loss,
-        run=training.run_fields() | feed.run_fields(),
-        validate=training.validate,
-    )
-    loop.run()
-    weights = loop.trained_state_dict()
-    if accelerator.is_main_process:
-        model = VideoGPTForVideoClassification.from_config(json.loads(training.model.to_json_string()))
-        model.load_state_dict(weights)
+    model = train_model(args, accelerator, feed, training)
+    if model is not None:
         save_classifier(args, model, pipe.vae)
     accelerator.end_training()

@@ -17,7 +17,7 @@ from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import load_video_table, make_sampling
 from ..training.feed import CachedWindows, LatentFeed, MicroBatch, PlannedBatches, make_feed, split_off
 from ..training.latents import hash_weights
-from ..training.loop import TrainingLoop
+from ..training.loop import TrainingLoop, train_model
 from ..training.validation import plot_curve
 from ..training.videos import report_dropped
 from .conditional_generation import all_records
@@ -226,24 +226,11 @@ def train_retrieval(
     """Trains a retriever on the blocks of the pipeline's transformer, and saves all that using it takes."""
     training = RetrievalTraining(args, accelerator, pipe, feed)
     pipe.transformer = None  # its weights are copied
-    loop = TrainingLoop(
-        args,
-        accelerator,
-        training.model,
-        feed,
-        training.loss,
-        run=training.run_fields() | feed.run_fields(),
-        validate=training.validate,
-        trainable_only=True,
-    )
-    loop.run()
-    weights = loop.trained_state_dict()
-    if accelerator.is_main_process:
-        retriever = VideoGPTForVideoRetrieval.from_config(json.loads(training.model.to_json_string()))
-        retriever.load_state_dict(weights)
-        parts = (pipe.vae, retriever.eval(), training.text_encoder, training.tokenizer)
+    retriever = train_model(args, accelerator, feed, training, trainable_only=True)
+    if retriever is not None:
+        parts = (pipe.vae, retriever, training.text_encoder, training.tokenizer)
         trained = VideoGPTRetrievalPipeline(*parts, asdict(make_sampling(args)), args.num_clips)
         trained.to("cpu").save_pretrained(args.output_dir)
-        plot_curve(loop.log_path, args.output_dir / "loss_curve.png")
+        plot_curve(args.output_dir / "train_log.csv", args.output_dir / "loss_curve.png")
         print(f"saved in {args.output_dir}")
     accelerator.end_training()

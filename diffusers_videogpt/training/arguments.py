@@ -17,6 +17,13 @@ from .sampling import Sampling
 from .videos import VideoTable
 
 
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """The parser of a script, with the first line of its docstring above the help."""
+    return argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
 def parse_arguments(parser: argparse.ArgumentParser, command_line: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; `--config FILE.yaml` sets defaults by argument name, and the command line wins.
 

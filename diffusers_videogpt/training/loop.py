@@ -6,6 +6,7 @@ from its last checkpoint as if it had never stopped.
 
 import argparse
 import csv
+import json
 import math
 import shlex
 import signal
@@ -363,3 +364,27 @@ class TrainingLoop:
 def command_of(script: str) -> str:
     """The command line that runs `script` again, for the record."""
     return f"accelerate launch {script} {shlex.join(sys.argv[1:])}"
+
+
+def train_model(
+    args: argparse.Namespace, accelerator: Accelerator, feed: LatentFeed, training, trainable_only: bool = False
+) -> nn.Module | None:
+    """Trains `training.model` by its `loss`, `validate` and `run_fields`; returns its copy with the trained weights, in
+    the main process alone."""
+    loop = TrainingLoop(
+        args,
+        accelerator,
+        training.model,
+        feed,
+        training.loss,
+        run=training.run_fields() | feed.run_fields(),
+        validate=training.validate,
+        trainable_only=trainable_only,
+    )
+    loop.run()
+    weights = loop.trained_state_dict()
+    if not accelerator.is_main_process:
+        return None
+    model = type(training.model).from_config(json.loads(training.model.to_json_string()))
+    model.load_state_dict(weights)
+    return model.eval()

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .arguments import add_data_arguments, add_model_arguments, check_data_arguments, check_model_arguments
+from .arguments import (
+    add_data_arguments,
+    add_model_arguments,
+    check_data_arguments,
+    check_model_arguments,
+    load_pipeline,
+)
 from .feed import LatentFeed, MicroBatch, add_feed_arguments, check_feed_arguments
-from .loop import TrainingLoop, add_loop_arguments, command_of
+from .loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
 from .model_card import push_to_hub, write_model_card
 from .objective import next_clip_loss, parse_clips
 from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
@@ -165,6 +172,17 @@ class NextClipTraining:
         print(f"saved in {args.output_dir}")
         if args.push_to_hub:
             print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+
+
+def start_run(args: argparse.Namespace) -> tuple[Accelerator, VideoGPTPipeline]:
+    """What every run begins with: its processes, seeded, its folder, and the pipeline to train."""
+    accelerator = make_accelerator(args)
+    set_seed(args.seed)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    pipe = load_pipeline(args)
+    pipe.vae.to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    return accelerator, pipe
 
 
 def train_pipeline(

@@ -16,11 +16,11 @@ from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.evaluation.fvd import (
     ClipSettings,
     FolderClips,
+    PredictedClips,
     cached_features,
     clip_features,
     evaluate_fvd,
     frechet_distance,
-    predict_clips,
 )
 from diffusers_videogpt.evaluation.i3d import I3D, load_i3d
 from diffusers_videogpt.video_io import write_video
@@ -310,14 +310,66 @@ def pipe(tiny_transformer):
 
 
 def test_predicted_clips_begin_as_the_real_ones(tmp_path, pipe):
-    folder = write_scenes(tmp_path, ["0.mp4", "1.mp4", "2.mp4"])
+    folder = write_scenes(tmp_path / "real", ["0.mp4", "1.mp4", "2.mp4"])
     real = FolderClips(folder, SMALL)
-    made = list(predict_clips(pipe, real, num_inference_steps=1, batch_size=2))
-    for clip, prediction in zip(real, made, strict=True):
+    made = PredictedClips(pipe, real, tmp_path / "made", num_inference_steps=1)
+    predicted = made.predict([0, 1, 2])
+    for clip, prediction in zip(real, predicted, strict=True):
         assert prediction.shape == clip.shape and prediction.dtype == np.uint8
         np.testing.assert_array_equal(prediction[:3], clip[:3])
         assert (prediction[3:] != clip[3:]).any()
-    one_by_one = list(predict_clips(pipe, real, num_inference_steps=1, batch_size=1))
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(made, one_by_one, strict=True)) <= 1
+    for position in range(3):
+        assert np.abs(predicted[position].astype(int) - made.predict([position])[0]).max() <= 1
     from_nothing = FolderClips(folder, ClipSettings(9, 0, resolution=64))
-    assert [clip.shape for clip in predict_clips(pipe, from_nothing, 1, batch_size=2)] == [(9, 64, 64, 3)] * 3
+    made = PredictedClips(pipe, from_nothing, tmp_path / "made", num_inference_steps=1)
+    assert [clip.shape for clip in made.predict([0, 2])] == [(9, 64, 64, 3)] * 2
+
+
+def test_a_killed_run_goes_on(tmp_path, pipe, narrow, monkeypatch):
+    real = FolderClips(write_scenes(tmp_path / "real", [f"{index}.mp4" for index in range(4)]), SMALL)
+    asked, predict = [], PredictedClips.predict
+
+    def watched(self, positions):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.extend(positions)
+        return predict(self, positions)
+
+    monkeypatch.setattr(PredictedClips, "predict", watched)
+    whole = PredictedClips(pipe, real, tmp_path / "whole", num_inference_steps=1).features(narrow, batch_size=4)
+    asked.clear()
+    stopped = PredictedClips(pipe, real, tmp_path / "stopped", num_inference_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.features(narrow, batch_size=1)
+    assert asked == [0, 1, 2] and len(list((tmp_path / "stopped" / "videos").glob("*.mp4"))) == 3
+    asked.clear()
+    np.testing.assert_allclose(stopped.features(narrow, batch_size=2), whole, atol=2e-2)
+    assert asked == [3]
+    asked.clear()
+    PredictedClips(pipe, real, tmp_path / "stopped", seed=1, num_inference_steps=1).features(narrow, batch_size=2)
+    assert asked == [0, 1, 2, 3]  # other noise: nothing of the other run is used
+
+
+def test_videos_are_asked_for_by_class(tmp_path, make_tiny_transformer):
+    folder = write_scenes(tmp_path / "real", ["jump/0.mp4", "jump/1.mp4", "run/0.mp4"])
+    pipe = VideoGPTPipeline(
+        AutoencoderTiny().eval(),
+        make_tiny_transformer(num_classes=2),
+        NextClipFlowMatchScheduler(),
+        id2label={0: "run", 1: "jump"},
+    )
+    pipe.set_progress_bar_config(disable=True)
+    settings = ClipSettings(9, 0, num_videos=2, resolution=64, by_class=True)
+    made = PredictedClips(pipe, FolderClips(folder, settings), tmp_path / "made", num_inference_steps=2)
+    together = made.predict([0, 1])
+    # One class at a time, by its number, is the same video.
+    for position, label in enumerate([1, 0]):
+        generator = torch.Generator().manual_seed(position)
+        size = {"num_frames": 9, "height": 64, "width": 64, "num_inference_steps": 2}
+        frames = pipe(class_labels=[label], **size, generator=generator, output_type="np").frames[0]
+        assert np.abs(together[position] / 255 - frames).max() < 2 / 255
+    assert np.abs(together[0].astype(int) - together[1]).max() > 2
+
+    other = FolderClips(write_scenes(tmp_path / "other", ["jump/0.mp4", "swim/0.mp4"]), settings)
+    with pytest.raises(ValueError, match=r"not of \['swim'\], which are folders of .*other"):
+        PredictedClips(pipe, other, tmp_path / "made")

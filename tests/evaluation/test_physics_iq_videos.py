@@ -16,7 +16,8 @@ import torch
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.cli import main, make_parser
 from diffusers_videogpt.evaluation.physics_iq import PERSPECTIVES, change_rate, read_frames
-from diffusers_videogpt.evaluation.physics_iq_videos import Benchmark, PredictionSettings, hash_of_model
+from diffusers_videogpt.evaluation.physics_iq_videos import Benchmark, PredictionSettings
+from diffusers_videogpt.evaluation.store import hash_of_model
 from diffusers_videogpt.video_io import read_video, write_video
 
 
