@@ -121,10 +121,12 @@ class ClipLayout:
 
     @property
     def batch_size(self) -> int:
+        """Samples B."""
         return self.stream.shape[0]
 
     @property
     def num_tokens(self) -> int:
+        """Tokens T of a sample, padding included."""
         return self.stream.shape[1]
 
     @property

@@ -72,6 +72,16 @@ class VideoGPTStream:
 
     One clip ahead is computed in a thread of its own, so the pipeline is busy until the stream ends or is closed.
 
+    Args:
+        pipe: the pipeline that made it.
+        history: the given frames.
+        predict_next: number of frames → the next clip's latents (B, C, F, h, w).
+        clip_lengths: of the clips to come; the stream ends with them.
+        frame_size: height and width in pixels.
+        history_retention: share of signal, in (0, 1], that predicted frames keep in the history.
+        generator: of the noise; given back to where it was when a clip is thrown away.
+        output_type: "pil", "np", "pt" or "latent".
+
     ```py
     with pipe.stream(video="given.mp4", frames_per_clip=4) as stream:
         for clip in stream:

@@ -43,11 +43,11 @@ pictures clip after clip: {frames_per_clip} frames at a time, looking back on {m
 ```python
 import diffusers_videogpt
 from diffusers import DiffusionPipeline
-from diffusers.utils import export_to_video
+from diffusers_videogpt.video_io import write_video
 
 pipe = DiffusionPipeline.from_pretrained("{repo}")
 frames = pipe(video="given.mp4", num_frames={frames_per_clip}).frames[0]
-export_to_video(frames, "next.mp4", fps=12)
+write_video("next.mp4", frames, fps=12)
 ```
 
 `from_pretrained("{repo}", custom_pipeline="pipeline", trust_remote_code=True)` does it without the first import, by running
@@ -66,12 +66,12 @@ A LoRA for [{base}](https://huggingface.co/{base}), a Video-GPT (next clip diffu
 ```python
 import diffusers_videogpt
 from diffusers import DiffusionPipeline
-from diffusers.utils import export_to_video
+from diffusers_videogpt.video_io import write_video
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
 pipe.load_lora_weights("{repo}")
 frames = pipe(image="first.png").frames[0]
-export_to_video(frames, "animation.mp4", fps=12)
+write_video("animation.mp4", frames, fps=12)
 ```
 """
 

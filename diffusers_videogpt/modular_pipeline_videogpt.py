@@ -446,6 +446,11 @@ class VideoGPTModularPipeline(
 
     Loads from its own folders and from those of the standard pipeline. A pipeline of some of the blocks has only the
     components that these need.
+
+    Args:
+        blocks: what it runs; default: [`VideoGPTBlocks`].
+        pretrained_model_name_or_path: folder or Hub id whose components `load_components` loads.
+        kwargs: as of diffusers' `ModularPipeline`.
     """
 
     default_blocks_name = "VideoGPTBlocks"

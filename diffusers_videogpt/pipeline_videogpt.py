@@ -438,7 +438,10 @@ class VideoGPTPipeline(
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        """Raises a `ValueError` that says what is wrong with the arguments of a call, before anything is computed."""
+        """Raises a `ValueError` that says what is wrong with the arguments of a call, before anything is computed.
+
+        They are those of [`~VideoGPTPipeline.__call__`]; `clip_lengths` is what `num_frames` and `frames_per_clip` come to.
+        """
         self.check_given(video, image, video_latents)
         self.check_output_type(output_type)
         self.check_size(height, width)
@@ -655,7 +658,7 @@ class VideoGPTPipeline(
     ) -> VideoGPTStream:
         """Predicts clip after clip, each handed out as soon as it is there, while the next one is computed.
 
-        The arguments are those of a call, except that `num_frames=None` goes on without end. Time and memory of a clip
+        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end. Time and memory of a clip
         do not grow with the length of the video. See [`VideoGPTStream`] for giving it real frames on the way.
         """
         frames_per_clip = self.config.frames_per_clip if frames_per_clip is None else frames_per_clip

@@ -181,6 +181,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         As `ConfigMixin.from_config`; `flow_shift`, the name of diffusers' multistep solvers, is read as `shift`. How
         another scheduler wanted the model's output (`prediction_type`) does not matter here and is not taken over.
+        `return_unused_kwargs` returns what is no setting too.
 
         Raises:
             ValueError: if `shift` and `flow_shift` contradict each other and no `shift` is passed to decide.
@@ -208,7 +209,12 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Say at which index the loop starts, so that the first `step` need not look its timestep up on the device."""
+        """Says at which index of `timesteps` the loop starts, so that the first `step` need not look its timestep up on the
+        device.
+
+        Args:
+            begin_index: from 0 on.
+        """
         self._begin_index = begin_index
 
     def _shifted(self, times: torch.Tensor) -> torch.Tensor:
@@ -312,7 +318,14 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return mix_noise(sample, 1 - sigma, noise)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """`scale_noise` under the name and with the argument order of diffusers' older schedulers."""
+        """[`~NextClipFlowMatchScheduler.scale_noise`] under the name and with the argument order of diffusers' older
+        schedulers.
+
+        Args:
+            original_samples: the clean clips, (B, …).
+            noise: of the same shape.
+            timesteps: (B,) or one, of `timesteps`.
+        """
         return self.scale_noise(original_samples, timesteps, noise)
 
     def step(

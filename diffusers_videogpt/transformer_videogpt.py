@@ -123,6 +123,7 @@ class VideoGPTKVCache:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that every layer holds."""
         return self.layers[0].num_tokens
 
     @property
@@ -137,7 +138,7 @@ class VideoGPTKVCache:
         return self.num_dropped_frames + self.num_frames
 
     def commit(self, num_condition_tokens: int, num_frames: int, num_patches: int) -> None:
-        """Counts in what every layer has appended: condition tokens, then frames of `num_patches` patches by rank."""
+        """Counts in what every layer has appended: `num_condition_tokens`, then `num_frames` of `num_patches` by rank."""
         frames = torch.arange(self.next_frame, self.next_frame + num_frames)
         conditions = torch.full((num_condition_tokens,), -1)
         self._frame_of_token = torch.cat(
@@ -147,7 +148,7 @@ class VideoGPTKVCache:
         self.num_frames += num_frames
 
     def drop_oldest(self, num_frames: int) -> None:
-        """Forgets the oldest frames and moves up the rest, which keeps what it has computed from them."""
+        """Forgets the `num_frames` oldest frames and moves up the rest, which keeps what it has computed from them."""
         self.num_dropped_frames += num_frames
         self.num_frames -= num_frames
         kept = ((self._frame_of_token < 0) | (self._frame_of_token >= self.num_dropped_frames)).nonzero()[:, 0]
@@ -198,6 +199,17 @@ class VideoGPTAttnProcessor:
         rank_lengths: tuple[int, ...] | None = None,
         num_queries: int | None = None,
     ) -> torch.Tensor:
+        """The outputs of the queries, (B, Q, D).
+
+        Args:
+            attn: the module whose projections are used.
+            hidden_states: (B, T, D), all tokens that are new, in the order of the layout.
+            attention_mask: who sees whom, True where seen: boolean (B, 1, Q, T), or one of the sparse forms of it.
+            rotary_emb: cosines and sines of the tokens' positions, each (B, T, 1, K) for heads of width K.
+            kv_cache: of this layer; read, and appended to unless `rank_lengths` is given.
+            rank_lengths: number of tokens of each rank of a noisy clip: what it sees ends with its own rank.
+            num_queries: Q, the last so many tokens; default: all T.
+        """
         first_query = 0 if num_queries is None else hidden_states.shape[1] - num_queries
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -531,6 +543,9 @@ class VideoGPTTransformerModel(
 
         Xavier-uniform linears and patch embeddings with zero biases, N(0, 0.02) for hints, conditions and the timestep
         MLPs, zeros for the output layer.
+
+        Args:
+            generator: what the numbers are drawn from; default: torch's own.
         """
         for name, module in self.named_modules():
             if name.startswith(("norm_out.", "proj_out")) and isinstance(module, nn.Linear):

@@ -119,7 +119,10 @@ class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
 
         Args:
             transformer: its class and text tokens, if it has any, are left out.
+            text_feature_dim: width of the text encoder's features.
             layer: the last one used, from 1 on; negative counts from the end; default: two thirds of the layers.
+            projection_dim: width D of the space that both share.
+            pooling: "mean", or "mean_std" with the standard deviation of the tokens too.
 
         Raises:
             ValueError: there is no such layer or pooling.
@@ -257,6 +260,10 @@ class VideoGPTRetrievalPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode_texts(self, texts: str | Sequence[str], batch_size: int = 64) -> torch.Tensor:
         """One text or several → unit vectors (B, D), on the CPU. What is longer than the encoder takes is cut, with a warning.
+
+        Args:
+            texts: none of them empty.
+            batch_size: encoded at once.
 
         Raises:
             ValueError: if there is no text, or an empty one.
