@@ -243,6 +243,10 @@ def _open_picture(path: Path | bytes) -> tuple[float | None, float, Iterator[Sho
         image = Image.open(file, formats=("BMP", "JPEG", "PNG", "WEBP"))
     except Image.UnidentifiedImageError:
         return None
+    except Image.DecompressionBombError as error:
+        raise VideoReadError(
+            f"{_name(path)}: a picture too large to be meant ({error}); scale it down, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
+        ) from error
     except OSError as error:
         raise VideoReadError(f"{_name(path)}: a damaged picture ({error}); give another file.") from error
     frames = []

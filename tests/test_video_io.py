@@ -448,6 +448,11 @@ def make_no_video(path, kind):
         path.write_text("This is not a video.\n" * 100)
     elif kind == "noise":
         path.write_bytes(np.random.default_rng(0).bytes(10_000))
+    elif kind == "bomb":
+        Image.new("RGB", (1, 1)).save(path)
+        header = bytearray(path.read_bytes())
+        header[18:26] = struct.pack("<ii", 20_000, 20_000)
+        path.write_bytes(header)
     elif kind == "cut before its index":
         encode(path, range(30))
         path.write_bytes(path.read_bytes()[:-200])
@@ -481,6 +486,7 @@ def make_no_video(path, kind):
         ("noise.mp4", "noise", "no video that FFmpeg can open"),
         ("cut.mp4", "cut before its index", "no video that FFmpeg can open .*cut before its index"),
         ("picture.png", "damaged picture", "a damaged picture"),
+        ("picture.bmp", "bomb", "a picture too large to be meant .*400000000 pixels"),
         ("sound.mp4", "sound", "no video in this file"),
         ("zero.mkv", "zero frames", "holds no frame that decodes"),
     ],
