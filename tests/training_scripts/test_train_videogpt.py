@@ -21,6 +21,7 @@ from run_scripts import (
     SCRIPTS,
     TWO_PROCESSES,
     make_videos,
+    refusal_of,
     run_script,
     script_command,
     script_environment,
@@ -335,23 +336,33 @@ def test_yaml_file_and_command_line(tmp_path, new_model, videos):
         ("clips: [", "--config"),
     ],
 )
-def test_bad_yaml(tmp_path, text, message):
+def test_bad_yaml(tmp_path, text, message, monkeypatch, capsys):
     (tmp_path / "recipe.yaml").write_text(text)
-    result = train(tmp_path / "run", "--config", tmp_path / "recipe.yaml", check=False)
-    assert result.returncode == 2 and message in result.stderr
+    arguments = ("--output_dir", tmp_path / "run", "--config", tmp_path / "recipe.yaml")
+    assert message in refusal_of("train_videogpt.py", *arguments, monkeypatch=monkeypatch, capsys=capsys)
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
         ([], "give videos: --instance_data_root"),
-        (["--instance_data_root", "nowhere"], "nowhere is no folder"),
         (["--instance_data_root", ".", "--clips", "some"], "Clips are 'random', 'equal:N' or 'first:N'"),
         (["--num_simulated_scenes", 3, "--frame_interval", 4, 2], "--frame_interval takes one number or a range"),
         (["--instance_data_root", ".", "--height", 40], "--height 40 --width 32: both must be multiples of 16"),
+    ],
+)
+def test_bad_arguments(tmp_path, new_model, args, message, monkeypatch, capsys):
+    arguments = ("--output_dir", tmp_path, *new_model, *args)
+    assert message in refusal_of("train_videogpt.py", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--instance_data_root", "nowhere"], "nowhere is no folder"),
         (["--num_simulated_scenes", 3, "--num_validation_videos", 3], "3 usable videos, of which"),
     ],
 )
-def test_bad_arguments(tmp_path, new_model, args, message):
+def test_bad_sources(tmp_path, new_model, args, message):
     result = train(tmp_path, *new_model, *args, check=False)
     assert result.returncode != 0 and message in result.stderr
