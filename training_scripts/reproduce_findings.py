@@ -8,7 +8,8 @@ Models are trained by train_videogpt.py, train_next_frame_regression.py and cach
 (`findings.md`, `findings.json`, a PNG a finding) is written after every seed, whatever comes out. May be stopped at any moment;
 the same command goes on.
 
-Presets: `night` for two CPU cores, `gpu` for one GPU, `smoke` only shows that everything runs.
+Presets: `night` for two CPU cores, `evening` for one of them (two hours), `gpu` for one GPU, `smoke` only shows that everything
+runs.
 """
 
 import argparse
@@ -53,7 +54,8 @@ class Preset:
     """
 
     transformer: dict
-    num_steps: int = 4000
+    num_steps: int = 2000
+    learning_rate: float = 1e-3
     size: int = 64
     num_frames: tuple[int, ...] = (12, 16, 24)
     frames_per_step: int = 192
@@ -87,6 +89,16 @@ def network(num_layers: int, num_heads: int, head_dim: int, ffn_dim: int) -> dic
 
 PRESETS = {
     "night": Preset(network(4, 3, 64, 512)),
+    "evening": Preset(
+        network(4, 2, 64, 352),
+        num_steps=500,
+        learning_rate=2e-3,
+        frames_per_step=96,
+        num_scenes=816,
+        few_scenes=27,
+        num_test_scenes=32,
+        options={"mixed_precision": "bf16", "ema_decay": 0.98},
+    ),
     "gpu": Preset(
         network(8, 6, 64, 1024),
         num_steps=20_000,
@@ -152,9 +164,9 @@ def run_script(script: str, **arguments) -> None:
     subprocess.run(command, check=True, env=environment)
 
 
-def make_latents(preset: Preset, training: Training, seed: int, vae: str, folder: Path) -> Path:
-    """The latents of a training, cached once for all that train on the same samples with the same seed."""
-    cache = folder / "latents" / f"{training.num_scenes}-scenes-{training.num_frames}-frames-seed-{seed}"
+def make_latents(preset: Preset, training: Training, vae: str, folder: Path) -> Path:
+    """The latents of a training, cached once for all that train on the same samples, whatever their seed."""
+    cache = folder / "latents" / f"{training.num_scenes}-scenes-{training.num_frames}-frames"
     if not (cache / "index.json").is_file():
         run_script(
             "cache_latents.py",
@@ -165,7 +177,7 @@ def make_latents(preset: Preset, training: Training, seed: int, vae: str, folder
             height=preset.size,
             width=preset.size,
             windows_per_video=preset.windows,
-            seed=seed,
+            seed=0,
             output_dir=cache,
         )
     return cache
@@ -181,7 +193,7 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
     resume = {"resume_from_checkpoint": "latest"} if list(run.glob("checkpoint-*")) else {}
     run_script(
         training.script,
-        cached_latents=make_latents(preset, training, seed, vae, folder),
+        cached_latents=make_latents(preset, training, vae, folder),
         pretrained_vae_path=vae,
         transformer_config=config,
         height=preset.size,
@@ -193,7 +205,7 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
         train_batch_size=preset.frames_per_step // training.num_frames,
         max_train_steps=preset.num_steps,
         optimizer="muon",
-        learning_rate=1e-3,
+        learning_rate=preset.learning_rate,
         lr_scheduler="cosine",
         lr_warmup_steps=min(50, preset.num_steps - 1),
         adam_epsilon=1e-8,

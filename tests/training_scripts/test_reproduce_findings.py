@@ -121,7 +121,7 @@ def test_models_are_trained_by_the_scripts_and_measured_once(toy, script, preset
     folder, results, again = toy
     assert results == again and len(results) == 5
     assert all(set(scores) == set(script.MEASURES) for scores in results.values())
-    assert os.listdir(folder / "latents") == ["8-scenes-8-frames-seed-0"]
+    assert os.listdir(folder / "latents") == ["8-scenes-8-frames"]
     card = (folder / "runs" / "next_token-seed-0" / "README.md").read_text()
     assert "train_next_frame_regression.py" in card and "equal:1" in card
 
