@@ -1,4 +1,4 @@
-"""A folder as the Hub needs it: a pipeline that loads from there, a LoRA, or a cache of latents, each with its page.
+"""A folder as the Hub needs it: a pipeline that loads from there, a LoRA, a classifier, or a cache of latents, with its page.
 
     export_to_hub_folder("run", "for_the_hub", repo_id="me/bouncing", license="apache-2.0", video="prediction.mp4")
     push_to_hub("for_the_hub", "me/bouncing")
@@ -21,6 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, Mode
 
 
 PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
+CLASSIFIER = "config.json"  # and the autoencoder in the folder `vae`
 CARD, VIDEO = "README.md", "prediction.mp4"
 BESIDE_THE_CARD = ("LICENSE", VIDEO, "prediction.png", "loss_curve.png", "train_log.csv")
 OF_A_COMPONENT = (".json", ".safetensors", ".txt", ".model", ".jinja")
@@ -28,51 +29,92 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 STUB = '''"""Imports Video-GPT for who trusts this repository: `pip install diffusers-videogpt` first."""
 
-from diffusers_videogpt import VideoGPTPipeline as VideoGPTPipeline
+from diffusers_videogpt import {name} as {name}
 '''
 
-PIPELINE_TEXT = """# {name}
-
-A Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that continues videos and animates
-pictures clip after clip: {frames_per_clip} frames at a time, looking back on {max_context_frames}, {longest_side} pixels along the longest side.
-
-## How to use it
-
-`pip install diffusers-videogpt`, then
-
-```python
+# How each is used, in Python; `{model}` is a repository or a folder. Cards of training show them too.
+PREDICTION_EXAMPLE = """```python
 import diffusers_videogpt
 from diffusers import DiffusionPipeline
 from diffusers_videogpt.video_io import write_video
 
-pipe = DiffusionPipeline.from_pretrained("{repo}")
-frames = pipe(video="given.mp4", num_frames={frames_per_clip}).frames[0]
+pipe = DiffusionPipeline.from_pretrained("{model}")
+frames = pipe({input}, num_frames={num_frames}).frames[0]
 write_video("next.mp4", frames, fps=12)
-```
+```"""
 
-`from_pretrained("{repo}", custom_pipeline="pipeline", trust_remote_code=True)` does it without the first import, by running
-`pipeline.py` of this repository.
-"""
-
-LORA_TEXT = """# {name}
-
-A LoRA for [{base}](https://huggingface.co/{base}), a Video-GPT (next clip diffusion,
-[arXiv 2505.12489](https://arxiv.org/abs/2505.12489)).
-
-## How to use it
-
-`pip install diffusers-videogpt`, then
-
-```python
+LORA_EXAMPLE = """```python
 import diffusers_videogpt
 from diffusers import DiffusionPipeline
 from diffusers_videogpt.video_io import write_video
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
-pipe.load_lora_weights("{repo}")
+pipe.load_lora_weights("{model}")
 frames = pipe(image="first.png").frames[0]
 write_video("animation.mp4", frames, fps=12)
-```
+```"""
+
+CLASSIFICATION_EXAMPLE = """```python
+from diffusers_videogpt.tasks.video_classification import classify_videos, load_classifier
+
+model, vae = load_classifier("{model}")
+print(classify_videos(model, vae, "video.mp4"))  # pairs of class and probability, the mean over three clips
+```"""
+
+RETRIEVAL_EXAMPLE = """```python
+import diffusers_videogpt
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{model}")
+print(pipe([{caption!r}], ["one.mp4", "another.mp4"]))  # how well each text fits each video: cosines (texts, videos)
+```"""
+
+PAPER = "Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489))"
+INSTALL = "## How to use it\n\n`pip install diffusers-videogpt`, then"
+WITHOUT_IMPORT = """`from_pretrained("{model}", custom_pipeline="pipeline", trust_remote_code=True)` does it without the first import, by running
+`pipeline.py` of this repository."""
+
+# Pages of what brings none from its training, by the class in its configuration; and what the Hub calls its task.
+TASKS = {"VideoGPTPipeline": "image-to-video", "VideoGPTForVideoClassification": "video-classification"}
+TEXTS = {
+    "VideoGPTPipeline": f"""# {{name}}
+
+A {PAPER} that continues videos and animates pictures clip after clip: {{num_frames}} frames at a time, looking back on
+{{max_context_frames}}, {{longest_side}} pixels along the longest side.
+
+{INSTALL}
+
+{PREDICTION_EXAMPLE}
+
+{WITHOUT_IMPORT}
+""",
+    "VideoGPTRetrievalPipeline": f"""# {{name}}
+
+Finds videos by text and texts by video, on the features of a {PAPER}.
+
+{INSTALL}
+
+{RETRIEVAL_EXAMPLE}
+
+{WITHOUT_IMPORT}
+""",
+    "VideoGPTForVideoClassification": f"""# {{name}}
+
+Tells {{num_classes}} classes of videos, on the features of a {PAPER}.
+
+{INSTALL}
+
+{CLASSIFICATION_EXAMPLE}
+""",
+}
+
+LORA_TEXT = f"""# {{name}}
+
+A LoRA for [{{base}}](https://huggingface.co/{{base}}), a {PAPER}.
+
+{INSTALL}
+
+{LORA_EXAMPLE}
 """
 
 LATENTS_TEXT = """# {name}
@@ -99,7 +141,7 @@ def export_to_hub_folder(
     added to it.
 
     Args:
-        source: folder of a saved pipeline, a LoRA, or a finished cache of latents.
+        source: folder of a saved pipeline, a LoRA, a classifier, or a finished cache of latents.
         output_dir: a new or empty folder.
         repo_id: where it will be found, for the example on the page; by default the folder's name.
         license: of the weights, as the Hub abbreviates it.
@@ -110,9 +152,10 @@ def export_to_hub_folder(
         `output_dir`.
 
     Raises:
-        FileNotFoundError: if `source` holds none of the three, or `video` does not exist.
+        FileNotFoundError: if `source` holds none of them, or `video` does not exist.
         FileExistsError: if there is something in `output_dir`.
-        ValueError: if weights are pickled, `video` is no MP4, or a LoRA's base is not known.
+        ValueError: if weights are pickled, a pipeline is not of this package, `video` is no MP4, or a LoRA's base is not
+            known.
     """
     source, output_dir = Path(source), Path(output_dir)
     kind = _kind_of(source)
@@ -137,12 +180,15 @@ def export_to_hub_folder(
         (output_dir / VIDEO).unlink(missing_ok=True)
         shutil.copyfile(video, output_dir / VIDEO)
 
-    facts: dict[str, Any] = {"base": base_model}
+    facts: dict[str, Any] = {"base": base_model, "input": 'video="given.mp4"', "caption": "two red balls fall"}
     if kind == PIPELINE:
         index = _as_diffusers_own(_read_json(source / PIPELINE))
-        facts |= index
+        facts |= index | {"num_frames": index.get("frames_per_clip")}
         _write_json(output_dir / PIPELINE, index)
-        (output_dir / "pipeline.py").write_text(STUB, encoding="utf-8")
+        (output_dir / "pipeline.py").write_text(STUB.format(name=index["_class_name"]), encoding="utf-8")
+    elif kind == CLASSIFIER:
+        config = _read_json(source / CLASSIFIER)
+        facts |= config | {"num_classes": len(config["id2label"])}
     elif kind == LATENTS:
         index = _without_local_paths(_read_json(source / LATENTS))
         for shard in index["shards"]:
@@ -150,7 +196,7 @@ def export_to_hub_folder(
         _write_json(output_dir / LATENTS, index)
         facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
     repo = repo_id or output_dir.resolve().name
-    _write_card(source, output_dir, kind, facts | {"repo": repo, "name": repo.split("/")[-1]}, license)
+    _write_card(source, output_dir, kind, facts | {"model": repo, "name": repo.split("/")[-1]}, license)
     return output_dir
 
 
@@ -187,8 +233,11 @@ def _kind_of(folder: Path) -> str:
     for marker in (LORA, PIPELINE, LATENTS):
         if (folder / marker).is_file():
             return marker
+    if (folder / CLASSIFIER).is_file() and _read_json(folder / CLASSIFIER).get("_class_name") in TEXTS:
+        return CLASSIFIER
     raise FileNotFoundError(
-        f"'{folder}' is no saved pipeline (it would have a {PIPELINE}), LoRA ({LORA}) or finished cache of latents ({LATENTS})."
+        f"'{folder}' is no saved pipeline (it would have a {PIPELINE}), LoRA ({LORA}), classifier ({CLASSIFIER} of a "
+        f"VideoGPTForVideoClassification) or finished cache of latents ({LATENTS})."
     )
 
 
@@ -199,18 +248,32 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
         files.append(folder / LORA)
     elif kind == LATENTS:
         files += [folder / shard["file"] for shard in _read_json(folder / LATENTS)["shards"]]
+    elif kind == CLASSIFIER:
+        files += [
+            folder / CLASSIFIER,
+            *sorted(folder.glob("diffusion_pytorch_model*")),
+            *_files_of_component(folder / "vae"),
+        ]
     else:
         index = _read_json(folder / PIPELINE)
+        if index["_class_name"] not in TEXTS:
+            raise ValueError(
+                f"'{folder}' holds a {index['_class_name']}, which is not of this package: its own `push_to_hub` uploads it."
+            )
         for name in (name for name, value in index.items() if isinstance(value, list) and value[0] is not None):
-            present = sorted((folder / name).iterdir())
-            suffixes = {path.suffix for path in present}
-            if suffixes & set(PICKLES) and ".safetensors" not in suffixes:
-                raise ValueError(
-                    f"The weights in '{folder / name}' are pickled, which can run code where they are loaded: save the pipeline "
-                    "again by `save_pretrained`, which writes safetensors."
-                )
-            files += [path for path in present if path.suffix in OF_A_COMPONENT]
+            files += _files_of_component(folder / name)
     return [file.relative_to(folder) for file in files]
+
+
+def _files_of_component(folder: Path) -> list[Path]:
+    present = sorted(folder.iterdir())
+    suffixes = {path.suffix for path in present}
+    if suffixes & set(PICKLES) and ".safetensors" not in suffixes:
+        raise ValueError(
+            f"The weights in '{folder}' are pickled, which can run code where they are loaded: save the pipeline again by "
+            "`save_pretrained`, which writes safetensors."
+        )
+    return [path for path in present if path.suffix in OF_A_COMPONENT]
 
 
 def _as_diffusers_own(index: dict[str, Any]) -> dict[str, Any]:
@@ -243,15 +306,19 @@ def _copy_shard(source: Path, target: Path) -> None:
 
 def _write_card(source: Path, output_dir: Path, kind: str, facts: dict[str, Any], license: str | None) -> None:
     card_class = DatasetCard if kind == LATENTS else ModelCard
+    class_name = facts.get("_class_name", "VideoGPTPipeline")  # a LoRA is of that one, and latents are for it
     if (source / CARD).is_file():
         card = card_class.load(source / CARD)
     else:
-        data = DatasetCardData() if kind == LATENTS else ModelCardData(pipeline_tag="image-to-video")
-        text = {PIPELINE: PIPELINE_TEXT, LORA: LORA_TEXT, LATENTS: LATENTS_TEXT}[kind].format(**facts)
+        data = DatasetCardData() if kind == LATENTS else ModelCardData(pipeline_tag=TASKS.get(class_name))
+        text = {LORA: LORA_TEXT, LATENTS: LATENTS_TEXT}.get(kind) or TEXTS[class_name]
+        text = text.format(**facts)
         if (output_dir / VIDEO).is_file():
             text = text.replace("\n\n", "\n\n<Gallery />\n\n", 1)
         card = card_class(f"---\n{data.to_yaml()}\n---\n\n{text}")
-    tags = ["video-gpt", "next-clip-diffusion", "video-prediction"]
+    tags = ["video-gpt", "next-clip-diffusion"]
+    if class_name == "VideoGPTPipeline":
+        tags.append("video-prediction")
     if kind == LATENTS:
         tags.append("latents")
     else:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,12 +14,21 @@ from fake_hub import hub  # noqa: F401
 from huggingface_hub import DatasetCard, ModelCard
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from run_scripts import make_videos
 from safetensors import safe_open
 from safetensors.torch import save_file
+from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt import (
+    NextClipFlowMatchScheduler,
+    VideoGPTForVideoClassification,
+    VideoGPTForVideoRetrieval,
+    VideoGPTPipeline,
+    VideoGPTRetrievalPipeline,
+)
 from diffusers_videogpt.cli import main
 from diffusers_videogpt.hub import export_to_hub_folder, push_to_hub
+from diffusers_videogpt.training.sampling import Sampling
 from diffusers_videogpt.video_io import write_video
 
 
@@ -143,6 +154,62 @@ def test_repository_on_the_hub(hub, run_folder, tmp_path):  # noqa: F811
         assert result.stdout.strip().endswith("(32, 32)")
 
 
+# A classifier, a retriever
+
+
+def run_example(folder, monkeypatch, tmp_path):
+    """The Python of a page, in a folder with its videos."""
+    made = sorted(make_videos(tmp_path / "videos", 3, num_frames=9).iterdir())
+    for path, name in zip(made, ("video.mp4", "one.mp4", "another.mp4"), strict=True):
+        path.rename(path.with_name(name))
+    monkeypatch.chdir(tmp_path / "videos")
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)[1]
+    exec(code, {})
+
+
+SAMPLING = Sampling(4, frame_interval=(1, 2), height=32, width=32)
+
+
+def test_classifier(make_tiny_pipe, hub, tmp_path, monkeypatch, capsys):  # noqa: F811
+    pipe = make_tiny_pipe()
+    source = tmp_path / "classifier"
+    names_of_classes = ["run", "jump", "swim"]
+    VideoGPTForVideoClassification.from_transformer(
+        pipe.transformer, names_of_classes, 1, sampling=SAMPLING
+    ).save_pretrained(source)
+    pipe.vae.save_pretrained(source / "vae")
+    for extra in ("probe.json", "features/features.safetensors", "checkpoint-10/model.safetensors"):
+        (source / extra).parent.mkdir(exist_ok=True)
+        (source / extra).write_text("{}")
+
+    folder = export_to_hub_folder(source, tmp_path / "out", repo_id=str(tmp_path / "out"))
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "video-classification" and "Tells 3 classes" in card.text
+    push_to_hub(folder, "me/toy", token="right")
+    weights = "diffusion_pytorch_model.safetensors"
+    assert set(hub.files) == {"README.md", "config.json", weights, "vae/config.json", f"vae/{weights}"}
+    run_example(folder, monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names_of_classes)
+
+
+def test_retriever(make_tiny_pipe, tmp_path, monkeypatch, capsys):
+    """Loads by its own class, also for who only trusts the repository."""
+    pipe = make_tiny_pipe()
+    retriever = VideoGPTForVideoRetrieval.from_transformer(pipe.transformer, WIDTH, layer=1, projection_dim=8)
+    parts = (pipe.vae, retriever, make_text_encoder(), make_tokenizer())
+    VideoGPTRetrievalPipeline(*parts, asdict(SAMPLING)).save_pretrained(tmp_path / "retriever")
+
+    folder = export_to_hub_folder(tmp_path / "retriever", tmp_path / "out", repo_id=str(tmp_path / "out"))
+    assert "import VideoGPTRetrievalPipeline as VideoGPTRetrievalPipeline" in (folder / "pipeline.py").read_text()
+    run_example(folder, monkeypatch, tmp_path)
+    assert "tensor([[" in capsys.readouterr().out
+    trusted = TRUSTED + "print(type(pipe).__name__, tuple(pipe.encode_texts('a box').shape))"
+    result = subprocess.run([sys.executable, "-c", trusted, folder], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[-2] == "VideoGPTRetrievalPipeline (1, 8)"
+
+
 # A LoRA, latents
 
 
@@ -178,6 +245,13 @@ def test_what_is_refused(run_folder, lora_folder, tmp_path):
         export_to_hub_folder(tmp_path, tmp_path / "out")
     with pytest.raises(FileExistsError, match="is not an empty folder"):
         export_to_hub_folder(run_folder, lora_folder)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "model_index.json").write_text(
+        json.dumps({"_class_name": "WanPipeline", "vae": ["diffusers", "AutoencoderKLWan"]})
+    )
+    with pytest.raises(ValueError, match="holds a WanPipeline, which is not of this package"):
+        export_to_hub_folder(foreign, tmp_path / "out")
     with pytest.raises(ValueError, match="must be an MP4"):
         export_to_hub_folder(run_folder, tmp_path / "out", video=run_folder / "notes.txt")
     with pytest.raises(FileNotFoundError, match="gone.mp4"):

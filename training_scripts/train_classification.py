@@ -30,7 +30,7 @@ from diffusers_videogpt.training.arguments import (
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, make_feed
 from diffusers_videogpt.training.loop import add_loop_arguments
-from diffusers_videogpt.training.recipe import start_run
+from diffusers_videogpt.training.recipe import add_hub_arguments, start_run
 
 
 def parse_args():
@@ -40,6 +40,7 @@ def parse_args():
     add_feed_arguments(parser)
     add_classification_arguments(parser)
     add_loop_arguments(parser)
+    add_hub_arguments(parser)
     args = parse_arguments(parser)
     check_model_arguments(parser, args)
     check_data_arguments(parser, args)

@@ -10,6 +10,8 @@ from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import load_video_table, make_sampling
 from ..training.feed import LatentFeed, MicroBatch, split_off
 from ..training.loop import TrainingLoop, train_model
+from ..training.recipe import publish
+from ..training.validation import plot_curve
 from ..training.videos import report_dropped
 from .class_to_video import class_names
 from .conditional_generation import all_records
@@ -55,11 +57,12 @@ def check_classification_arguments(parser: argparse.ArgumentParser, args: argpar
         )
 
 
-def save_classifier(args: argparse.Namespace, model: VideoGPTForVideoClassification, vae) -> None:
-    """The classifier in `--output_dir`, the VAE that it needs in its folder `vae`."""
+def save_classifier(args: argparse.Namespace, model: VideoGPTForVideoClassification, vae, **card) -> None:
+    """The classifier in `--output_dir`, the VAE that it needs in its folder `vae`, and its card."""
     model.eval().to("cpu").save_pretrained(args.output_dir)
     vae.to("cpu").save_pretrained(args.output_dir / "vae")
-    print(f"saved in {args.output_dir}")
+    script = "training_scripts/train_classification.py"
+    publish(args, script, transformer=model.transformer, example={}, task="classification", **card)
 
 
 # The probe
@@ -109,7 +112,9 @@ def train_probe(args: argparse.Namespace, accelerator: Accelerator, pipe: VideoG
             for x, p in zip(layers, probes, strict=True)
         ]
         (args.output_dir / "probe.json").write_text(json.dumps({"chosen": layers[best], "layers": tried}, indent=1))
-        save_classifier(args, model, pipe.vae)
+        share, layer = probes[best].held_out_accuracy, model.transformer.config.num_layers
+        results = f"{100 * share:.1f} % of {len(held_out)} held-out videos, by which layer {layer} and the weight decay were chosen."
+        save_classifier(args, model, pipe.vae, results=results)
     accelerator.end_training()
 
 
@@ -165,5 +170,6 @@ def train_classifier(
     pipe.transformer = None  # its weights are copied
     model = train_model(args, accelerator, feed, training)
     if model is not None:
-        save_classifier(args, model, pipe.vae)
+        curve = plot_curve(args.output_dir / "train_log.csv", args.output_dir / "validation" / "loss_curve.png")
+        save_classifier(args, model, pipe.vae, curve=curve)
     accelerator.end_training()

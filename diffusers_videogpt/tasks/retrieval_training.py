@@ -18,6 +18,7 @@ from ..training.arguments import load_video_table, make_sampling
 from ..training.feed import CachedWindows, LatentFeed, MicroBatch, PlannedBatches, make_feed, split_off
 from ..training.latents import hash_weights
 from ..training.loop import TrainingLoop, train_model
+from ..training.recipe import publish
 from ..training.validation import plot_curve
 from ..training.videos import report_dropped
 from .conditional_generation import all_records
@@ -231,6 +232,7 @@ def train_retrieval(
         parts = (pipe.vae, retriever, training.text_encoder, training.tokenizer)
         trained = VideoGPTRetrievalPipeline(*parts, asdict(make_sampling(args)), args.num_clips)
         trained.to("cpu").save_pretrained(args.output_dir)
-        plot_curve(args.output_dir / "train_log.csv", args.output_dir / "loss_curve.png")
-        print(f"saved in {args.output_dir}")
+        curve = plot_curve(args.output_dir / "train_log.csv", args.output_dir / "validation" / "loss_curve.png")
+        script, example = "training_scripts/train_retrieval.py", {"caption": next(iter(training.known))}
+        publish(args, script, transformer=retriever.transformer, example=example, curve=curve, task="retrieval")
     accelerator.end_training()

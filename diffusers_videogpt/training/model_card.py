@@ -12,31 +12,18 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from .. import hub
-from ..hub import export_to_hub_folder
-from ..pipeline_videogpt import VideoGPTPipeline
+from ..hub import (
+    CLASSIFICATION_EXAMPLE,
+    LORA_EXAMPLE,
+    PAPER,
+    PREDICTION_EXAMPLE,
+    RETRIEVAL_EXAMPLE,
+    export_to_hub_folder,
+)
 from .validation import RolloutScores
 
 
 PREDICTION, CURVE, LOG = "prediction.png", "loss_curve.png", "train_log.csv"
-
-EXAMPLE = """```python
-from diffusers import DiffusionPipeline
-from diffusers_videogpt.video_io import write_video
-
-pipe = DiffusionPipeline.from_pretrained("{model}")
-frames = pipe({input}, num_frames={num_frames}).frames[0]
-write_video("next.mp4", frames, fps=8)
-```"""
-
-ADAPTER_EXAMPLE = """```python
-from diffusers import DiffusionPipeline
-from diffusers_videogpt.video_io import write_video
-
-pipe = DiffusionPipeline.from_pretrained("{base}")
-pipe.load_lora_weights("{model}")
-frames = pipe(image="first.png", num_frames={num_frames}).frames[0]
-write_video("animation.mp4", frames, fps=12)
-```"""
 
 SEGMENTATION_EXAMPLE = """```python
 from diffusers import DiffusionPipeline
@@ -55,9 +42,9 @@ class Task:
 
     pipeline_tag: str | None  # the Hub has none for videos of a class
     does: str
-    strip: str
-    input: str
-    example: str = EXAMPLE
+    strip: str = ""
+    input: str = ""
+    example: str = PREDICTION_EXAMPLE
 
 
 TASKS = {
@@ -83,8 +70,17 @@ TASKS = {
         "image-segmentation",
         "follows objects through a video, from their masks in its first frame",
         "A held-out video, the true masks of its objects, and the masks that the model finds from the first ones",
-        "",
-        SEGMENTATION_EXAMPLE,
+        example=SEGMENTATION_EXAMPLE,
+    ),
+    "classification": Task(
+        "video-classification",
+        "tells classes of videos, by a linear layer on its pooled features",
+        example=CLASSIFICATION_EXAMPLE,
+    ),
+    "retrieval": Task(
+        None,
+        "finds videos by text and texts by video, by projections of its pooled features and of a text encoder's",
+        example=RETRIEVAL_EXAMPLE,
     ),
 }
 
@@ -92,37 +88,37 @@ TASKS = {
 def write_model_card(
     folder: str | Path,
     *,
-    pipe: VideoGPTPipeline,
+    transformer: torch.nn.Module,
+    example: dict[str, object],
     recipe: dict[str, object],
     command: str,
     repo_id: str | None = None,
     base_model: str | None = None,
     dataset: str | None = None,
     license: str | None = None,
-    scores: RolloutScores | None = None,
+    results: str | None = None,
     strip: str | Path | None = None,
     curve: str | Path | None = None,
     is_adapter: bool = False,
     task: str = "prediction",
-    caption: str | None = None,
 ) -> Path:
-    """Writes `README.md` beside a saved pipeline or adapter: a prediction, its errors, how to use the model, how it was trained.
+    """Writes `README.md` beside a saved model: a picture, how good it is, how to use it, how it was trained.
 
     Args:
-        folder: where the pipeline was saved. `strip` is copied there as `prediction.png`, `curve` as `loss_curve.png`.
-        pipe: the trained pipeline.
+        folder: where the model was saved. `strip` is copied there as `prediction.png`, `curve` as `loss_curve.png`.
+        transformer: whose parameters are counted.
+        example: what the example of the task speaks of: `num_frames` to predict, a `label`, a `caption`.
         recipe: the arguments of the training script, plain values; those that are `None` are left out. Published, like
             `command`: neither may hold a token.
         command: the command that trained the model.
         repo_id: where the model will be found, for the example; by default the folder.
         base_model, dataset: id on the Hub, which is linked; or a path or other words, which are only written down.
         license: of the weights, as the Hub abbreviates it.
-        scores: of the last rollout.
-        strip: its film strip.
+        results: a paragraph on how good it is.
+        strip: film strip of a rollout.
         curve: what [`plot_curve`] drew.
         is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
         task: one of `TASKS`.
-        caption: of a video, for the example of a model of text.
 
     Returns:
         The path of the card.
@@ -132,7 +128,9 @@ def write_model_card(
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=words.pipeline_tag,
-        tags=["diffusers", "video-gpt", "next-clip-diffusion", "video-prediction"] + ["lora"] * is_adapter,
+        tags=["diffusers", "video-gpt", "next-clip-diffusion"]
+        + ["video-prediction"] * (task == "prediction")
+        + ["lora"] * is_adapter,
         license=license,
         base_model=_hub_id(base_model),
         datasets=_hub_id(dataset),
@@ -142,25 +140,15 @@ def write_model_card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"A {'LoRA for ' * is_adapter}Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489)) that "
-        f"{words.does}: {_count(pipe.transformer)} in the transformer, {material}, {origin}.",
+        f"A {'LoRA for ' * is_adapter}{PAPER} that {words.does}: {_count(transformer)} in the transformer, {material}, {origin}.",
     ]
     if strip is not None:
         shutil.copyfile(strip, folder / PREDICTION)
         parts.append(f"![{words.strip}]({PREDICTION})")
-    if scores is not None:
-        parts += [
-            "## How well it predicts",
-            "Held-out videos, mean squared error of pixels in [0, 1] × 1000 (PSNR in dB) of the frames after the given ones; "
-            f"over all of them {scores.ratio_to_repeat:.2f} × the error of repeating the last given frame.",
-            format_scores(scores),
-        ]
-    example = ADAPTER_EXAMPLE if is_adapter else words.example
-    inputs = words.input.format(label=next(iter(pipe.labels), 0), caption=caption)
-    example = example.format(
-        base=base_model, model=repo_id or folder, num_frames=pipe.config.frames_per_clip, input=inputs
-    )
-    parts += ["## How to use it", example]
+    if results is not None:
+        parts += ["## How good it is", results]
+    used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
+    parts += ["## How to use it", (LORA_EXAMPLE if is_adapter else words.example).format(**used)]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
     if curve is not None:
         shutil.copyfile(curve, folder / CURVE)
@@ -184,6 +172,14 @@ def _count(model: torch.nn.Module) -> str:
     return f"{number / divisor:.3g} {unit} parameters"
 
 
+def format_results(scores: RolloutScores) -> str:
+    """What a card says of the last rollout."""
+    return (
+        "Held-out videos, mean squared error of pixels in [0, 1] × 1000 (PSNR in dB) of the frames after the given ones; over "
+        f"all of them {scores.ratio_to_repeat:.2f} × the error of repeating the last given frame.\n\n{format_scores(scores)}"
+    )
+
+
 def format_scores(scores: RolloutScores) -> str:
     """A table in Markdown: MSE × 1000 (PSNR in dB) by horizon, of the prediction and its baselines."""
     names = {"predicted": "this model", "repeat": "repeating the last frame", "autoencoder": "the autoencoder alone"}
@@ -198,10 +194,10 @@ def format_scores(scores: RolloutScores) -> str:
 
 
 def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Uploads what [`~hub.export_to_hub_folder`] takes of a run: the pipeline or adapter with its card, no checkpoint or cache.
+    """Uploads what [`~hub.export_to_hub_folder`] takes of a run: the model with its card, no checkpoint or cache.
 
     Args:
-        folder: of the pipeline or the adapter.
+        folder: of the pipeline, adapter or classifier.
         repo_id: made if it does not exist; a name without a user goes to the token's owner.
         token: by default the one that `hf auth login` stored.
         private: of a repository that is made.
@@ -210,7 +206,7 @@ def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, priv
         The address of the commit.
 
     Raises:
-        FileNotFoundError: if there is no pipeline or adapter in `folder`.
+        FileNotFoundError: if there is none of these in `folder`.
     """
     with tempfile.TemporaryDirectory() as exported:
         export_to_hub_folder(folder, exported, repo_id=repo_id)

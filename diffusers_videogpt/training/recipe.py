@@ -20,7 +20,7 @@ from .arguments import (
 )
 from .feed import LatentFeed, MicroBatch, add_feed_arguments, check_feed_arguments
 from .loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
-from .model_card import push_to_hub, write_model_card
+from .model_card import format_results, push_to_hub, write_model_card
 from .objective import next_clip_loss, parse_clips
 from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
 
@@ -40,6 +40,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, clips: str = "random")
     group.add_argument("--validation_given_frames", type=int, help="shown of each; default: half of a sample")
     group.add_argument("--validation_inference_steps", type=int, default=25, help="denoising steps of a prediction")
 
+    add_hub_arguments(parser)
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of [`publish`]."""
     group = parser.add_argument_group("hub")
     group.add_argument("--push_to_hub", action="store_true")
     group.add_argument("--hub_model_id", help="default: the name of --output_dir")
@@ -150,28 +155,45 @@ class NextClipTraining:
 
     def publish(self, loop: TrainingLoop, script: str, is_adapter: bool = False) -> None:
         """Writes the card beside what was saved in `--output_dir`, and puts both on the Hub if asked to."""
-        args = self.args
-        self.folder.mkdir(exist_ok=True)
         rollouts = read_rollouts(self.folder)
-        repo_id = args.hub_model_id or args.output_dir.name
-        write_model_card(
-            args.output_dir,
-            pipe=self.pipe,
-            recipe={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-            command=command_of(script),
-            repo_id=repo_id if args.push_to_hub else None,
-            base_model=args.pretrained_model_name_or_path,
-            dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
-            scores=rollouts[max(rollouts)] if rollouts else None,
+        publish(
+            self.args,
+            script,
+            transformer=self.pipe.transformer,
+            example={
+                "num_frames": self.pipe.config.frames_per_clip,
+                "label": next(iter(self.pipe.labels), 0),
+                "caption": self.caption,
+            },
+            results=format_results(rollouts[max(rollouts)]) if rollouts else None,
             strip=max(self.folder.glob("step-*/0.png"), default=None),
             curve=plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts),
             is_adapter=is_adapter,
             task=self.task,
-            caption=self.caption,
         )
-        print(f"saved in {args.output_dir}")
-        if args.push_to_hub:
-            print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+
+
+def publish(args: argparse.Namespace, script: str, **card) -> None:
+    """Writes the card beside what a run saved in `--output_dir`, and puts both on the Hub if asked to.
+
+    Args:
+        args: of the run, with those of [`add_hub_arguments`].
+        script: that trained, for its command.
+        card: what [`~model_card.write_model_card`] cannot know from `args`.
+    """
+    repo_id = args.hub_model_id or args.output_dir.name
+    write_model_card(
+        args.output_dir,
+        recipe={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        command=command_of(script),
+        repo_id=repo_id if args.push_to_hub else None,
+        base_model=args.pretrained_model_name_or_path,
+        dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
+        **card,
+    )
+    print(f"saved in {args.output_dir}")
+    if args.push_to_hub:
+        print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
 
 
 def start_run(args: argparse.Namespace) -> tuple[Accelerator, VideoGPTPipeline]:

@@ -205,7 +205,7 @@ def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, Rollou
 
     Args:
         log_csv: has columns `step`, `loss` and `validation_loss`, which is empty where it was not computed.
-        path: a `.png` file.
+        path: a `.png` file; its folder is made.
         rollouts: from [`read_rollouts`].
 
     Returns:
@@ -217,6 +217,7 @@ def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, Rollou
 
     with Path(log_csv).open(newline="") as file:
         rows = list(csv.DictReader(file))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10 if rollouts else 5.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2 if rollouts else 1, squeeze=False)[0]
     for name, style in (

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.training.model_card import push_to_hub, write_model_card
+from diffusers_videogpt.training.model_card import format_results, push_to_hub, write_model_card
 from diffusers_videogpt.training.validation import RolloutScores
 from diffusers_videogpt.video_io import read_video, write_video
 
@@ -38,12 +38,13 @@ def run(pipe, tmp_path):
         Image.new("RGB", (20, 10), color).save(rollout / name)
     write_model_card(
         folder,
-        pipe=pipe,
+        transformer=pipe.transformer,
+        example={"num_frames": 2},
         recipe=RECIPE,
         command=COMMAND,
         dataset="someone/clips",
         license="apache-2.0",
-        scores=SCORES,
+        results=format_results(SCORES),
         strip=rollout / "0.png",
         curve=rollout / "curve.png",
     )
@@ -117,7 +118,13 @@ def test_what_was_started_from(pipe, tmp_path, monkeypatch):
         (None, None),
     ):
         path = write_model_card(
-            tmp_path, pipe=pipe, recipe={}, command="train", base_model=base_model, dataset="my videos"
+            tmp_path,
+            transformer=pipe.transformer,
+            example={"num_frames": 2},
+            recipe={},
+            command="train",
+            base_model=base_model,
+            dataset="my videos",
         )
         card = ModelCard.load(path)
         assert card.data.to_dict().get("base_model") == linked
@@ -127,7 +134,8 @@ def test_what_was_started_from(pipe, tmp_path, monkeypatch):
 
 
 def test_id_on_the_hub(pipe, tmp_path):
-    card = write_model_card(tmp_path, pipe=pipe, recipe={}, command="train", repo_id="me/toy").read_text()
+    facts = {"transformer": pipe.transformer, "example": {"num_frames": 2}, "recipe": {}, "command": "train"}
+    card = write_model_card(tmp_path, **facts, repo_id="me/toy").read_text()
     assert "\n# toy\n" in card and 'from_pretrained("me/toy")' in card
 
 

@@ -55,6 +55,10 @@ def test_probe(tmp_path, ucf, arguments, capsys):
     tried = json.loads((out / "probe.json").read_text())
     assert [row["layer"] for row in tried["layers"]] == [1, 2]
     assert tried["chosen"] == model.transformer.config.num_layers
+    card = (out / "README.md").read_text()
+    assert (
+        "% of 3 held-out videos" in card and f'load_classifier("{out}")' in card and "train_classification.py" in card
+    )
     assert model.labels == {"Basketball": 0, "Archery": 1} and model.sampling.max_num_frames == 4
 
     names = (ucf / "trainlist01.txt").read_text().split()[::2]
@@ -93,6 +97,7 @@ def test_finetuning(tmp_path, arguments):
     used = {"clean_patch_embed.weight", "hint_embed.weight", "transformer_blocks.0.attn.to_v.weight"}
     assert used <= moved and "noisy_patch_embed.weight" not in moved
     assert model.head.weight.abs().max() > 1e-4
+    assert "![Loss by step](loss_curve.png)" in (out / "README.md").read_text() and (out / "loss_curve.png").exists()
     with (out / "train_log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)  # a head of zeros holds two classes for alike

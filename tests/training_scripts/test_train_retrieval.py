@@ -65,6 +65,7 @@ def test_from_captions_to_a_search(tmp_path, arguments, videos, captions, capsys
     assert losses(two) == pytest.approx(losses(one)[2:], abs=1e-5)
     pipes = [DiffusionPipeline.from_pretrained(folder) for folder in (one, two)]
     assert torch.equal(pipes[1].retriever.transformer.transformer_blocks[0].attn.to_q.weight, initial_weights())
+    assert f"pipe(['{min(CAPTIONS)}']" in (one / "README.md").read_text() and (one / "loss_curve.png").exists()
     texts, paths = CAPTIONS, sorted(videos.iterdir())
     torch.testing.assert_close(pipes[0](texts, paths), pipes[1](texts, paths), atol=1e-4, rtol=0)
 
