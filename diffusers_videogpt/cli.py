@@ -105,7 +105,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def export_hub(args: argparse.Namespace) -> None:
-    """A folder to upload: a pipeline, a LoRA or cached latents, with their page."""
+    """A folder to upload: a pipeline, LoRA, classifier, retriever or cached latents, with the page."""
     from .hub import export_to_hub_folder, push_to_hub
 
     if args.push and args.repo_id is None:

@@ -28,6 +28,7 @@ from .frame_coding import VideoGPTFrameMixin, VideoInput, get_vae_scale_factor
 from .history import History, VideoGPTStream
 from .lora_videogpt import VideoGPTLoraLoaderMixin
 from .pipeline_output import VideoGPTPipelineOutput
+from .saved_models import VideoGPTLoadingMixin
 from .scheduling_next_clip_flow_match import (
     NextClipFlowMatchScheduler,
     denoised_to_model_output,
@@ -368,7 +369,12 @@ class VideoGPTRolloutMixin:
 
 
 class VideoGPTPipeline(
-    VideoGPTRolloutMixin, VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraLoaderMixin, DiffusionPipeline
+    VideoGPTRolloutMixin,
+    VideoGPTFrameMixin,
+    VideoGPTConditionMixin,
+    VideoGPTLoraLoaderMixin,
+    VideoGPTLoadingMixin,
+    DiffusionPipeline,
 ):
     """Continues a video, animates a picture, or makes a video from nothing, of a class or from a text, clip after clip.
 

@@ -22,6 +22,7 @@ ROAD = [
     "frame_coding",
     "history",
     "lora_videogpt",
+    "saved_models",
     "pipeline_videogpt",
     "lora_arguments",
     "modular_pipeline_videogpt",

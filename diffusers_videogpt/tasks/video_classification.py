@@ -20,6 +20,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .token_pooling import pool_clean_tokens, pooled_size, resolve_layer
 
@@ -50,7 +51,7 @@ class VideoClassifierOutput(BaseOutput):
     loss: torch.Tensor | None = None
 
 
-class VideoGPTForVideoClassification(ModelMixin, ConfigMixin):
+class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMixin):
     """A Video-GPT transformer up to a layer, and a linear head on its pooled clean tokens, normalised.
 
     Make one with [`from_transformer`].
@@ -174,12 +175,12 @@ class VideoGPTForVideoClassification(ModelMixin, ConfigMixin):
 
 def load_classifier(name: str | Path) -> tuple[VideoGPTForVideoClassification, ModelMixin]:
     """What `train_classification.py` saved, a folder or a Hub id: the classifier, and the VAE in its folder `vae`."""
-    folder = Path(name) / "vae"
+    model, folder = VideoGPTForVideoClassification.from_pretrained(name), Path(name) / "vae"
     # In a local folder diffusers prefers the weights beside a subfolder to those in it.
     vae = (
         AutoModel.from_pretrained(str(folder)) if folder.is_dir() else AutoModel.from_pretrained(name, subfolder="vae")
     )
-    return VideoGPTForVideoClassification.from_pretrained(name), vae
+    return model, vae
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions import encode_text, text_width
+from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .token_pooling import pool_clean_tokens, pooled_size, resolve_layer
 from .video_classification import UNUSED_PARTS
@@ -215,7 +216,7 @@ def contrastive_loss(
     return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
 
 
-class VideoGPTRetrievalPipeline(DiffusionPipeline):
+class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
     """Videos and texts → unit vectors of one space, whose products tell how well they fit.
 
     Args:

@@ -1,0 +1,62 @@
+"""What a folder holds, for who named the wrong one."""
+
+import json
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+
+
+# Class or kind of what is in a folder → what to do with it, where something else was wanted.
+HINTS = {
+    "VideoGPTRetrievalPipeline": "`videogpt index`, `videogpt search` and `videogpt evaluate retrieval` take it",
+    "VideoGPTForVideoClassification": "`videogpt evaluate probe` takes it",
+    "VideoGPTPipeline": "`videogpt predict` takes it; training_scripts/ has what makes a classifier or a retriever of it",
+    "LoRA": "name its base as the model, and this folder by `--lora` or `load_lora_weights`",
+    "part of a pipeline": "name the folder above it",
+    "checkpoint of the authors' code": "`videogpt convert` makes a pipeline of it",
+    "run that has not ended": "train it to its end with --resume_from_checkpoint latest",
+}
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def kind_of(folder: Path) -> str | None:
+    """A key of `HINTS`, or the name of another class, or `None` if nothing there is known."""
+    class_name = _read_json(folder / "model_index.json").get("_class_name")
+    if class_name is not None:
+        return class_name
+    if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+        return "LoRA"
+    config = _read_json(folder / "config.json") | _read_json(folder / "scheduler_config.json")
+    if config.get("_class_name") in HINTS:
+        return config["_class_name"]
+    if (folder.parent / "model_index.json").is_file():
+        return "part of a pipeline"
+    if "num_hidden_layers" in config:  # a Phi3Config
+        return "checkpoint of the authors' code"
+    return "run that has not ended" if any(folder.glob("checkpoint-*")) else None
+
+
+class VideoGPTLoadingMixin:
+    """`from_pretrained` of pipelines and models that are loaded by a folder's name."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """Loads as diffusers does, and says so where a folder holds something else.
+
+        A folder in which nothing is known, and what is no folder, such as an id on the Hub, are left to diffusers to judge.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or an id on the Hub.
+            kwargs: of [`DiffusionPipeline.from_pretrained`] or [`ModelMixin.from_pretrained`].
+
+        Raises:
+            ValueError: says what the folder holds, and what takes that.
+        """
+        name, wanted = pretrained_model_name_or_path, next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
+        found = kind_of(Path(name)) if Path(name).is_dir() and kwargs.get("subfolder") is None else None
+        if found in HINTS and found != wanted:
+            raise ValueError(f"'{name}' is a {found}, not a {wanted}: {HINTS[found]}.")
+        return super().from_pretrained(name, **kwargs)
