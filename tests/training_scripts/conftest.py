@@ -1,12 +1,14 @@
 """What the scripts' tests start from: tiny models and videos."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderTiny
-from run_scripts import TINY, make_videos
+from run_scripts import SCRIPTS, TINY, make_videos
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,22 @@ def new_model(tiny_parts) -> list:
         *("--height", 32, "--width", 32, "--max_num_frames", 4, "--frames_per_clip", 2),
         *("--learning_rate", 1e-3, "--lr_warmup_steps", 2, "--num_validation_videos", 2, "--logging_steps", 1),
     ]
+
+
+@pytest.fixture
+def refusal_of(monkeypatch, capsys):
+    """Says how a script ends, which is by an error; in the test's own process, since one of its own starts slowly."""
+
+    def run(script: str, *args) -> str:
+        monkeypatch.setattr("sys.argv", [script, *map(str, args)])
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+        try:
+            with pytest.raises((SystemExit, OSError, ValueError)) as refused:
+                runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        assert getattr(refused.value, "code", 1) not in (0, None)
+        return f"{capsys.readouterr().err}{refused.value}"
+
+    return run

@@ -1,13 +1,11 @@
 """Running a training script as a user does, on videos made for it."""
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from diffusers_videogpt.video_io import write_video
 
@@ -56,12 +54,3 @@ def run_script(script: str, *args, launcher=(), check=True, environment=None) ->
     )
     assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return result
-
-
-def refusal_of(script: str, *args, monkeypatch, capsys) -> str:
-    """What a script says of arguments that it refuses before it does anything; quicker than in a process of its own."""
-    monkeypatch.setattr("sys.argv", [script, *map(str, args)])
-    with pytest.raises(SystemExit) as refused:
-        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-    assert refused.value.code == 2
-    return capsys.readouterr().err

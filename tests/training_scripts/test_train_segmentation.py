@@ -8,7 +8,7 @@ import pytest
 from diffusers import DiffusionPipeline
 from masked_videos import make_davis, make_masked_video
 from PIL import Image
-from run_scripts import TWO_PROCESSES, refusal_of, run_script
+from run_scripts import TWO_PROCESSES, run_script
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -104,6 +104,6 @@ def test_the_score_from_the_command_line(trained, davis, tmp_path, capsys):
         (("--max_num_frames", 2), "clips of 2 frames: they have the marked first one"),
     ],
 )
-def test_what_does_not_belong_here(arguments, argument, message, monkeypatch, capsys):
+def test_what_does_not_belong_here(arguments, argument, message, refusal_of):
     given = ("--output_dir", "run", *arguments, *argument)
-    assert message in refusal_of(SCRIPT, *given, monkeypatch=monkeypatch, capsys=capsys)
+    assert message in refusal_of(SCRIPT, *given)

@@ -69,7 +69,7 @@ def test_from_captions_to_videos_of_a_prompt(tmp_path, new_model, videos, captio
     assert frames[0].shape == (1, 4, 3, 32, 32) and (frames[0] - frames[1]).abs().max() > 1e-5
 
 
-def test_rows_without_captions(tmp_path, new_model, videos, text_encoder):
+def test_rows_without_captions(tmp_path, new_model, videos, text_encoder, refusal_of):
     args = [*new_model, "--instance_data_root", videos, "--pretrained_text_encoder_path", text_encoder]
-    result = train(tmp_path, *args, check=False)
-    assert result.returncode != 0 and "7 of 7 videos have no caption (32x32-0.mp4" in result.stderr
+    said = refusal_of("train_text_to_video.py", "--output_dir", tmp_path, *args)
+    assert "7 of 7 videos have no caption (32x32-0.mp4" in said
