@@ -39,14 +39,29 @@ def kind_of(folder: Path) -> str | None:
     return "run that has not ended" if any(folder.glob("checkpoint-*")) else None
 
 
+def refuse_other_kinds(name: str | Path, wanted: str) -> None:
+    """Refuses a folder of this machine that holds something else than what is to be loaded from it.
+
+    A folder in which nothing is known, and what is no folder, such as an id on the Hub, are left to diffusers to judge.
+
+    Args:
+        name: a folder, or an id on the Hub.
+        wanted: a class in `HINTS`.
+
+    Raises:
+        ValueError: says what the folder holds, and what takes that.
+    """
+    found = kind_of(Path(name)) if Path(name).is_dir() else None
+    if found in HINTS and found != wanted:
+        raise ValueError(f"'{name}' is a {found}, not a {wanted}: {HINTS[found]}.")
+
+
 class VideoGPTLoadingMixin:
     """`from_pretrained` of pipelines and models that are loaded by a folder's name."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
         """Loads as diffusers does, and says so where a folder holds something else.
-
-        A folder in which nothing is known, and what is no folder, such as an id on the Hub, are left to diffusers to judge.
 
         Args:
             pretrained_model_name_or_path: a folder, or an id on the Hub.
@@ -55,8 +70,8 @@ class VideoGPTLoadingMixin:
         Raises:
             ValueError: says what the folder holds, and what takes that.
         """
-        name, wanted = pretrained_model_name_or_path, next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
-        found = kind_of(Path(name)) if Path(name).is_dir() and kwargs.get("subfolder") is None else None
-        if found in HINTS and found != wanted:
-            raise ValueError(f"'{name}' is a {found}, not a {wanted}: {HINTS[found]}.")
-        return super().from_pretrained(name, **kwargs)
+        if kwargs.get("subfolder") is None:
+            refuse_other_kinds(
+                pretrained_model_name_or_path, next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

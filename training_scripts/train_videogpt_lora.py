@@ -78,6 +78,7 @@ def load_base(args) -> VideoGPTPipeline:
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     elif args.quantize_base == "int8":
         config = BitsAndBytesConfig(load_in_8bit=True)
+    vae = load_vae(args)
     transformer = VideoGPTTransformerModel.from_pretrained(
         args.pretrained_model_name_or_path,
         subfolder="transformer",
@@ -91,7 +92,7 @@ def load_base(args) -> VideoGPTPipeline:
         revision=args.revision,
         variant=args.variant,
         transformer=transformer,
-        vae=load_vae(args),
+        vae=vae,
     )
     transformer.requires_grad_(False)
     if args.quantize_base is not None:

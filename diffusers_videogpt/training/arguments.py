@@ -10,6 +10,7 @@ import yaml
 from diffusers import AutoModel
 
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .phi3 import load_phi3_decoder
@@ -180,6 +181,7 @@ def load_vae(args: argparse.Namespace):
     dtype = getattr(torch, args.vae_dtype)
     if args.pretrained_vae_path is not None:
         return AutoModel.from_pretrained(args.pretrained_vae_path, dtype=dtype)
+    refuse_other_kinds(args.pretrained_model_name_or_path, VideoGPTPipeline.__name__)
     return AutoModel.from_pretrained(
         args.pretrained_model_name_or_path,
         subfolder="vae",

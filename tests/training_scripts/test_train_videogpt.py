@@ -364,6 +364,13 @@ def test_bad_arguments(tmp_path, new_model, args, message, refusal_of):
     assert message in refusal_of("train_videogpt.py", *arguments)
 
 
+def test_model_that_is_something_else(tmp_path, videos, refusal_of):
+    (tmp_path / "first" / "checkpoint-2").mkdir(parents=True)
+    given = ["--output_dir", tmp_path, "--instance_data_root", videos, "--max_num_frames", 4]
+    said = refusal_of("train_videogpt.py", *given, "--pretrained_model_name_or_path", tmp_path / "first")
+    assert "is a run that has not ended, not a VideoGPTPipeline" in said
+
+
 @pytest.mark.parametrize(
     "args, message",
     [

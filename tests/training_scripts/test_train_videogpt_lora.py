@@ -122,7 +122,7 @@ def test_two_processes_train_as_one(tmp_path, arguments):
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
 
 
-def test_bad_input(tmp_path, arguments, refusal_of):
+def test_bad_input(tmp_path, base, arguments, refusal_of):
     one_frame = make_videos(tmp_path / "short", 2, num_frames=1)
     picture = tmp_path / "pictures"
     picture.mkdir()
@@ -134,6 +134,7 @@ def test_bad_input(tmp_path, arguments, refusal_of):
         (["--instance_data_root", one_frame], "too short"),
         (["--instance_data_root", picture], "No usable video"),
         (["--dataset_file", captions], "has no column 'video'"),
+        (["--pretrained_model_name_or_path", base / "transformer"], "is a part of a pipeline"),
     ]
     for args, message in cases:
         given = ["--output_dir", tmp_path / "run", *arguments, *args]
