@@ -236,33 +236,50 @@ def _resample(shown: Iterator[ShownFrame], start: float, fps: float, slack: floa
             k += 1
 
 
-def _open_picture(path: Path | bytes) -> tuple[float | None, float, Iterator[ShownFrame]] | None:
-    """Pictures and animated WebP, which FFmpeg does not decode; `None` for any other file."""
+@contextmanager
+def _told_as_video_errors(path: Path | bytes) -> Iterator[None]:
+    """What Pillow says of a picture, as a [`VideoReadError`]; but not that the file is none of its pictures."""
     try:
-        file = io.BytesIO(path) if isinstance(path, bytes) else path
-        image = Image.open(file, formats=("BMP", "JPEG", "PNG", "WEBP"))
+        yield
     except Image.UnidentifiedImageError:
-        return None
+        raise
     except Image.DecompressionBombError as error:
         raise VideoReadError(
             f"{_name(path)}: a picture too large to be meant ({error}); scale it down, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
         ) from error
-    except OSError as error:
-        raise VideoReadError(f"{_name(path)}: a damaged picture ({error}); give another file.") from error
-    frames = []
-    try:
-        with image:
-            count = image.n_frames if image.format == "WEBP" else 1
-            for index in range(count):
-                image.seek(index)
-                picture = ImageOps.exif_transpose(image).convert("RGB")
-                begin = frames[-1][1] if frames else 0.0
-                end = begin + (image.info["duration"] or 100) / 1000 if count > 1 else math.inf
-                frames.append((begin, end, picture))
     except (OSError, SyntaxError) as error:
         raise VideoReadError(f"{_name(path)}: a damaged picture ({error}); give another file.") from error
-    rate = None if count == 1 else count / frames[-1][1]
-    return rate, 1e-6, (frame for frame in frames)
+
+
+def _open_image(path: Path | bytes) -> Image.Image:
+    file = io.BytesIO(path) if isinstance(path, bytes) else path
+    return Image.open(file, formats=("BMP", "JPEG", "PNG", "WEBP"))
+
+
+def _open_picture(path: Path | bytes) -> tuple[float | None, float, Iterator[ShownFrame]] | None:
+    """Pictures and animated WebP, which FFmpeg does not decode; `None` for any other file."""
+    durations = [math.inf]
+    try:
+        with _told_as_video_errors(path), _open_image(path) as image:
+            if image.format == "WEBP" and image.n_frames > 1:
+                durations = []  # known once a frame is decoded; frames are not kept, so that a long film fits in memory
+                for index in range(image.n_frames):
+                    image.seek(index)
+                    image.load()
+                    durations.append((image.info["duration"] or 100) / 1000)
+    except Image.UnidentifiedImageError:
+        return None
+    rate = None if len(durations) == 1 else len(durations) / sum(durations)
+    return rate, 1e-6, _picture_frames(path, durations)
+
+
+def _picture_frames(path: Path | bytes, durations: list[float]) -> Iterator[ShownFrame]:
+    begin = 0.0
+    with _told_as_video_errors(path), _open_image(path) as image:
+        for index, duration in enumerate(durations):
+            image.seek(index)
+            yield begin, begin + duration, ImageOps.exif_transpose(image).convert("RGB")
+            begin += duration
 
 
 def _open_container(path: Path | bytes):

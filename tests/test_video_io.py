@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffusers_videogpt import video_io
 from diffusers_videogpt.video_io import (
@@ -232,6 +232,16 @@ def test_gif_and_webp(tmp_path):
         stamps = [Fraction(stamp, 1000) for stamp in itertools.accumulate([0, *durations[:-1]])]
         expected = on_screen(stamps, [Fraction(k, 10) for k in range(16)])
         assert numbers(read_video(path, fps=10).frames) == [1 + index for index in expected]
+
+
+def test_frames_of_webp_are_made_when_they_are_taken(tmp_path, monkeypatch):
+    """A long film in a small file must not fill the memory."""
+    made, upright = [], ImageOps.exif_transpose
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: made.append(image.tell()) or upright(image))
+    frames = [Image.fromarray(numbered_frame(i)) for i in range(40)]
+    frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], duration=50)
+    assert numbers(read_video(tmp_path / "film.webp", max_frames=3).frames) == [0, 1, 2]
+    assert made == [0, 1, 2]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
