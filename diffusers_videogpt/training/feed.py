@@ -364,7 +364,9 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
     if cached is None and args.windows_per_video is not None:
         cached = cache_latents(args, accelerator, vae)
     if cached is not None:
-        cache = LatentCache(cached, make_cache_key(vae, make_sampling(args), args.seed))
+        expected = make_cache_key(vae, make_sampling(args), args.seed)
+        del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
+        cache = LatentCache(cached, expected)
         kept, held_out = split_off(cache.ids, num_validation, args.seed)
         train, held_out = CachedWindows(cache, kept), CachedWindows(cache, held_out)
     else:
