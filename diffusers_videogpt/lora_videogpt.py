@@ -6,6 +6,7 @@ Shapes: r is the rank of a layer's LoRA.
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,24 +351,28 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         cls,
         save_directory: str | os.PathLike,
         transformer_lora_layers: dict[str, torch.Tensor],
-        transformer_lora_adapter_metadata: dict[str, Any] | None = None,
-        weight_name: str = LORA_WEIGHT_NAME_SAFE,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable | None = None,
         safe_serialization: bool = True,
+        transformer_lora_adapter_metadata: dict[str, Any] | None = None,
     ) -> None:
         """Writes a LoRA as safetensors, with the configuration that its scale depends on.
 
         ```py
         layers = get_peft_model_state_dict(transformer, adapter_name="default")
         metadata = transformer.peft_config["default"].to_dict()
-        VideoGPTPipeline.save_lora_weights("folder", layers, metadata)
+        VideoGPTPipeline.save_lora_weights("folder", layers, transformer_lora_adapter_metadata=metadata)
         ```
 
         Args:
             save_directory: a folder, made if need be.
             transformer_lora_layers: `{"LAYER.lora_A.weight": tensor, ...}` from PEFT.
-            transformer_lora_adapter_metadata (`dict`, *optional*): `LoraConfig.to_dict()`. Without it α counts as the rank.
+            is_main_process (`bool`, defaults to `True`): `False` writes nothing, for the other processes of a training.
             weight_name (`str`, defaults to `"pytorch_lora_weights.safetensors"`): the file.
+            save_function (`Callable`, *optional*): writes the tensors to a path, instead of safetensors; no metadata then.
             safe_serialization (`bool`, defaults to `True`): must be `True`, pickles are not written.
+            transformer_lora_adapter_metadata (`dict`, *optional*): `LoraConfig.to_dict()`. Without it α counts as the rank.
 
         Raises:
             ValueError: if there are no layers, `save_directory` is a file, or a pickle was asked for.
@@ -378,16 +383,20 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             )
         if Path(save_directory).is_file():
             raise ValueError(f"`save_directory` '{save_directory}' is a file: pass a folder.")
+        weight_name = weight_name or LORA_WEIGHT_NAME_SAFE
         if not weight_name.endswith(".safetensors") or not safe_serialization:
             raise ValueError(
                 f"LoRAs are saved as safetensors alone: `weight_name` must end in .safetensors, got {weight_name!r}, and "
                 f"`safe_serialization` must be `True`, got {safe_serialization}."
             )
+        if not is_main_process:
+            return
         cls._save_lora_weights(
             save_directory,
             lora_layers={cls.transformer_name: transformer_lora_layers},
             lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata},
             weight_name=weight_name,
+            save_function=save_function,
         )
 
     @property
@@ -429,6 +438,9 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         self._refuse_while_fused("fuse_lora")
         names = self.get_active_adapters() if adapter_names is None else adapter_names
         loaded = self.get_list_adapters().get("transformer", [])
+        layers = [module for module in self.transformer.modules() if isinstance(module, BaseTunerLayer)]
+        if any(layer.disable_adapters for layer in layers):
+            raise ValueError("LoRAs are switched off, PEFT would take them out again: call `enable_lora` first.")
         if not names or not set(names) <= set(loaded):
             raise ValueError(
                 f"`fuse_lora` was to fuse {list(names)}, but {loaded} are loaded: choose among them by `set_adapters` or "
@@ -457,6 +469,15 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         """
         self._refuse_while_fused("set_adapters")
         super().set_adapters(adapter_names, adapter_weights)
+
+    def disable_lora(self) -> None:
+        """Switches all LoRAs off, until `enable_lora`.
+
+        Raises:
+            ValueError: if LoRAs are fused: PEFT would take them out of the weights, without what `fuse_lora` scaled them by.
+        """
+        self._refuse_while_fused("disable_lora")
+        super().disable_lora()
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Removes these LoRAs from memory.

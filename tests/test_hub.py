@@ -52,7 +52,9 @@ def run_folder(tmp_path, tiny_transformer):
 def lora_folder(tmp_path, tiny_transformer):
     tiny_transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     layers = get_peft_model_state_dict(tiny_transformer)
-    VideoGPTPipeline.save_lora_weights(tmp_path / "lora", layers, tiny_transformer.peft_config["default"].to_dict())
+    VideoGPTPipeline.save_lora_weights(
+        tmp_path / "lora", layers, transformer_lora_adapter_metadata=tiny_transformer.peft_config["default"].to_dict()
+    )
     return tmp_path / "lora"
 
 

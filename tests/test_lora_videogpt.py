@@ -37,7 +37,7 @@ def make_lora(make_tiny_transformer, tmp_path):
         )
         layers = {key: 0.5 * tensor for key, tensor in get_peft_model_state_dict(transformer).items()}
         metadata = transformer.peft_config["default"].to_dict() if with_metadata else None
-        VideoGPTPipeline.save_lora_weights(tmp_path / name, layers, metadata)
+        VideoGPTPipeline.save_lora_weights(tmp_path / name, layers, transformer_lora_adapter_metadata=metadata)
         return tmp_path / name
 
     return make
@@ -510,6 +510,29 @@ def test_fused_projections_are_refused(pipe, make_lora):
     assert_refused(pipe, "unfuse_qkv_projections", make_lora())
 
 
+def test_projections_are_not_fused_over_a_lora(pipe, make_lora):
+    pipe.load_lora_weights(make_lora())
+    adapted = predict(pipe)
+    with pytest.raises(ValueError, match="would drop what the LoRAs add"):
+        pipe.transformer.fuse_qkv_projections()
+    assert torch.equal(predict(pipe), adapted)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe.transformer.fuse_qkv_projections()
+    assert_close(predict(pipe), adapted, atol=1e-4)
+
+
+def test_what_is_switched_off_is_not_fused(pipe, make_lora):
+    """PEFT takes fused LoRAs out by itself where they are switched off."""
+    pipe.load_lora_weights(make_lora())
+    adapted = predict(pipe)
+    pipe.disable_lora()
+    with pytest.raises(ValueError, match="switched off.*`enable_lora`"):
+        pipe.fuse_lora()
+    pipe.enable_lora()
+    assert_close(predict(pipe), adapted, atol=0)
+
+
 def test_while_fused(pipe, make_lora):
     """Nothing that would be without effect, or could not be undone."""
     folder = make_lora()
@@ -525,6 +548,7 @@ def test_while_fused(pipe, make_lora):
         lambda: pipe.fuse_lora(),
         lambda: pipe.set_adapters("fly", 0.5),
         lambda: pipe.delete_adapters("walk"),
+        lambda: pipe.disable_lora(),
         lambda: pipe.load_lora_weights(folder),
     ):
         with pytest.raises(ValueError, match=r"\['walk'\] are fused: call `unfuse_lora`"):
@@ -543,4 +567,5 @@ def test_saving_refuses(tmp_path):
         VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, weight_name="lora.bin")
     with pytest.raises(ValueError, match="`safe_serialization` must be `True`, got False"):
         VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, safe_serialization=False)
+    VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, is_main_process=False)
     assert not (tmp_path / "new").exists()

@@ -38,7 +38,9 @@ def folders(make_tiny_pipe, tmp_path):
     VideoGPTRetrievalPipeline(*parts, sampling).save_pretrained(tmp_path / "retriever")
     pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     layers = get_peft_model_state_dict(pipe.transformer)
-    VideoGPTPipeline.save_lora_weights(tmp_path / "lora", layers, pipe.transformer.peft_config["default"].to_dict())
+    VideoGPTPipeline.save_lora_weights(
+        tmp_path / "lora", layers, transformer_lora_adapter_metadata=pipe.transformer.peft_config["default"].to_dict()
+    )
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "rms_norm_eps": 1e-5}))
     (tmp_path / "unfinished" / "checkpoint-10").mkdir(parents=True)

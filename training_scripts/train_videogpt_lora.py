@@ -126,7 +126,7 @@ def save(args, accelerator, loop: TrainingLoop, training: NextClipTraining, conf
         return
     transformer = accelerator.unwrap_model(loop.model)
     layers = get_peft_model_state_dict(transformer, state_dict=weights, adapter_name="default")
-    VideoGPTPipeline.save_lora_weights(args.output_dir, layers, config.to_dict())
+    VideoGPTPipeline.save_lora_weights(args.output_dir, layers, transformer_lora_adapter_metadata=config.to_dict())
     training.publish(loop, "training_scripts/train_videogpt_lora.py", is_adapter=True)
 
 
