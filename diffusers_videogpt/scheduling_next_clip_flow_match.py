@@ -20,6 +20,7 @@ A denoising loop that takes this scheduler as well as diffusers' own:
 """
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -184,8 +185,13 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         `return_unused_kwargs` returns what is no setting too.
 
         Raises:
-            ValueError: if `shift` and `flow_shift` contradict each other and no `shift` is passed to decide.
+            ValueError: if `shift` and `flow_shift` contradict each other and no `shift` is passed to decide, or a path was
+                passed in the place of a config.
         """
+        if isinstance(config, str | os.PathLike):
+            raise ValueError(
+                f"`from_config` takes a config, got the path '{config}': use `from_pretrained` for a folder."
+            )
         if config is not None:
             config = {k: v for k, v in config.items() if k not in ("prediction_type", "use_flow_sigmas")}
             flow_shift = config.pop("flow_shift", None)

@@ -491,3 +491,8 @@ def test_step_of_different_shapes_is_refused():
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match=r"`model_output` has shape \(1, 4\) but `sample` has \(2, 4\)"):
         scheduler.step(torch.zeros(1, 4), scheduler.timesteps[0], torch.zeros(2, 4))
+
+
+def test_a_path_is_no_config():
+    with pytest.raises(ValueError, match="got the path 'folder': use `from_pretrained`"):
+        NextClipFlowMatchScheduler.from_config("folder")
