@@ -154,6 +154,12 @@ def demo(args: argparse.Namespace) -> None:
             threading.Event().wait()
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     from .evaluation.commands import add_benchmarks
 
@@ -174,10 +180,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_lora_argument(command)
     command.add_argument(
-        "--num-history-frames", type=int, help="give only the first N frames; the rest is shown as truth"
+        "--num-history-frames", type=_positive, help="give only the first N frames; the rest is shown as truth"
     )
     command.add_argument(
-        "--num-frames", type=int, help="frames to predict; default: as many as the truth has, or two clips"
+        "--num-frames", type=_positive, help="frames to predict; default: as many as the truth has, or two clips"
     )
     command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
     command.add_argument("--guidance-scale", type=float, help="history guidance, 1 for none; default: the model's own")

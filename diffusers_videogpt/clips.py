@@ -13,6 +13,7 @@ its metadata (stream, clip, frame, rank); where it stands for RoPE in its positi
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ def equal_clip_lengths(num_frames: int, frames_per_clip: int) -> list[int]:
             f"`num_frames` and `frames_per_clip` must be at least 1, got {num_frames} and {frames_per_clip}."
         )
     whole, remainder = divmod(num_frames, frames_per_clip)
-    return [frames_per_clip] * whole + [remainder] * (remainder > 0)
+    return [frames_per_clip] * whole + ([remainder] if remainder else [])
 
 
 def draw_clip_lengths(
@@ -214,7 +215,9 @@ def make_clip_layout(
     Raises:
         ValueError: if a clip has no frame, or the per-sample arguments disagree in length.
     """
-    per_sample_clips = [clip_lengths] if isinstance(clip_lengths[0], int) else list(clip_lengths)
+    if not len(clip_lengths):
+        raise ValueError("`clip_lengths` is empty: a video has at least one clip.")
+    per_sample_clips = [clip_lengths] if isinstance(clip_lengths[0], Integral) else list(clip_lengths)
     per_sample_grids = [patch_grid] if isinstance(patch_grid[0], int) else list(patch_grid)
     per_sample_conditions = [condition_lengths] if isinstance(condition_lengths, int) else list(condition_lengths)
     batch_size = max(len(per_sample_clips), len(per_sample_grids), len(per_sample_conditions))
@@ -229,7 +232,7 @@ def make_clip_layout(
         elif len(values) != batch_size:
             raise ValueError(f"`{name}` is given for {len(values)} samples, other arguments for {batch_size}.")
     for lengths in per_sample_clips:
-        if min(lengths) < 1:
+        if not len(lengths) or min(lengths) < 1:
             raise ValueError(f"Every clip needs at least one frame, got `clip_lengths`={list(lengths)}.")
 
     clips = [torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)]) for lengths in per_sample_clips]

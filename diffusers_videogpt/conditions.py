@@ -43,7 +43,10 @@ def text_width(text_encoder: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def encode_text(
-    text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    text_encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    device: torch.device | str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts → the last layer's states of their tokens, special ones too.
 
@@ -69,7 +72,7 @@ def encode_text(
         truncation=max_length is not None,
         max_length=max_length,
         return_tensors="pt",
-    ).to(text_encoder.device)
+    ).to(text_encoder.device if device is None else device)
     encoder = text_encoder.get_encoder() if text_encoder.config.is_encoder_decoder else text_encoder
     states = encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     return states, tokens.attention_mask.bool()
@@ -86,10 +89,9 @@ def _warn_of_cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str],
 
 def as_text_conditions(states: torch.Tensor, mask: torch.Tensor) -> Conditions:
     """States and mask of [`encode_text`] → the transformer's arguments: without a mask if no text needs one."""
-    if mask.all():
-        return {"encoder_hidden_states": states}
     length = int(mask.sum(1).max())
-    return {"encoder_hidden_states": states[:, :length], "encoder_attention_mask": mask[:, :length]}
+    states, mask = states[:, :length], mask[:, :length]
+    return {"encoder_hidden_states": states} | ({} if mask.all() else {"encoder_attention_mask": mask})
 
 
 class VideoGPTConditionMixin:
@@ -111,7 +113,7 @@ class VideoGPTConditionMixin:
             raise ValueError("`class_labels` were passed, but this model was not trained on classes: leave them out.")
         if isinstance(class_labels, torch.Tensor):
             class_labels = class_labels.tolist()
-        wanted = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
+        wanted = [class_labels] if isinstance(class_labels, Integral | str) else list(class_labels)
         if not wanted:
             raise ValueError("`class_labels` is empty: name at least one class, or leave it out.")
         numbers = []
@@ -207,7 +209,7 @@ class VideoGPTConditionMixin:
                 f"The transformer takes text of width {width}, {type(self.text_encoder).__name__} gives "
                 f"{text_width(self.text_encoder)}: load the text encoder that the model was trained with."
             )
-        embeds, mask = encode_text(self.text_encoder, self.tokenizer, texts)
+        embeds, mask = encode_text(self.text_encoder, self.tokenizer, texts, self._execution_device)
         return embeds.to(self._execution_device, dtype), mask.cpu()
 
     def encode_conditions(
@@ -276,6 +278,8 @@ class VideoGPTConditionMixin:
             raise ValueError(
                 f"{num_given} videos or images were given, and {num_asked} labels or prompts: give one, or as many of both."
             )
+        if num_videos_per_prompt < 1:
+            raise ValueError(f"`num_videos_per_prompt` must be at least 1, got {num_videos_per_prompt}.")
         batch_size = max(num_given, num_asked) * num_videos_per_prompt
         if latents is None or latents.shape[0] == batch_size:
             return batch_size

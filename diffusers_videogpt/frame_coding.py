@@ -36,8 +36,8 @@ def get_vae_scale_factor(vae: AutoencoderKL | AutoencoderTiny | None) -> int:
 def _warn_of_dropped_frames(num_frames: int, max_frames: int) -> None:
     if num_frames > max_frames:
         logger.warning(
-            f"The history has {num_frames} frames, more than the window of {max_frames} that the model looks back on: the "
-            f"oldest {num_frames - max_frames} are dropped. Raise `max_context_frames` to keep more."
+            f"The history has more frames than the window of {max_frames} that the model looks back on: older ones are "
+            "dropped. Raise `max_context_frames` to keep more."
         )
 
 
@@ -91,6 +91,13 @@ class VideoGPTFrameMixin:
                 "by `update_components`), or use `video_latents` and `output_type='latent'`."
             )
 
+    def _check_vae_result(self, result: torch.Tensor) -> None:
+        if not torch.isfinite(result).all():
+            raise ValueError(
+                f"The VAE in {self.vae.dtype} gives NaN or infinite values. In float16 SDXL's overflows: load it in float32, "
+                "by `dtype={'vae': torch.float32, 'default': torch.float16}` of `from_pretrained`, or call `pipe.vae.float()`."
+            )
+
     def check_size(self, height: int | None, width: int | None) -> None:
         """Raises a `ValueError` that names the nearest possible sizes if a frame can't be cut into whole patches."""
         multiple = self.size_multiple
@@ -133,7 +140,9 @@ class VideoGPTFrameMixin:
         videos = []
         for item in _as_list_of_videos(video):
             if isinstance(item, str | Path):
-                frames = read_video(item, fps=fps, transform=resize).frames
+                # One more than are kept tells of the others; all of a long film would fill the memory.
+                limits = {} if max_frames is None else {"max_frames": max_frames + 1, "from_end": True}
+                frames = read_video(item, fps=fps, transform=resize, **limits).frames
             else:
                 frames = to_uint8_frames(item)
             if max_frames is not None:
@@ -155,10 +164,17 @@ class VideoGPTFrameMixin:
         self, frames: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
         """(B, F, 3, H, W) pixels in [−1, 1] → (B, C, F, h, w) scaled latents, a posterior sample as in the reference."""
+        self._check_vae(is_needed=True)
         batch_size = frames.shape[0]
         if isinstance(generator, list):
-            rows = [self.encode_frames(row[None], g) for row, g in zip(frames, generator, strict=True)]
-            return torch.cat(rows)
+            if len(generator) % batch_size or not generator:
+                raise ValueError(
+                    f"`generator` is a list of {len(generator)} for {batch_size} given videos: pass one, or one for each video "
+                    "that is predicted."
+                )
+            # Several videos are predicted from each given one: the first of their generators encodes it.
+            generators = generator[:: len(generator) // batch_size]
+            return torch.cat([self.encode_frames(row[None], g) for row, g in zip(frames, generators, strict=True)])
         latents = []
         for pixels in frames.flatten(0, 1).split(FRAMES_PER_VAE_CALL):
             encoded = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype))
@@ -166,6 +182,7 @@ class VideoGPTFrameMixin:
             latents.append(encoded.latents if posterior is None else posterior.sample(generator))
         latents = torch.cat(latents).float() - (self.vae.config.get("shift_factor") or 0.0)
         latents = latents * self.vae.config.scaling_factor
+        self._check_vae_result(latents)
         return latents.unflatten(0, (batch_size, -1)).transpose(1, 2)
 
     @torch.no_grad()
@@ -173,13 +190,16 @@ class VideoGPTFrameMixin:
         """(B, C, F, h, w) latents → frames, as described at [`VideoGPTPipelineOutput`]."""
         if output_type == "latent":
             return latents
+        self._check_vae(is_needed=True)
         batch_size = latents.shape[0]
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
         frames = [
             self.vae.decode(chunk.to(self.vae.dtype), return_dict=False)[0].float()
             for chunk in latents.transpose(1, 2).flatten(0, 1).split(FRAMES_PER_VAE_CALL)
         ]
-        video = torch.cat(frames).unflatten(0, (batch_size, -1)).transpose(1, 2)
+        frames = torch.cat(frames)
+        self._check_vae_result(frames)
+        video = frames.unflatten(0, (batch_size, -1)).transpose(1, 2)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     def encode_given(
@@ -215,7 +235,8 @@ class VideoGPTFrameMixin:
             ValueError: if latents were given of another size than the one asked for.
         """
         if latents is None:
-            return height or self.config.longest_side, width or self.config.longest_side
+            default = max(self.config.longest_side // self.size_multiple, 1) * self.size_multiple
+            return height or default, width or default
         size = latents.shape[3] * self.vae_scale_factor, latents.shape[4] * self.vae_scale_factor
         if (height or size[0], width or size[1]) != size:
             raise ValueError(f"The latents are of frames of {size[0]} × {size[1]}, not of {height} × {width}.")

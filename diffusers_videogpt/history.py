@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .pipeline_videogpt import VideoGPTPipeline
 
 
+# Positions in a rolling cache only grow, and their angles lose precision: behind so many frames it is filled anew.
+MAX_PAST_FRAMES = 1000
+
+
 @dataclass
 class History:
     """The clean frames that the next clip is predicted from: the last `max_frames` of all that were appended.
@@ -47,11 +51,15 @@ class History:
     def num_frames(self) -> int:
         return 0 if self.latents is None else self.latents.shape[2]
 
+    @property
+    def _num_past_frames(self) -> int:
+        return max((c.next_frame for c in (self.kv_cache, self.negative_kv_cache) if c is not None), default=0)
+
     def append(self, latents: torch.Tensor) -> None:
         """Adds (B, C, F, h, w) frames behind the last; the oldest that no longer fit are dropped."""
         latents = latents if self.latents is None else torch.cat([self.latents, latents], dim=2)
         num_dropped = max(latents.shape[2] - self.max_frames, 0)
-        if num_dropped and not self.rolling:
+        if num_dropped and (not self.rolling or self._num_past_frames > MAX_PAST_FRAMES):
             self.rewind(latents[:, :, num_dropped:])
             return
         self.latents = latents[:, :, num_dropped:]
@@ -79,8 +87,9 @@ class VideoGPTStream:
         clip_lengths: of the clips to come; the stream ends with them.
         frame_size: height and width in pixels.
         history_retention: share of signal, in (0, 1], that predicted frames keep in the history.
-        generator: of the noise; given back to where it was when a clip is thrown away.
+        generator: of the noise, one or one a video; given back to where it was when a clip is thrown away.
         output_type: "pil", "np", "pt" or "latent".
+        batch_size: videos predicted side by side.
 
     ```py
     with pipe.stream(video="given.mp4", frames_per_clip=4) as stream:
@@ -98,12 +107,14 @@ class VideoGPTStream:
         clip_lengths: Iterator[int],
         frame_size: tuple[int, int],
         history_retention: float,
-        generator: torch.Generator | None,
+        generator: torch.Generator | list[torch.Generator] | None,
         output_type: str,
+        batch_size: int,
     ):
         self._pipe, self._history, self._predict_next = pipe, history, predict_next
         self._clip_lengths, self._frame_size, self._retention = clip_lengths, frame_size, history_retention
-        self._generator, self._output_type = generator, output_type
+        self._generator, self._output_type, self._batch_size = generator, output_type, batch_size
+        self._generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="videogpt-stream")
         self._latents_before_clip = history.latents  # what `observe` goes back to
         self._begin_next()
@@ -114,7 +125,7 @@ class VideoGPTStream:
         if self._clip_length is None:
             self._future = None
             return
-        self._random_state = None if self._generator is None else self._generator.get_state()
+        self._random_states = [generator.get_state() for generator in self._generators]
         if clip is not None:
             self._pipe.remember(self._history, clip, self._retention, self._generator)
         self._submit()
@@ -167,11 +178,14 @@ class VideoGPTStream:
         if self._future is None:
             raise ValueError("The stream has ended: nothing would be predicted from these frames.")
         frames = self._pipe.prepare_frames(video, *self._frame_size)
+        if len(frames) not in (1, self._batch_size):
+            raise ValueError(f"{len(frames)} videos observed, {self._batch_size} are predicted: give one, or as many.")
         self._stop_work()
-        if self._generator is not None:
-            self._generator.set_state(self._random_state)
+        for generator, state in zip(self._generators, self._random_states, strict=True):
+            generator.set_state(state)
         self._history.rewind(self._latents_before_clip)
-        self._history.append(self._pipe.encode_frames(frames, self._generator))
+        observed = self._pipe.encode_frames(frames, self._generator)
+        self._history.append(observed.repeat_interleave(self._batch_size // len(observed), dim=0))
         self._latents_before_clip = self._history.latents
         self._submit()
 

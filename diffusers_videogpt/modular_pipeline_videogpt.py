@@ -242,6 +242,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
         block_state.frame_size = components.frame_size(
             given if block_state.latents is None else block_state.latents, block_state.height, block_state.width
         )
+        components.frame_size(given, *block_state.frame_size)  # both of one size
         block_state.batch_size = components.prepare_batch_size(
             given, block_state.conditions or {}, block_state.latents, block_state.num_videos_per_prompt
         )
@@ -311,7 +312,9 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
     @property
     def inputs(self) -> list[InputParam]:
         guidance = ("guidance_scale", "condition_guidance_scale", "guidance_interval")
-        return _made_before("clip", "history", "timesteps", "alphas") + _arguments(*guidance, "attention_kwargs")
+        return _made_before("clip", "history", "timesteps", "alphas") + _arguments(
+            *guidance, "attention_kwargs", "generator"
+        )
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
@@ -330,7 +333,12 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             return clip
 
         block_state.clip = components.run_steps(
-            block_state.clip, block_state.history, block_state.timesteps, block_state.alphas, on_step_end
+            block_state.clip,
+            block_state.history,
+            block_state.timesteps,
+            block_state.alphas,
+            on_step_end,
+            block_state.generator,
         )
         return components, block_state
 
@@ -378,7 +386,8 @@ class VideoGPTRolloutStep(LoopSequentialPipelineBlocks):
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
         num_clips, clips = len(block_state.clip_lengths), []
-        components._num_timesteps = block_state.num_inference_steps * num_clips
+        timesteps, _ = set_flow_timesteps(components.scheduler, block_state.num_inference_steps)
+        components._num_timesteps = len(timesteps) * num_clips
         components._interrupt = False
         with self.progress_bar(total=components.num_timesteps) as block_state.progress_bar:
             for k in range(num_clips):

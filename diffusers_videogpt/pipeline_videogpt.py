@@ -3,6 +3,7 @@
 Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -253,7 +254,7 @@ class VideoGPTRolloutMixin:
                     clean_hidden_states=history.latents[:, :, kv_cache.num_frames :].to(self.transformer.dtype),
                     kv_cache=kv_cache,
                     attention_kwargs=self._attention_kwargs,
-                    **({} if kv_cache.num_frames else conditions),
+                    **({} if kv_cache.num_tokens else conditions),
                 )
 
     def predict_clean(
@@ -312,6 +313,7 @@ class VideoGPTRolloutMixin:
         history: History,
         num_inference_steps: int,
         on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """Noise (B, C, F, h, w) → the clean latents of one clip, by the scheduler's steps.
 
@@ -321,7 +323,7 @@ class VideoGPTRolloutMixin:
             ValueError: if the clip comes out with NaN or infinite values.
         """
         timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
-        return self.run_steps(latents, history, timesteps, alphas, on_step_end)
+        return self.run_steps(latents, history, timesteps, alphas, on_step_end, generator)
 
     def run_steps(
         self,
@@ -330,18 +332,21 @@ class VideoGPTRolloutMixin:
         timesteps: torch.Tensor,
         alphas: torch.Tensor,
         on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """[`denoise_clip`] by the (T,) `timesteps` and `alphas` that [`~scheduling_next_clip_flow_match.set_flow_timesteps`] gave."""
         self.encode_history(history)
         if self.transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
             self.transformer._reset_stateful_cache()
         start, stop = (share * len(timesteps) for share in self._guidance_interval)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters  # to add noise of its own
+        step_kwargs = {"generator": generator} if takes_generator else {}
         for step, (timestep, alpha) in enumerate(zip(timesteps, alphas, strict=True)):
             if self.interrupt:
                 break
             denoised = self.predict_clean(latents, alpha, history, guide_by_history=start <= step < stop)
             model_output = denoised_to_model_output(self.scheduler, denoised, latents, alpha)
-            latents = self.scheduler.step(model_output, timestep, latents, return_dict=False)[0]
+            latents = self.scheduler.step(model_output, timestep, latents, **step_kwargs, return_dict=False)[0]
             if on_step_end is not None:
                 latents = on_step_end(timestep, latents)
         if not torch.isfinite(latents).all():
@@ -538,7 +543,7 @@ class VideoGPTPipeline(
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` multiplies the weights of the active LoRAs, unless they
-                are fused; s is not 0.
+                are fused.
             callback_on_step_end: called as `callback(pipe, step, timestep, {"latents": ...})` after every step, steps
                 counted over all clips; may return changed latents.
             callback_on_step_end_tensor_inputs: what it is handed: `["latents"]`, those of the clip in work.
@@ -574,7 +579,8 @@ class VideoGPTPipeline(
         )
         self._interrupt = False
         self._set_call_state(guidance_scale, condition_guidance_scale, guidance_interval, attention_kwargs)
-        self._num_timesteps = num_inference_steps * len(clip_lengths)
+        timesteps, _ = set_flow_timesteps(self.scheduler, num_inference_steps)  # Heun has two model calls a step
+        self._num_timesteps = len(timesteps) * len(clip_lengths)
 
         # 3. Encode what is asked for
         conditions, negative_conditions = self.encode_conditions(
@@ -591,6 +597,7 @@ class VideoGPTPipeline(
         # 4. Encode the given frames: they are the history
         given = self.encode_given(video, image, video_latents, height, width, fps, max_context_frames, generator)
         height, width = self.frame_size(given if latents is None else latents, height, width)
+        self.frame_size(given, height, width)  # both of one size
         batch_size = self.prepare_batch_size(given, conditions, latents, num_videos_per_prompt)
         history = self.prepare_history(
             given,
@@ -613,7 +620,8 @@ class VideoGPTPipeline(
             def on_step_end(timestep: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
                 if callback_on_step_end is not None:
                     tensors = {"latents": clip} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    clip = callback_on_step_end(self, next(step_numbers), timestep, tensors).pop("latents", clip)
+                    changed = callback_on_step_end(self, next(step_numbers), timestep, tensors) or {}
+                    clip = changed.get("latents", clip)
                 progress_bar.update()
                 return clip
 
@@ -621,7 +629,7 @@ class VideoGPTPipeline(
                 first = sum(c.shape[2] for c in clips)
                 noise = None if latents is None else latents[:, :, first : first + clip_length]
                 clip = self.prepare_latents(batch_size, clip_length, height, width, generator, noise)
-                clip = self.denoise_clip(clip, history, num_inference_steps, on_step_end)
+                clip = self.denoise_clip(clip, history, num_inference_steps, on_step_end, generator)
                 clips.append(clip)
                 if self.interrupt:
                     break
@@ -654,7 +662,7 @@ class VideoGPTPipeline(
         history_retention: float = 1.0,
         rolling_cache: bool = False,
         fps: float | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
@@ -713,7 +721,7 @@ class VideoGPTPipeline(
 
         def predict_next(clip_length: int) -> torch.Tensor:
             noise = self.prepare_latents(batch_size, clip_length, height, width, generator)
-            return self.denoise_clip(noise, history, num_inference_steps)
+            return self.denoise_clip(noise, history, num_inference_steps, generator=generator)
 
         return VideoGPTStream(
             self,
@@ -724,4 +732,5 @@ class VideoGPTPipeline(
             history_retention=history_retention,
             generator=generator,
             output_type=output_type,
+            batch_size=batch_size,
         )

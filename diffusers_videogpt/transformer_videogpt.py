@@ -425,6 +425,7 @@ def _clip_after_history(
     device: torch.device,
     num_with_past: int | None = None,
     num_alone: int = 0,
+    in_inference_mode: bool = False,  # what is made there can't take part in a backward pass
 ) -> ClipLayout:
     """What is cached as one clip, then the clean frames as one, then the noisy frames as one.
 
@@ -571,6 +572,19 @@ class VideoGPTTransformerModel(
             "For long sequences use gradient checkpointing and FSDP2 (training_scripts/configs/accelerate/fsdp2.yaml)."
         )
 
+    def fuse_qkv_projections(self) -> None:
+        """One matrix product in place of three in every attention layer.
+
+        Raises:
+            ValueError: while LoRAs are loaded, whose part in the three would be lost.
+        """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "Fusing would drop what the LoRAs add to to_q, to_k and to_v: call `fuse_lora()` and `unload_lora_weights()` of "
+                "the pipeline first, to keep it in the weights, or `unload_lora_weights()` alone."
+            )
+        super().fuse_qkv_projections()
+
     def pos_embed(self, rows: int, columns: int) -> torch.Tensor:
         """The fixed 2-D sin-cos table of one frame, (`rows`, `columns`, D): the centre crop of the full grid.
 
@@ -650,10 +664,21 @@ class VideoGPTTransformerModel(
             num_past = 0 if kv_cache is None else kv_cache.next_frame
             # While a graph is traced, nothing of it may stay behind in a cache.
             lay_out = _clip_after_history.__wrapped__ if torch.compiler.is_compiling() else _clip_after_history
-            samples = ()
+            samples = (None, 0)
             if reads_cache and kv_cache.num_tokens:
                 samples = (kv_cache.batch_size, latents.shape[0] - kv_cache.batch_size)
-            clip_layout = lay_out(num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device, *samples)
+            clip_layout = lay_out(
+                num_past,
+                num_clean,
+                num_noisy,
+                patch_grid,
+                num_conditions,
+                latents.device,
+                *samples,
+                torch.is_inference_mode_enabled(),
+            )
+        elif reads_cache and not torch.compiler.is_compiling() and (clip_layout.clip != clip_layout.clip[:, :1]).any():
+            raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
         inputs = (0 if conditions is None else conditions.shape[1], num_clean, num_noisy, patch_grid)
         self._check_layout(clip_layout, latents.shape[0], inputs)
         if conditions is not None and kv_cache is not None and (reads_cache or kv_cache.num_tokens):
@@ -722,7 +747,9 @@ class VideoGPTTransformerModel(
         self._check_latents(clean_hidden_states)
         num_frames, size = clean_hidden_states.shape[2], self.config.patch_size
         patch_grid = (clean_hidden_states.shape[3] // size, clean_hidden_states.shape[4] // size)
-        layout = _clip_after_history(0, num_frames, 0, patch_grid, 0, clean_hidden_states.device)
+        layout = _clip_after_history(
+            0, num_frames, 0, patch_grid, 0, clean_hidden_states.device, None, 0, torch.is_inference_mode_enabled()
+        )
         begin, end, _ = self.hint_embed(torch.arange(3, device=layout.stream.device))
         frames = self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(layout), begin, end)
         tokens = torch.cat([token.to(frames[1].dtype) for token in frames], dim=1)
@@ -825,7 +852,7 @@ class VideoGPTTransformerModel(
     ) -> tuple[torch.Tensor | BlockMask | AttentionTiles, torch.Tensor | BlockMask | AttentionTiles]:
         """The hierarchical mask in the form that the attention backend takes: all rows, and those of the outputs alone."""
         num_cached = 0 if kv_cache is None else kv_cache.num_tokens
-        backend = self.transformer_blocks[0].attn.processor._attention_backend
+        backend = getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
         if backend is None:
             backend, _ = _AttentionBackendRegistry.get_active_backend()
             if backend == AttentionBackendName.NATIVE and layout.num_tokens >= MIN_SPARSE_TOKENS and not num_cached:

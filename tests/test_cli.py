@@ -164,6 +164,19 @@ def test_bad_input_is_one_readable_line(tmp_path, monkeypatch, make, arguments, 
     assert not (tmp_path / "videogpt_output").exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("argument", ["--num-frames", "--num-history-frames"])
+def test_numbers_of_frames_are_positive(capsys, argument):
+    with pytest.raises(SystemExit):
+        main(["predict", argument, "0"])
+    assert f"argument {argument}: 0 is not at least 1" in capsys.readouterr().err
+
+
+def test_predict_without_a_vae(tmp_path):
+    VideoGPTPipeline.from_pretrained(BUNDLED_MODEL, vae=None).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match="videogpt predict: .*has no VAE"):
+        main(["predict", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--steps", "1"])
+
+
 def test_evaluate_videos(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for number in range(2):

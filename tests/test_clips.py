@@ -161,6 +161,8 @@ def test_equal_lengths(num_frames, frames_per_clip, expected):
         (lambda: draw_clip_lengths(1), "at least 2 frames, got `num_frames`=1"),
         (lambda: equal_clip_lengths(0, 4), "`num_frames` and `frames_per_clip` must be at least 1, got 0 and 4"),
         (lambda: equal_clip_lengths(4, 0), "must be at least 1, got 4 and 0"),
+        (lambda: make_clip_layout([], (2, 3)), "`clip_lengths` is empty"),
+        (lambda: make_clip_layout([[1], []], (2, 3)), r"at least one frame, got `clip_lengths`=\[\]"),
         (lambda: make_clip_layout([2, 0], (2, 3)), r"at least one frame, got `clip_lengths`=\[2, 0\]"),
         (
             lambda: make_clip_layout([[1], [1], [1]], [(2, 3), (2, 2)]),

@@ -195,6 +195,30 @@ def test_cache_past_the_window(pipe, history):
     assert_same(predict(pipe, **arguments), predict(pipe, use_kv_cache=False, **arguments))
 
 
+def test_rolling_cache_keeps_the_conditions(pipe):
+    """Also where a clip fills the window, so that all cached frames go."""
+    arguments = {"video_latents": torch.randn(1, 4, 4, 4, 6, generator=seeded(1)), "prompt": LONG, "class_labels": 1}
+    arguments |= {"num_frames": 8, "frames_per_clip": 4, "max_context_frames": 4}
+    assert_same(predict(pipe, rolling_cache=True, **arguments)[:, :, :4], predict(pipe, **arguments)[:, :, :4])
+
+
+def test_a_text_padded_to_a_fixed_length_is_cached_too(pipe, history, monkeypatch):
+    embeds, mask = encode_text(pipe.text_encoder, pipe.tokenizer, [SHORT])
+    padded = torch.cat([embeds, torch.ones(1, 3, WIDTH)], dim=1)
+    histories, prepare = [], pipe.prepare_history
+
+    def record(*args, **kwargs):
+        histories.append(prepare(*args, **kwargs))
+        return histories[-1]
+
+    monkeypatch.setattr(pipe, "prepare_history", record)
+    arguments = {"video_latents": history, "condition_guidance_scale": 2.0}
+    expected = predict(pipe, prompt_embeds=embeds, **arguments)
+    padded_mask = torch.cat([mask, torch.zeros(1, 3, dtype=torch.bool)], dim=1)
+    assert_same(predict(pipe, prompt_embeds=padded, prompt_attention_mask=padded_mask, **arguments), expected)
+    assert [history.kv_cache is not None for history in histories] == [True, True]
+
+
 def test_stream_is_the_call(pipe, history):
     arguments = {"video_latents": history, "num_inference_steps": 2, "output_type": "latent", "num_frames": 6}
     arguments |= {"prompt": LONG, "class_labels": "fall", "guidance_scale": 1.5, "condition_guidance_scale": 2.0}
@@ -275,6 +299,7 @@ def test_text_encoder_of_another_width(make_tiny_transformer):
 def test_class_names_that_the_pipeline_does_not_have(transformer):
     pipe = make_pipe(transformer, id2label=None, text_encoder=make_text_encoder(), tokenizer=make_tokenizer())
     assert predict(pipe, class_labels=1).shape[0] == 1
+    assert_same(predict(pipe, class_labels=np.int64(1)), predict(pipe, class_labels=1))
     with pytest.raises(ValueError, match="knows no names"):
         predict(pipe, class_labels="fall")
 

@@ -63,6 +63,30 @@ def test_sequential_offload(make_tiny_pipe, expected, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_sequential_offload_with_a_text_encoder(make_tiny_transformer, device):
+    pipe = VideoGPTPipeline(
+        None,
+        make_tiny_transformer(text_embed_dim=WIDTH),
+        NextClipFlowMatchScheduler(),
+        text_encoder=make_text_encoder(),
+        tokenizer=make_tokenizer(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"prompt": "one red ball falls", "num_inference_steps": 1, "num_frames": 2, "height": 32, "width": 32}
+
+    def predict_latents():
+        return pipe(generator=torch.Generator().manual_seed(0), output_type="latent", **arguments).frames.cpu()
+
+    expected = predict_latents()
+    if device == "cuda":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        for model in (pipe.transformer, pipe.text_encoder):
+            accelerate.cpu_offload(model, torch.device(device))
+    torch.testing.assert_close(predict_latents(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     "offload", [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
 )

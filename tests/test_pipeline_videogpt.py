@@ -12,6 +12,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
 from torch._dynamo.testing import CompileCounter
@@ -19,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.history import History
-from diffusers_videogpt.video_io import VideoReadError, write_video
+from diffusers_videogpt.video_io import VideoReadError, read_video, write_video
 
 
 @pytest.fixture
@@ -105,6 +107,18 @@ def test_from_nothing(pipe):
     assert predict(pipe, num_frames=4, num_videos_per_prompt=3, height=16, width=48).shape == (3, 4, 4, 2, 6)
 
 
+def test_default_size_is_one_of_whole_patches(pipe):
+    pipe.register_to_config(longest_side=40)
+    assert predict(pipe, guidance_scale=None).shape == (1, 4, 2, 4, 4)
+
+
+def test_numbers_of_numpy(pipe, history):
+    expected = predict(pipe, video_latents=history, num_frames=3)
+    torch.testing.assert_close(predict(pipe, video_latents=history, num_frames=np.int64(3)), expected)
+    partition = predict(pipe, video_latents=history, chunk_partition=np.array([2, 1]))
+    torch.testing.assert_close(partition, expected)
+
+
 def test_history_changes_the_prediction(pipe, history):
     assert not torch.allclose(predict(pipe, video_latents=history), predict(pipe, video_latents=-history))
 
@@ -126,6 +140,16 @@ def test_each_video_of_a_batch_is_as_if_alone(pipe, history):
         alone = predict(pipe, video_latents=batch[index : index + 1], num_frames=4, generator=seeded(index + 1))
         torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
     assert predict(pipe, video_latents=batch, num_videos_per_prompt=2).shape[0] == 4
+
+
+def test_several_predictions_of_one_video_each_from_its_generator(pipe, video):
+    """The first encodes the video; a list that fits no number of predictions is refused."""
+    together = predict(pipe, video=video, num_videos_per_prompt=2, generator=[seeded(0), seeded(1)])
+    torch.testing.assert_close(together[:1], predict(pipe, video=video, generator=[seeded(0)]))
+    assert not torch.allclose(together[:1], together[1:])
+    for wrong in ([seeded()] * 3, [seeded()], []):
+        with pytest.raises(ValueError, match=f"list of {len(wrong)}"):
+            predict(pipe, video=[video, video], generator=wrong)
 
 
 def test_guidance_is_a_combination_of_two_passes(pipe, history):
@@ -194,10 +218,28 @@ def test_history_longer_than_the_window_drops_the_oldest_and_says_so(pipe, caplo
     logging.getLogger("diffusers_videogpt").propagate = True
     with caplog.at_level(logging.WARNING):
         result = predict(pipe, video_latents=latents)
-    assert "9 frames, more than the window of 5" in caplog.text and "oldest 4 are dropped" in caplog.text
+    assert "more frames than the window of 5" in caplog.text and "older ones are dropped" in caplog.text
     torch.testing.assert_close(result, predict(pipe, video_latents=latents[:, :, -5:]))
     wider = predict(pipe, video_latents=latents, max_context_frames=9)
     assert not torch.allclose(result, wider)
+
+
+def test_of_a_long_file_only_the_last_frames_are_held(pipe, tmp_path, monkeypatch, caplog):
+    film = np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "film.mp4", film, fps=8, crf=1)
+    held = []
+
+    def read(*args, **kwargs):
+        clip = read_video(*args, **kwargs)
+        held.append(len(clip.frames))
+        return clip
+
+    monkeypatch.setattr("diffusers_videogpt.frame_coding.read_video", read)
+    logging.getLogger("diffusers_videogpt").propagate = True
+    with caplog.at_level(logging.WARNING):
+        result = predict(pipe, video=path)
+    assert held == [6] and "more frames than the window of 5" in caplog.text  # one more tells that there are more
+    torch.testing.assert_close(result, predict(pipe, video=read_video(path).frames[-5:]))
 
 
 def test_guidance_on_an_interval(pipe, history):
@@ -249,6 +291,25 @@ def test_rolling_cache(pipe, history):
                      generator=seeded(), output_type="latent") as stream:  # fmt: skip
         clips = [clip.frames for clip in stream]
     torch.testing.assert_close(torch.cat(clips, dim=2), outputs[True])
+
+
+def test_rolling_cache_is_filled_anew_before_its_positions_are_far(pipe, history, monkeypatch):
+    """Filled anew for every clip it is the window computed anew; else positions stay within the bound and one window."""
+    arguments = {"video_latents": history, "num_frames": 20}
+    expected = predict(pipe, **arguments)
+    monkeypatch.setattr("diffusers_videogpt.history.MAX_PAST_FRAMES", 0)
+    torch.testing.assert_close(predict(pipe, rolling_cache=True, **arguments), expected)
+
+    monkeypatch.setattr("diffusers_videogpt.history.MAX_PAST_FRAMES", 8)
+    positions, encode = [], VideoGPTPipeline.encode_history
+
+    def record(self, history: History):
+        encode(self, history)
+        positions.append(history.kv_cache.next_frame)
+
+    monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
+    predict(pipe, rolling_cache=True, **arguments)
+    assert positions == [3, 5, 7, 9, 5, 7, 9, 5, 7, 9]
 
 
 def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):
@@ -315,6 +376,34 @@ def test_multistep_schedulers_come_near_the_exact_solution(pipe, history, schedu
     assert error < euler_error
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchLCMScheduler(),
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", algorithm_type="sde-dpmsolver++"
+        ),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_noise_of_the_steps_comes_from_the_generator(pipe, history, scheduler):
+    pipe.scheduler = scheduler
+    noise = torch.randn(1, 4, 2, 4, 6, generator=seeded(2))
+    first, again, other = (predict(pipe, video_latents=history, latents=noise, generator=seeded(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+    with pipe.stream(video_latents=history, num_frames=2, num_inference_steps=3, guidance_scale=2.0, generator=seeded(),
+                     output_type="latent") as stream:  # fmt: skip
+        assert torch.equal(next(stream).frames, predict(pipe, video_latents=history))
+
+
+def test_steps_of_two_calls_each_are_counted(pipe, history):
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    steps = []
+    predict(pipe, video_latents=history, callback_on_step_end=lambda pipe, step, *_: steps.append(step))
+    assert len(steps) == pipe.num_timesteps == 5
+
+
 def test_scheduler_that_is_not_for_flow_matching(pipe, history):
     pipe.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match="DDIMScheduler"):
@@ -334,6 +423,11 @@ def test_callback_counts_all_steps_and_may_change_the_latents(pipe, history):
     result = predict(pipe, video_latents=history, num_frames=4, callback_on_step_end=callback)
     assert steps == list(range(6)) and pipe.num_timesteps == 6
     assert result[:, :, :2].any() and not result[:, :, 2:].any()
+
+
+def test_callback_that_returns_nothing_changes_nothing(pipe, history):
+    expected = predict(pipe, video_latents=history)
+    assert torch.equal(predict(pipe, video_latents=history, callback_on_step_end=lambda *_: None), expected)
 
 
 def test_interrupt_ends_the_call(pipe, history):
@@ -385,6 +479,32 @@ def test_stream_is_the_call(pipe, history):
         clips = [clip.frames for clip in stream]
     assert [clip.shape[2] for clip in clips] == [2, 2, 2, 1]
     torch.testing.assert_close(torch.cat(clips, dim=2), expected, atol=1e-5, rtol=0)
+
+
+def test_stream_with_a_generator_a_video(pipe, video):
+    arguments = {"video": [video, video], "num_frames": 6, "num_inference_steps": 2, "output_type": "latent"}
+    expected = pipe(generator=[seeded(1), seeded(2)], **arguments).frames
+    with pipe.stream(generator=[seeded(1), seeded(2)], **arguments) as stream:
+        torch.testing.assert_close(torch.cat([clip.frames for clip in stream], dim=2), expected)
+
+
+def test_stream_of_several_videos_observes_one_for_all_or_as_many(pipe, video):
+    arguments = {"video": [video, video], "num_frames": 6, "num_inference_steps": 2, "output_type": "latent"}
+
+    def rollout(seen=None):
+        with pipe.stream(generator=seeded(), **arguments) as stream:
+            clips = [next(stream).frames]
+            if seen is not None and len(seen) == 3:
+                with pytest.raises(ValueError, match="3 videos observed, 2 are predicted"):
+                    stream.observe(seen)
+            elif seen is not None:
+                stream.observe(seen)
+            return torch.cat(clips + [clip.frames for clip in stream], dim=2)
+
+    assert torch.equal(rollout([video] * 3), rollout())  # refused, it changes nothing
+    pipe.vae = AutoencoderTiny().eval()  # no random posterior: the same frames are the same latents
+    torch.testing.assert_close(rollout([video]), rollout([video, video]))
+    assert not torch.allclose(rollout([video]), rollout())
 
 
 def test_stream_without_end_can_be_closed(pipe, history):
@@ -444,6 +564,11 @@ def test_stream_raises_what_went_wrong_in_the_worker(pipe, history):
         ({"video": np.full((2, 32, 32, 3), np.nan, np.float32)}, "NaN"),
         ({"video": [np.zeros((2, 32, 32, 3), np.uint8), np.zeros((3, 32, 32, 3), np.uint8)]}, "one batch must agree"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt` must be at least 1, got 0"),
+        (
+            {"video": np.zeros((2, 32, 48, 3), np.uint8), "latents": torch.zeros(1, 4, 2, 4, 4)},
+            "frames of 16 × 32, not of 32 × 32",
+        ),
     ],
 )
 def test_bad_arguments(pipe, arguments, message):
@@ -467,6 +592,13 @@ def test_pipeline_without_vae(pipe, video, history):
     for arguments in ({"video": video}, {"video_latents": history, "output_type": "pil"}):
         with pytest.raises(ValueError, match="has no VAE"):
             predict(pipe, **arguments)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_vae_that_overflows_is_reported(pipe, video, part):
+    getattr(pipe.vae, part).conv_out.bias.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"The VAE in torch.float32 gives NaN or infinite .* `pipe.vae.float\(\)`"):
+        predict(pipe, video=video, output_type="pil")
 
 
 def test_nan_weights_are_reported(pipe, history):

@@ -516,6 +516,35 @@ def test_attention_processor_can_be_replaced(tiny_transformer):
 
 
 @torch.no_grad()
+def test_attention_processor_that_knows_nothing_of_ours(tiny_transformer):
+    class Plain:
+        def __call__(self, attn, hidden_states, **kwargs):
+            return VideoGPTAttnProcessor()(attn, hidden_states, **kwargs)
+
+    expected = tiny_transformer(latents(2), TIMESTEP, latents(1, 1)).sample
+    tiny_transformer.set_attn_processor(Plain())
+    assert torch.equal(tiny_transformer(latents(2), TIMESTEP, latents(1, 1)).sample, expected)
+
+
+def test_training_after_inference_mode_at_the_same_sizes(tiny_transformer):
+    """From 2,048 tokens on, what the mask is made of is kept between calls, and a backward pass saves it."""
+    noisy, clean = torch.randn(1, 4, 4, 32, 32), torch.randn(1, 4, 8, 32, 32)
+    with torch.inference_mode():
+        tiny_transformer(noisy, TIMESTEP, clean)
+    tiny_transformer(noisy, TIMESTEP, clean).sample.mean().backward()
+    assert tiny_transformer.proj_out.weight.grad.any()
+
+
+@torch.no_grad()
+def test_several_noisy_clips_after_a_cache_are_refused(tiny_transformer):
+    cache = VideoGPTKVCache(2, 100)
+    tiny_transformer(clean_hidden_states=latents(2), kv_cache=cache)
+    layout = make_clip_layout([2, 1, 1], (2, 3), clean=slice(0), noisy=slice(1, None))
+    with pytest.raises(ValueError, match="one noisy clip is predicted at a time"):
+        tiny_transformer(latents(2), TIMESTEP, kv_cache=cache, clip_layout=layout)
+
+
+@torch.no_grad()
 def test_bfloat16(tiny_transformer, tmp_path):
     expected = tiny_transformer(latents(2), TIMESTEP, latents(3, 1)).sample
     inv_freq = tiny_transformer.rope.inv_freq.clone()
