@@ -378,6 +378,9 @@ def _decode(container, stream) -> Iterator[av.VideoFrame]:
         except av.error.FFmpegError:
             frames, damaged = [], True
         for frame in frames:
+            if frame.is_corrupt and started:  # decoded all the same, its damage painted over
+                damaged = True
+                break
             started = True
             yield frame
         if damaged and started:

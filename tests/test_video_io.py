@@ -437,6 +437,29 @@ def test_damage_in_the_middle_ends_the_video(tmp_path, plain):
     assert 10 < len(found) < 45 and found == list(range(len(found)))
 
 
+def test_damage_that_the_decoder_paints_over_ends_the_video(tmp_path, plain):
+    """A few bytes changed inside a picture: it is decoded, from its neighbours, and so are those that refer to it."""
+    with av.open(str(plain)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    found = set()
+    for place, size in packets[20:40]:
+        data = bytearray(plain.read_bytes())
+        for i in range(place + size // 3, place + size // 3 + min(size, 30)):
+            data[i] = (data[i] * 7 + 13) % 256
+        path = tmp_path / "damaged.mp4"
+        path.write_bytes(data)
+        with av.open(str(path)) as container:
+            try:
+                painted = [i for i, frame in enumerate(container.decode(video=0)) if frame.is_corrupt]
+            except av.error.FFmpegError:
+                continue  # the other test's case
+        if painted:
+            frames = read_video(path).frames
+            assert len(frames) == painted[0]
+            found.add(len(frames))
+    assert found
+
+
 def test_damage_at_the_start_is_passed_over(tmp_path, plain):
     with av.open(str(plain)) as container:
         first = next(container.demux(video=0))
