@@ -28,7 +28,7 @@ SMALLEST_SIDE = {
     "lpips": 31,
 }  # the window of SSIM; below 31 pixels AlexNet's second pooling has nothing left
 SSIM_BORDER = 5
-FRAMES_PER_CALL = 32
+PIXELS_PER_CALL = 2**21  # one frame of 1080p: SSIM takes some 300 bytes a pixel
 
 
 class LPIPS(nn.Module):
@@ -151,8 +151,9 @@ def _by_frame(name: str, compare: Compare, device: str | torch.device) -> Measur
                 f"{truth.shape[2]} × {truth.shape[1]}: evaluate at a larger size, or without {name}."
             )
         values = []
-        for first in range(0, len(truth), FRAMES_PER_CALL):
-            chunk = slice(first, first + FRAMES_PER_CALL)
+        step = max(1, PIXELS_PER_CALL // (truth.shape[1] * truth.shape[2]))
+        for first in range(0, len(truth), step):
+            chunk = slice(first, first + step)
             pixels = [torch.from_numpy(np.array(video[chunk])).to(device) for video in (frames, truth)]
             values.append(compare(*(x.permute(0, 3, 1, 2).float() / 255 for x in pixels)))
         return torch.cat(values).double().cpu().numpy()

@@ -170,6 +170,8 @@ class ClipSettings:
     def __post_init__(self):
         if self.clip_length < MIN_FRAMES:
             raise ValueError(f"clip_length={self.clip_length}: I3D takes {MIN_FRAMES} frames or more.")
+        if self.num_videos is not None and self.num_videos < 2:
+            raise ValueError(f"num_videos={self.num_videos}: a covariance needs 2 videos or more.")
         if not 0 <= self.num_given < self.clip_length:
             raise ValueError(
                 f"num_given={self.num_given} of clip_length={self.clip_length} leaves nothing to predict."

@@ -204,8 +204,11 @@ class Benchmark:
 
 def read_categories(path: Path) -> dict[str, str]:
     """The benchmark's descriptions CSV → scenario (`"trimmed-….mp4"`) → category, in the order of the file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: no CSV in UTF-8 ({error}); give the benchmark's own CSV.") from error
     if not rows or not {"scenario", "category"} <= rows[0].keys():
         raise ValueError(f"{path}: no rows, or not the columns scenario and category; give the benchmark's own CSV.")
     return {row["scenario"].rpartition("_")[2]: row["category"] for row in rows}
@@ -319,6 +322,10 @@ def find_masks(benchmark: Benchmark, masks: str | Path | None, kind: str, view: 
     if folder is None:
         return None
     path = folder / f"{view.ids[take - 1]}_video-masks_{fps}FPS_{view.perspective}_take-{take}_{view.scenario}"
+    if not path.is_file():
+        raise VideoReadError(
+            f"{path}: there is no such mask; complete the folder, or remove it whole, and its masks are made."
+        )
     found_fps, num_masks = measure(path)
     if found_fps != fps:
         raise VideoReadError(f"{path}: masks at {found_fps} frames/s for videos at {fps}; make them again.")

@@ -113,8 +113,15 @@ def score_folder(videos: Sequence[MaskedVideo], folder: str | Path) -> dict[str,
                     "resize it by nearest neighbour."
                 )
             predicted[index] = mask
-        later = [number for number in object_ids(truth) if number > max(object_ids(truth[0]), default=0)]
+        num_objects = max(object_ids(truth[0]), default=0)
+        later = [number for number in object_ids(truth) if number > num_objects]
         predicted[np.isin(predicted, later)] = 0
+        for index, path in enumerate(paths[1:-1], start=1):
+            if predicted[index].max() > num_objects:
+                raise ValueError(
+                    f"{path} has the object {predicted[index].max()}, the first true mask only objects up to "
+                    f"{num_objects}: give each pixel the number of its object there, and 0 to the background."
+                )
         try:
             scores[video.name] = score_sequence(truth, predicted)
         except ValueError as error:

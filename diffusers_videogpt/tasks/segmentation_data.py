@@ -212,7 +212,12 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
             raise ValueError(f"There is no split '{split}' in {lists}: choose one of {known}.")
         names = path.read_text(encoding="utf-8").split()
     elif meta.exists():
-        names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
+        try:
+            names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{meta} does not list videos as YouTube-VOS's does ({error!r}): copy it again."
+            ) from error
     else:
         names = sorted(path.name for path in masks_root.iterdir() if path.is_dir())
     videos = []
@@ -227,6 +232,12 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         if not masks or (first not in masks and not meta.exists()):
             raise ValueError(
                 f"The video '{name}' has no mask of its first frame: {masks_root / name / first}.png is missing."
+            )
+        without = [path.stem for path in frames if path.stem not in masks]
+        if len(masks) > 1 and without and lists.is_dir():
+            raise ValueError(
+                f"The video '{name}' has masks of some frames only: {masks_root / name / without[0]}.png is missing "
+                f"({len(without)} in all). Copy them again."
             )
         videos.append(MaskedVideo(name, frames, masks))
     if not videos:

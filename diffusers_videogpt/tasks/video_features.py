@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..evaluation.store import hash_file
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.latents import encode_moments, hash_weights, make_cache_key, sample_latents
 from ..training.sampling import Sampling, Window
@@ -173,7 +174,7 @@ def extract_features(
     """[`~token_pooling.pool_clean_tokens`] of several clips of each video, from files where these are there already.
 
     A folder of `cache_dir` holds one set of features; its name follows from the weights, the layer, the pooling, the
-    sampling and the videos (id, frames, size, bytes). A run that was killed goes on where it was. Adapters count by
+    sampling and the videos (id, frames, size, content). A run that was killed goes on where it was. Adapters count by
     their weights, not by their scale: fuse what is not at scale 1.
 
     Args:
@@ -196,7 +197,7 @@ def _describe(table: VideoTable, index: int) -> list:
     record, info = table[index], table.infos[index]
     source = record.source
     if isinstance(source, Path):
-        content = source.stat().st_size
+        content = hash_file(source)
     else:
         content = source.dataset._fingerprint if isinstance(source, DatasetRow) else asdict(source)
     return [record.id, info.num_frames, info.width, info.height, content]

@@ -54,15 +54,19 @@ class DroppedVideos(dict[str, str]):
     def first(self, count: int = 5) -> str:
         return "".join(f"\n  {id}: {reason}" for id, reason in list(self.items())[:count])
 
-    def check(self) -> None:
+    def check(self, where: str | None = None) -> None:
         """
+        Args:
+            where (`str`, *optional*): the videos are from, for the error.
+
         Raises:
             ValueError: more than `max_bad_fraction` of the videos are in here; with the counts and the first reasons.
         """
         if len(self) > self.max_bad_fraction * self.num_seen:
+            remedy = ", or raise max_bad_fraction" if self.max_bad_fraction else ""
             raise ValueError(
-                f"{self.summary()}, more than the share of {self.max_bad_fraction} that may be. Look at these files, "
-                f"ask for fewer frames, or raise max_bad_fraction.{self.first()}"
+                f"{f'{where}: ' if where else ''}{self.summary()}, more than the share of {self.max_bad_fraction} that may be. Look at these "
+                f"files, or ask for fewer frames{remedy}.{self.first()}"
             )
 
     def add(self, id: str, reason: str) -> None:
@@ -256,7 +260,7 @@ class VideoTable(Sequence[VideoRecord]):
                 else:
                     table.records.append(record)
                     table.infos.append(info)
-        table.dropped.check()
+        table.dropped.check(where)
         if not table.records:
             raise ValueError(f"No usable video in {where}: {table.dropped.summary()}.{table.dropped.first()}")
         return table

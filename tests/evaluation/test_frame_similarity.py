@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_videogpt.evaluation import frame_similarity
 from diffusers_videogpt.evaluation.frame_similarity import LPIPS, format_measures, make_measures
 from diffusers_videogpt.training.validation import RolloutScores
 
@@ -76,7 +77,7 @@ def test_lpips_gives_the_jax_networks_distances(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ssim", pytest.param("lpips", marks=needs_lpips)])
-def test_measures_by_frame(tmp_path, name):
+def test_measures_by_frame(tmp_path, monkeypatch, name):
     measure = make_measures([name], cache_dir=tmp_path)[name]
     truth = pictures(num_frames=40)
     frames = np.concatenate([truth[:20], noisy(truth[20:30], 10), noisy(truth[30:], 60)])
@@ -85,6 +86,8 @@ def test_measures_by_frame(tmp_path, name):
     equal, near, far = values[:20].mean(), values[20:30].mean(), values[30:].mean()
     assert (equal > near > far) if name == "ssim" else (equal < near < far)
     np.testing.assert_allclose(measure(frames[35:36], truth[35:36]), values[35:36], atol=1e-5)
+    monkeypatch.setattr(frame_similarity, "PIXELS_PER_CALL", 7 * truth.shape[1] * truth.shape[2])
+    np.testing.assert_allclose(measure(frames, truth), values, atol=1e-5)
     with pytest.raises(ValueError, match=f"{name} needs frames of .* these have 48 × 10"):
         measure(frames[:, :10], truth[:, :10])
 

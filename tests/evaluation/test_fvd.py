@@ -195,7 +195,10 @@ def test_short_and_broken_videos(tmp_path):
     (folder / "broken.mp4").write_bytes(b"nothing")
     reference = FolderClips(folder, SMALL)
     assert len(reference) == 2 and set(reference.dropped) == {"short.mp4", "broken.mp4"}
-    with pytest.raises(ValueError, match=r"(?s)broken\.mp4: unreadable.*short\.mp4: too short: 8 frames"):
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)set \(.*: 2 of 4 videos dropped.*broken\.mp4: unreadable.*short\.mp4: too short: 8 frames",
+    ):
         FolderClips(folder, SMALL, is_reference=False)
     with pytest.raises(ValueError, match=r"(?s)set has 2 usable videos, 3 are to be compared.*short\.mp4"):
         FolderClips(folder, ClipSettings(**{**vars(SMALL), "num_videos": 3}))
@@ -242,7 +245,17 @@ def test_only_the_reference_skips_frames(tmp_path):
     np.testing.assert_allclose(np.diff(made.mean((1, 2, 3))), 10, atol=4)
 
 
-@pytest.mark.parametrize("settings", [{"clip_length": 8}, {"num_given": 16}, {"num_given": -1}, {"resolution": 100}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_length": 8},
+        {"num_videos": 1},
+        {"num_videos": -1},
+        {"num_given": 16},
+        {"num_given": -1},
+        {"resolution": 100},
+    ],
+)
 def test_settings_out_of_range(tmp_path, settings):
     write_scenes(tmp_path, ["0.mp4"])
     with pytest.raises(

@@ -337,6 +337,11 @@ BAD = {
         [],
         "descriptions.csv: no rows, or not the columns scenario and category",
     ),
+    "descriptions that are no text": (
+        lambda r, d: (d / "descriptions.csv").write_bytes(b"\xff\xfe\x00scenario"),
+        [],
+        "descriptions.csv: no CSV in UTF-8",
+    ),
     "no descriptions": (lambda r, d: (d / "descriptions.csv").unlink(), [], "No such file.*descriptions.csv"),
     "rate in the name": (
         lambda r, d: rewrite(testing_video(d, 4), fps=8),
@@ -387,7 +392,7 @@ BAD = {
     "missing mask": (
         lambda r, d: (r / "masks" / "real").mkdir(parents=True),
         ["--masks", "masks"],
-        "masks/real/0001_video-masks_4FPS_.*no such file",
+        "masks/real/0001_video-masks_4FPS_.*there is no such mask; complete the folder",
     ),
     "short mask": (
         lambda r, d: rewrite(

@@ -75,6 +75,9 @@ def test_what_is_missing_is_named(davis, tmp_path):
         read_masked_videos(tmp_path / "nothing")
     with pytest.raises(ValueError, match="no split 'test' .* choose one of train, val"):
         read_masked_videos(davis, "test")
+    (davis / "Annotations" / "480p" / "bee" / "00003.png").unlink()
+    with pytest.raises(ValueError, match="'bee' has masks of some frames only: .*bee.00003.png is missing"):
+        read_masked_videos(davis)
     (davis / "Annotations" / "480p" / "bee" / "00000.png").unlink()
     with pytest.raises(ValueError, match="'bee' has no mask of its first frame: .*bee.00000.png is missing"):
         read_masked_videos(davis)
@@ -156,3 +159,7 @@ def test_meta_names_the_videos(tmp_path):
     root = make_youtube_vos(tmp_path, ["v1", "v2"])
     (root / "meta.json").write_text(json.dumps({"videos": {"v2": {}}}))
     assert [video.name for video in read_masked_videos(root)] == ["v2"]
+    for damaged in ("{", '{"a": 1}', "[]"):
+        (root / "meta.json").write_text(damaged)
+        with pytest.raises(ValueError, match="meta.json does not list videos"):
+            read_masked_videos(root)

@@ -140,7 +140,10 @@ def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
     """As clip by clip; then from files, of which only a missing one is made again; anew for other weights or videos."""
     monkeypatch.setattr(video_features, "VIDEOS_PER_FILE", 2)
     pipe, cache = make_tiny_pipe(), tmp_path / "features"
-    table = VideoTable.from_folder(make_videos(tmp_path / "videos", 5), SAMPLING)
+    videos = make_videos(tmp_path / "videos", 5)
+    first_file = min(videos.iterdir())
+    first_file.write_bytes(first_file.read_bytes() + bytes(50_000))  # nothing reads what is behind the video
+    table = VideoTable.from_folder(videos, SAMPLING)
     encoded = []
     pipe.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))
     first, second = extract_layers(pipe, table, [1, 2], num_clips=2, cache_dir=cache, batch_size=3)
@@ -162,6 +165,11 @@ def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
     pipe.transformer.clean_patch_embed.bias.data += 1
     changed = extract_features(pipe, table, 1, 2, cache_dir=cache)
     assert (changed.values - first.values).abs().max() > 1e-3 and len(list(cache.iterdir())) == 2
+
+    replaced = table[0].source  # by another video of as many bytes
+    replaced.write_bytes(table[1].source.read_bytes().ljust(replaced.stat().st_size, b"\0"))
+    anew = extract_features(pipe, table, 1, 2, cache_dir=cache)
+    assert len(list(cache.iterdir())) == 3 and not torch.equal(anew.values[0], changed.values[0])
 
 
 def test_a_video_that_breaks_is_left_out(tmp_path, make_tiny_pipe, monkeypatch):
