@@ -533,7 +533,8 @@ class VideoGPTPipeline(
             use_kv_cache (`bool`, defaults to `True`): compute the history once a clip, not once a step. Same result. Has no
                 effect where the prompts of a batch differ in length.
             rolling_cache (`bool`, defaults to `False`): when the window is full, forget its oldest frames instead of computing
-                the window anew. Faster for short clips; not the same result, since later frames remember the forgotten ones.
+                the window anew. Faster for short clips; not the same result, since later frames remember the forgotten ones. Behind
+                1,000 frames it is filled anew all the same, before its positions grow too large.
             fps (`float`, *optional*): frames a second to read a `video` path at; every frame by default.
             num_videos_per_prompt (`int`, defaults to `1`): different videos for each history, label or prompt.
             generator: makes the result reproducible; one, or one a video. Every clip draws fresh noise from it.
