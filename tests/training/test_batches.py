@@ -99,6 +99,22 @@ def test_the_plan_has_no_state_and_is_shuffled():
     assert shapes != sorted(shapes) and shapes != sorted(shapes, reverse=True)
 
 
+def test_every_epoch_puts_other_videos_together():
+    plan = BatchPlan(Shapes([(16, 32, 8)] * 24), 4, seed=3)
+    size = plan.num_steps_per_epoch
+    first, second, third = (
+        {frozenset(index for index, _ in plan.step(step)) for step in range(k * size, (k + 1) * size)}
+        for k in range(3)
+    )
+    assert not first & second and not second & third
+
+
+def test_batches_of_all_buckets_are_mixed():
+    plan = BatchPlan(Shapes([(16, 32, 8)] * 24 + [(32, 16, 8)] * 24), 4, seed=3)
+    is_second = [plan.step(step)[0][0] >= 24 for step in range(plan.num_steps_per_epoch)]
+    assert is_second != sorted(is_second) and is_second != sorted(is_second, reverse=True)
+
+
 def flatten(batches):
     """What each slot of each step trains on."""
     return {
@@ -106,6 +122,13 @@ def flatten(batches):
         for batch in batches
         for i, slot in enumerate(batch["slots"])
     }
+
+
+def test_windows_follow_the_seed(table):
+    windows = {seed: [WindowDataset(table, seed)[0, draw]["window"] for draw in range(4)] for seed in (0, 5)}
+    for seed, of_seed in windows.items():
+        assert of_seed == [table.draw_window(0, draw, seed) for draw in range(4)]
+    assert windows[0] != windows[5]
 
 
 def test_slots_are_the_same_however_they_are_spread(table):

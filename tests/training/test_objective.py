@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffusers_videogpt.clips import make_clip_layout
-from diffusers_videogpt.training.objective import next_clip_loss
+from diffusers_videogpt.training.objective import next_clip_loss, parse_clips
 
 
 LATENTS = torch.randn(2, 4, 5, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -52,6 +52,24 @@ def test_every_clip_has_one_noise_level_and_the_formula_holds():
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
 
 
+@pytest.mark.parametrize("one_a_video", [True, False])
+def test_noise_is_that_of_a_twin_that_makes_one_video_after_the_other(one_a_video):
+    generators, twins = (
+        [seeded(1), seeded(2)] if one_a_video else [generator] * 2 for generator in (seeded(), seeded())
+    )
+    recorder = Recorder(lambda noisy: noisy)
+    next_clip_loss(recorder, LATENTS, CLIPS, generators if one_a_video else generators[0], min_retention=0.8)
+    made = (recorder.inputs[name] for name in ("timestep", "hidden_states", "clean_hidden_states"))
+    for video, lengths, twin, alphas, noisy, clean in zip(LATENTS, CLIPS, twins, *made, strict=True):
+        alpha = torch.rand(len(lengths), generator=twin).repeat_interleave(torch.tensor(lengths))
+        torch.testing.assert_close(alphas, alpha)
+        alpha = alpha[:, None, None]
+        torch.testing.assert_close(noisy, alpha * video + (1 - alpha) * torch.randn(video.shape, generator=twin))
+        kept = 0.8 + 0.2 * torch.rand(5, generator=twin)[:, None, None]
+        expected = kept * video + (1 - kept) * torch.randn(video.shape, generator=twin)
+        torch.testing.assert_close(clean, expected[:, :3])
+
+
 def test_clean_frames_are_slightly_noisy_and_leave_out_the_last_clip():
     recorder = Recorder(lambda noisy: noisy)
     next_clip_loss(recorder, LATENTS, CLIPS, seeded())
@@ -93,3 +111,31 @@ def test_training_learns(make_tiny_transformer):
 def test_clips_that_do_not_sum_to_the_frames(tiny_transformer):
     with pytest.raises(ValueError, match=r"\[2, 2\] have 4 frames, the latents have 5"):
         next_clip_loss(tiny_transformer, LATENTS, [[2, 2], [5]])
+
+
+def test_generators_are_one_or_one_a_video():
+    with pytest.raises(ValueError, match="3 generators for 2 videos: give one, or one a video"):
+        next_clip_loss(Recorder(lambda noisy: noisy), LATENTS, CLIPS, [seeded(s) for s in range(3)])
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_layout_is_of_the_models_patches(make_tiny_transformer, patch_size):
+    recorder = Recorder(lambda noisy: noisy)
+    next_clip_loss(recorder, LATENTS, CLIPS, seeded(), patch_size=patch_size)
+    assert recorder.inputs["clip_layout"].patch_grids == ((4 // patch_size, 6 // patch_size),) * 2
+    model = make_tiny_transformer(patch_size=patch_size)
+    assert next_clip_loss(model, LATENTS, CLIPS, seeded(), patch_size=patch_size).isfinite()
+
+
+def test_how_samples_are_cut_into_clips():
+    generator = seeded()
+    assert [parse_clips("equal:4")(n, generator) for n in (10, 4, 3)] == [[4, 4, 2], [4], [3]]
+    assert [parse_clips("first:2")(n, generator) for n in (10, 3, 2, 1)] == [[2, 8], [2, 1], [2], [1]]
+    assert {len(parse_clips("random", 3)(9, generator)) for _ in range(50)} == {2, 3}
+    first, again = ([parse_clips("random")(20, g) for _ in range(3)] for g in (seeded(1), seeded(1)))
+    assert first == again
+    for clips in ("first:0", "equal:-1", "first", "halves:2", "random:2"):
+        with pytest.raises(ValueError, match="Clips are 'random'"):
+            parse_clips(clips)
+    with pytest.raises(ValueError, match=r"clips \(3\) belongs to clips='random', got 'equal:4'"):
+        parse_clips("equal:4", 3)
