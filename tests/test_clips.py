@@ -147,6 +147,12 @@ def test_drawing_follows_the_generator():
     assert first == again != other
 
 
+def test_at_most_so_many_clips_are_drawn():
+    generator = torch.Generator().manual_seed(0)
+    assert {len(draw_clip_lengths(9, generator, max_clips=3)) for _ in range(50)} == {2, 3}
+    assert {len(draw_clip_lengths(3, generator, max_clips=8)) for _ in range(50)} == {2, 3}
+
+
 @pytest.mark.parametrize(
     ("num_frames", "frames_per_clip", "expected"),
     [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 16, [3]), (3, 1, [1, 1, 1])],
@@ -159,6 +165,7 @@ def test_equal_lengths(num_frames, frames_per_clip, expected):
     ("make", "message"),
     [
         (lambda: draw_clip_lengths(1), "at least 2 frames, got `num_frames`=1"),
+        (lambda: draw_clip_lengths(9, max_clips=1), "at least 2 clips, got `max_clips`=1"),
         (lambda: equal_clip_lengths(0, 4), "`num_frames` and `frames_per_clip` must be at least 1, got 0 and 4"),
         (lambda: equal_clip_lengths(4, 0), "must be at least 1, got 4 and 0"),
         (lambda: make_clip_layout([], (2, 3)), "`clip_lengths` is empty"),
@@ -229,6 +236,22 @@ def test_one_argument_for_all_samples():
 
     assert layout.patch_grids == ((1, 2), (1, 2))
     assert tokens_of(layout, 0) == tokens_of(alone, 0)
+
+
+@pytest.mark.parametrize("differing", [{"clip_lengths": [[2, 1], [1, 2]]}, {"condition_lengths": [2, 0]}])
+def test_what_differs_between_samples_is_padded(differing):
+    layout = make_clip_layout(**({"clip_lengths": [1, 2], "patch_grid": (2, 2)} | differing))
+    assert layout.has_padding
+
+
+def test_more_clips_and_frames_than_a_byte_counts():
+    layout = make_clip_layout([1] * 300, (1, 1))
+    assert layout.clip.max() == layout.frame.max() == 299
+
+
+def test_layout_is_made_where_it_is_asked_for():
+    layout = make_clip_layout([1, 2], (1, 2), device="meta")
+    assert {x.device.type for x in (*layout.meta(), layout.position_ids)} == {"meta"}
 
 
 def test_layout_moves_between_devices():

@@ -88,6 +88,13 @@ def test_new_scheduler_holds_the_training_grid_of_diffusers():
     assert len(ours) == len(theirs) == 1000
 
 
+def test_times_stay_on_the_cpu_under_another_default_device():
+    scheduler = NextClipFlowMatchScheduler()
+    with torch.device("meta"):
+        scheduler.set_timesteps(4)
+    assert scheduler.alphas.device.type == scheduler.sigmas.device.type == "cpu"
+
+
 # --- the step
 
 
@@ -187,6 +194,14 @@ def test_half_precision_steps_in_fp32(solver):
         actual = half.step(denoised, timestep, noise).prev_sample
         assert actual.dtype == torch.bfloat16
         assert torch.equal(actual, expected.bfloat16())
+
+
+@pytest.mark.parametrize("solver", ["euler", "multistep"])
+def test_step_gives_the_dtype_of_the_models_output(solver):
+    scheduler = NextClipFlowMatchScheduler(solver=solver)
+    scheduler.set_timesteps(2)
+    step = scheduler.step(torch.ones(2, dtype=torch.bfloat16), scheduler.timesteps[0], torch.zeros(2))
+    assert step.prev_sample.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("solver", ["euler", "multistep"])
@@ -303,6 +318,12 @@ def test_config_comes_from_diffusers(theirs, tmp_path):
     ):
         assert (ours.config.shift, ours.config.flow_shift, ours.config.prediction_type) == (3.0, 3.0, "sample")
         assert torch.equal(denoise(ours, 5, noise), expected)
+
+
+def test_config_of_a_scheduler_without_flow_matching_becomes_one_with_it():
+    ours = NextClipFlowMatchScheduler.from_config(DPMSolverMultistepScheduler().config)
+    assert ours.config.use_flow_sigmas and ours.config.prediction_type == "sample"
+    assert error(UniPCMultistepScheduler.from_config(ours.config), 50) < error(ours, 50)
 
 
 def test_two_shifts_that_disagree_are_not_guessed():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,6 +74,36 @@ def test_bfloat16_is_as_near_as_dense_bfloat16():
     dense_error = (dense_attention(*inputs, layout.dense_mask) - exact).abs().mean()
     tile_error = (tile_attention(*inputs, make_attention_tiles(layout)) - exact).abs().mean()
     assert tile_error < 1.1 * dense_error
+
+
+def test_bfloat16_gradients_are_as_near_as_those_of_dense_bfloat16():
+    """Of many tiles that add to one key."""
+    layout = make_clip_layout([1] * 24, (2, 2))
+    exact_inputs, grad, _ = random_inputs(layout)
+    exact = torch.autograd.grad(dense_attention(*exact_inputs, layout.dense_mask), exact_inputs, grad)
+    inputs = [x.detach().bfloat16().requires_grad_() for x in exact_inputs]
+    outputs = (dense_attention(*inputs, layout.dense_mask), tile_attention(*inputs, make_attention_tiles(layout, 1)))
+    for of_dense, of_tiles, expected in zip(
+        *(torch.autograd.grad(output, inputs, grad.bfloat16()) for output in outputs), exact, strict=True
+    ):
+        assert of_tiles.dtype == torch.bfloat16
+        assert (of_tiles - expected).norm() < 1.2 * (of_dense - expected).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_compiler_is_told_is_what_comes_out(dtype):
+    """Shapes and dtypes of the operators' fakes."""
+    layout = make_clip_layout([1, 2], (1, 2))
+    inputs, grad, _ = random_inputs(layout, dtype=dtype)
+    inputs, tiles = [x.detach() for x in inputs], make_attention_tiles(layout)
+    operators = torch.ops.videogpt
+    forward = [*inputs, tiles.plan, tiles.meta]
+    backward = [grad, *inputs, *operators.tile_attention(*forward), tiles.plan, tiles.meta]
+    for operator, arguments in ((operators.tile_attention, forward), (operators.tile_attention_backward, backward)):
+        real = operator(*arguments)
+        with FakeTensorMode() as mode:
+            fake = operator(*(mode.from_tensor(x) for x in arguments))
+        assert [(x.shape, x.dtype) for x in fake] == [(x.shape, x.dtype) for x in real]
 
 
 def test_tiles_leave_out_what_the_mask_does():
