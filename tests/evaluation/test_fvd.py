@@ -173,6 +173,25 @@ def test_features_do_not_depend_on_the_batch(narrow):
     np.testing.assert_allclose(features[2], narrow(frames[None]).detach()[0], atol=1e-4)
 
 
+def test_frames_lie_between_minus_1_and_1_and_are_resized_between_pixel_centres():
+    class Pixels(torch.nn.Module):
+        """Stands where I3D stands: its features are the first row of the first frame."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, frames):
+            return frames[:, 0, 0, 0]
+
+    clip = np.zeros((9, 112, 112, 3), np.uint8)
+    clip[:, :, 1::2] = 255
+    (row,) = clip_features(Pixels(), [clip])
+    expected = np.tile([-0.5, -0.5, 0.5, 0.5], 56)  # a quarter of the way from one pixel to the next
+    expected[[0, -1]] = -1, 1
+    np.testing.assert_allclose(row, expected, atol=1e-6)
+
+
 # Sets
 
 

@@ -171,6 +171,32 @@ def test_takes_that_never_move_together_are_refused():
         score_set([{"scenario": "trimmed-still.mp4", **row}])
 
 
+def scored(**columns):
+    """The score of one scenario with the same numbers in all perspectives: 1, errors of 0, and `columns`."""
+    row = {"scenario": "trimmed-still.mp4"}
+    for column in COLUMNS:
+        value = columns.get(column, 0.0 if "mse" in column else 1.0)
+        if "mse" in column or "spatiotemporal" in column:  # of each frame
+            value = value if isinstance(value, list) else [value] * 2
+        row |= {f"{column}_{perspective}": value for perspective in PERSPECTIVES}
+    return score_set([row])
+
+
+def test_score_lies_between_0_and_100():
+    assert scored().score == 100
+    assert scored(variance_spatial=0.5).score == 100 and scored(v1_mse=1.5).score == 0
+
+
+def test_numbers_of_frames_are_rounded_before_their_mean():
+    assert scored(v1_mse=[0.00004, 0.00012]).metrics["mse"] == pytest.approx(0.00005, abs=1e-9)
+
+
+def test_a_pixel_may_move_in_more_frames_than_a_byte_counts():
+    frame, moved, still = np.zeros((1, 1, 3), np.uint8), np.ones((1, 1), bool), np.zeros((1, 1), bool)
+    often, once = [(frame, moved)] * 256, [(frame, moved)] + [(frame, still)] * 255
+    assert score_view(often, once, often)["weighted_spatial_iou_v2"] == 1 / 256
+
+
 def test_other_sizes_are_stretched():
     """320 × 176 against 4K / 4, and an odd size: bilinear between pixel centres, to one level of rounding."""
     rng = np.random.default_rng(0)
