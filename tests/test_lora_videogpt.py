@@ -114,6 +114,16 @@ def test_file_folder_hub_id_and_dict_are_the_same_lora(pipe, make_lora, tmp_path
         assert torch.equal(output, outputs[0])
 
 
+def test_without_metadata_alpha_is_the_rank_of_each_layer(pipe):
+    layers = {}
+    for name, rank in (("to_q", 2), ("to_k", 2), ("to_v", 4)):
+        key = f"transformer.transformer_blocks.0.attn.{name}"
+        layers |= {f"{key}.lora_A.weight": torch.ones(rank, 32), f"{key}.lora_B.weight": torch.ones(32, rank)}
+    pipe.load_lora_weights(layers)
+    attn = pipe.transformer.transformer_blocks[0].attn
+    assert [layer.scaling for layer in (attn.to_q, attn.to_k, attn.to_v)] == [{"default_0": 1.0}] * 3
+
+
 @pytest.mark.parametrize(
     "options, scale",
     [

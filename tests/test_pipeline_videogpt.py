@@ -142,6 +142,15 @@ def test_each_video_of_a_batch_is_as_if_alone(pipe, history):
     assert predict(pipe, video_latents=batch, num_videos_per_prompt=2).shape[0] == 4
 
 
+def test_predictions_of_one_video_follow_each_other(pipe, history):
+    batch = torch.cat([history, -history])
+    generators = [seeded(index) for index in range(4)]
+    together = predict(pipe, video_latents=batch, num_videos_per_prompt=2, generator=generators)
+    for index in range(4):
+        alone = predict(pipe, video_latents=batch[index // 2 : index // 2 + 1], generator=seeded(index))
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
+
+
 def test_several_predictions_of_one_video_each_from_its_generator(pipe, video):
     """The first encodes the video; a list that fits no number of predictions is refused."""
     together = predict(pipe, video=video, num_videos_per_prompt=2, generator=[seeded(0), seeded(1)])
@@ -436,6 +445,7 @@ def test_interrupt_ends_the_call(pipe, history):
         return tensors
 
     assert predict(pipe, video_latents=history, num_frames=8, callback_on_step_end=callback).shape[2] == 2
+    assert predict(pipe, video_latents=history, num_frames=8).shape[2] == 8
 
 
 def test_components_are_not_changed_by_a_call(pipe, video):
@@ -469,6 +479,15 @@ def test_bfloat16(pipe, video):
     torch.testing.assert_close(predict(pipe, video=video), exact, atol=0.3, rtol=0.1)
 
 
+def test_noise_is_in_fp32_whatever_the_model_is_in(pipe, history):
+    noise = torch.randn(1, 4, 2, 4, 6, generator=seeded())
+    given = predict(pipe, video_latents=history, latents=noise.bfloat16())
+    assert given.dtype == torch.float32
+    assert torch.equal(given, predict(pipe, video_latents=history, latents=noise.bfloat16().float()))
+    pipe.to(torch.bfloat16)
+    assert torch.equal(pipe.prepare_latents(1, 2, 32, 48, seeded()), noise)
+
+
 # Streaming
 
 
@@ -479,6 +498,21 @@ def test_stream_is_the_call(pipe, history):
         clips = [clip.frames for clip in stream]
     assert [clip.shape[2] for clip in clips] == [2, 2, 2, 1]
     torch.testing.assert_close(torch.cat(clips, dim=2), expected, atol=1e-5, rtol=0)
+
+
+def test_stream_is_the_call_in_all_that_is_asked(pipe, video, tmp_path):
+    path = write_video(tmp_path / "video.mp4", video, fps=8)
+    arguments = {"num_frames": 6, "fps": 4, "max_context_frames": 3, "guidance_interval": (0.0, 0.5)}
+    arguments |= {"num_inference_steps": 3, "guidance_scale": 2.0, "history_retention": 0.8, "output_type": "latent"}
+
+    def streamed(**changed):
+        with pipe.stream(video=path, generator=seeded(), **(arguments | changed)) as stream:
+            return torch.cat([clip.frames for clip in stream], dim=2)
+
+    expected = pipe(video=path, generator=seeded(), **arguments).frames
+    torch.testing.assert_close(streamed(), expected, atol=1e-5, rtol=0)
+    for changed in ({"fps": None}, {"guidance_interval": (0.0, 1.0)}, {"history_retention": 1.0}):
+        assert not torch.allclose(streamed(**changed), expected)
 
 
 def test_stream_with_a_generator_a_video(pipe, video):

@@ -321,7 +321,8 @@ def test_config_comes_from_diffusers(theirs, tmp_path):
 
 
 def test_config_of_a_scheduler_without_flow_matching_becomes_one_with_it():
-    ours = NextClipFlowMatchScheduler.from_config(DPMSolverMultistepScheduler().config)
+    theirs = DPMSolverMultistepScheduler(use_flow_sigmas=False, prediction_type="epsilon")
+    ours = NextClipFlowMatchScheduler.from_config(theirs.config)
     assert ours.config.use_flow_sigmas and ours.config.prediction_type == "sample"
     assert error(UniPCMultistepScheduler.from_config(ours.config), 50) < error(ours, 50)
 

@@ -81,6 +81,18 @@ def test_new_model_predicts_zero(make_tiny_transformer):
 
 
 @torch.no_grad()
+def test_initialisation_follows_the_generator(conditional_transformer):
+    states = []
+    for seed in (1, 1, 2):
+        conditional_transformer.init_weights(torch.Generator().manual_seed(seed))
+        states.append({name: p.clone() for name, p in conditional_transformer.named_parameters() if p.ndim > 1})
+    first, again, other = states
+    drawn = [name for name, weight in first.items() if weight.any()]
+    assert set(first) - set(drawn) == {"norm_out.linear.weight", "proj_out.weight"}
+    for name in drawn:
+        assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]), name
+
+
 def test_save_and_load(conditional_transformer, tmp_path):
     conditional_transformer.save_pretrained(tmp_path)
     loaded = VideoGPTTransformerModel.from_pretrained(tmp_path)
@@ -622,6 +634,16 @@ def test_autocast(tiny_transformer):
     assert (output.float() - expected).abs().max() < 0.1 * expected.abs().max()
     assert not torch.equal(output.float(), expected)  # something was computed in bfloat16
     assert all(parameter.grad.isfinite().all() for parameter in tiny_transformer.parameters())
+
+
+@torch.no_grad()
+def test_residual_stream_stays_in_fp32_under_autocast(tiny_transformer):
+    dtypes = []
+    for block in tiny_transformer.transformer_blocks:
+        block.register_forward_pre_hook(lambda _module, args: dtypes.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny_transformer(latents(2), TIMESTEP, latents(1, 1))
+    assert dtypes == [torch.float32] * 2
 
 
 @torch.no_grad()

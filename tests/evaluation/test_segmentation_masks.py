@@ -9,6 +9,7 @@ from masked_videos import make_davis, make_youtube_vos
 from PIL import Image
 
 from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.evaluation import segmentation_masks
 from diffusers_videogpt.evaluation.segmentation import summarize
 from diffusers_videogpt.evaluation.segmentation_masks import (
     evaluate_segmentation,
@@ -16,7 +17,7 @@ from diffusers_videogpt.evaluation.segmentation_masks import (
     score_folder,
     segment_videos,
 )
-from diffusers_videogpt.tasks.segmentation_data import read_masked_videos, write_masks
+from diffusers_videogpt.tasks.segmentation_data import read_mask, read_masked_videos, write_masks
 
 
 class RepeatMarked(VideoGPTPipeline):
@@ -107,6 +108,37 @@ def test_objects_that_come_later(pipe, tmp_path):
         video.masks[video.frames[index].stem].unlink()
     assert evaluate_segmentation(pipe, root, folder=tmp_path / "test", num_inference_steps=1) == {}
     assert len(list((tmp_path / "test" / "v1").glob("*.png"))) == 6
+
+
+def test_objects_are_followed_once_and_later_ones_give_way(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        segmentation_masks, "segment_video", lambda pipe, frames, mask, **_: mask[None].repeat(len(frames), 0)
+    )
+    root = make_youtube_vos(tmp_path / "vos", ["v1"])
+    video = read_masked_videos(root)[0]
+    given, expected = np.zeros((3, 32, 48), np.uint8), np.zeros((6, 32, 48), np.uint8)
+    given[0, :, :20] = 1
+    given[1, :8], given[1, 8:, 10:40] = 1, 2  # object 2 comes, in part where 1 was
+    given[2] = 2
+    expected[:, :, :20], expected[2:, 8:, 20:40] = 1, 2
+    write_masks(root / "Annotations" / "v1", given, [video.frames[index].stem for index in video.annotated])
+    segment_videos(pipe, [video], tmp_path / "out")
+    for path, mask in zip(video.frames, expected, strict=True):
+        np.testing.assert_array_equal(read_mask(tmp_path / "out" / "v1" / f"{path.stem}.png"), mask)
+
+
+def test_each_video_has_its_seed_and_the_settings(pipe, videos, tmp_path, monkeypatch):
+    asked = []
+
+    def record(pipe, frames, mask, generator=None, **settings):
+        asked.append((generator.initial_seed(), settings["num_inference_steps"]))
+        return mask[None].repeat(len(frames), axis=0)
+
+    monkeypatch.setattr(segmentation_masks, "segment_video", record)
+    settings = {"seed": 5, "num_inference_steps": 3}
+    evaluate_segmentation(pipe, tmp_path / "DAVIS", folder=tmp_path / "out", **settings)
+    evaluate_segmentation(pipe, None, num_simulated=2, num_frames=4, folder=tmp_path / "scenes", **settings)
+    assert asked == [(5, 3), (6, 3)] * 2
 
 
 def test_simulated_scenes(pipe, tmp_path):
