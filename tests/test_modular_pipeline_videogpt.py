@@ -73,7 +73,7 @@ def assert_same(first, second):
         {"video_latents": HISTORY, "num_frames": 4, "guidance_interval": (0.0, 0.5), "history_retention": 0.7},
         {"video": [VIDEO, VIDEO[::-1].copy()], "generator": "one a video"},
         {"video_latents": HISTORY, "latents": HISTORY[:, :, [1, 0, 2]] / 2, "num_frames": 3},
-        {"latents": HISTORY, "num_frames": 3},
+        {"latents": torch.cat([HISTORY, -HISTORY], dim=2), "num_frames": 6},
         {"video_latents": torch.cat([HISTORY, -HISTORY], dim=2), "max_context_frames": 6},
     ],
     ids=lambda arguments: "-".join(arguments),

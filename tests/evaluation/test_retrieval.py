@@ -42,8 +42,8 @@ def test_ties_count_against_the_model_in_any_order():
 def test_equal_similarities_tie_though_sums_are_rounded():
     """The videos' vectors are one vector in other orders, so that the sums, over equal texts, are rounded otherwise."""
     rng = np.random.default_rng(0)
-    texts = np.full((7, 256), 1 / 16, np.float32)
-    videos = rng.permuted(np.repeat(rng.normal(size=(1, 256)) / 16, 7, axis=0), axis=1).astype(np.float32)
+    texts = np.full((7, 256), 1 / 16)
+    videos = rng.permuted(np.repeat(rng.normal(size=(1, 256)) / 16, 7, axis=0), axis=1)
     names = list("abcdefg")
     assert score_both_ways(videos, texts, names, names)["text → video"].median_rank == 7
 

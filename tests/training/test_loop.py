@@ -1,0 +1,108 @@
+"""The optimizers and the steps of the training loop, against a loop written out."""
+
+import argparse
+import csv
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from diffusers_videogpt.training.feed import MicroBatch
+from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, make_optimizers
+
+
+def loop_arguments(*args, output_dir="out"):
+    parser = argparse.ArgumentParser()
+    add_loop_arguments(parser)
+    return parser.parse_args(["--output_dir", str(output_dir), *map(str, args)])
+
+
+def test_what_decays_and_what_muon_takes(tiny_transformer):
+    tiny_transformer.norm.weight.requires_grad_(False)
+    names = {id(p): name for name, p in tiny_transformer.named_parameters()}
+    trained = set(names.values()) - {"norm.weight"}
+    args = ["--learning_rate", 0.3, "--adam_beta1", 0.7, "--adam_beta2", 0.8, "--adam_epsilon", 0.01]
+    args += ["--adam_weight_decay", 0.2]
+    (adamw,) = make_optimizers(tiny_transformer, loop_arguments(*args))
+    decayed, others = (group["params"] for group in adamw.param_groups)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.2, 0.0]
+    assert min(p.ndim for p in decayed) == 2 and {p.ndim for p in others} == {1}
+    assert {names[id(p)] for p in (*decayed, *others)} == trained
+    for group in adamw.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.7, 0.8), 0.01)
+
+    muon, adamw = make_optimizers(tiny_transformer, loop_arguments("--optimizer", "muon", *args))
+    (group,) = muon.param_groups
+    assert (group["lr"], group["weight_decay"], group["adjust_lr_fn"]) == (0.3, 0.2, "match_rms_adamw")
+    matrices = {names[id(p)] for p in group["params"]}
+    assert matrices == {name for name in trained if name.startswith("transformer_blocks.") and "norm" not in name}
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert rest == trained - matrices
+
+
+class KnownFeed:
+    """Micro-batch `number` is latents of that number."""
+
+    def micro_batches(self, start_step, end_step):
+        for number in range(2 * start_step, 2 * end_step):
+            yield MicroBatch(torch.full((1, 4, 1, 4, 4), float(number)), [], [[1]], [str(number)])
+
+
+def loss_of(model, batch):
+    return (1 + batch.latents.mean()) * sum(p.square().sum() for p in model.proj_out.parameters())
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, 1e9])
+def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, max_grad_norm):
+    """Accumulation, clipping, warm-up and averaged weights; each validation sees these and leaves no trace."""
+    args = ["--gradient_accumulation_steps", 2, "--max_grad_norm", max_grad_norm, "--max_train_steps", 5]
+    args += ["--lr_warmup_steps", 4, "--learning_rate", 0.1, "--adam_epsilon", 0.1, "--ema_decay", 0.5]
+    args += ["--validation_steps", 2, "--logging_steps", 3]
+    args = loop_arguments(*args, output_dir=tmp_path)
+
+    model = make_tiny_transformer().train()
+    optimizer = torch.optim.AdamW(
+        [{"params": [model.proj_out.weight]}, {"params": [model.proj_out.bias], "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        eps=0.1,
+    )
+    average, losses, averages = model.proj_out.weight.detach().clone(), [], {}
+    for step in range(5):
+        both = [loss_of(model, batch) for batch in KnownFeed().micro_batches(step, step + 1)]
+        loss = sum(both) / 2
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * min(step / 4, 1)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0  # diffusers lets it rise
+        average.lerp_(model.proj_out.weight.detach(), 1 - decay)
+        losses.append(loss.item())
+        averages[step + 1] = average.clone()
+
+    seen = {}
+
+    def validate(loop, step):
+        assert not loop.model.training and not torch.is_grad_enabled()
+        seen[step] = loop.model.proj_out.weight.clone()
+        return {"loss": float(step)}
+
+    trained, accelerator = make_tiny_transformer(), Accelerator(cpu=True, gradient_accumulation_steps=2)
+    TrainingLoop(args, accelerator, trained, KnownFeed(), loss_of, run={}, validate=validate).run()
+    torch.testing.assert_close(trained.proj_out.state_dict(), model.proj_out.state_dict())
+    torch.testing.assert_close(seen, {step: averages[step] for step in (2, 4, 5)})
+    assert trained.training
+    with (tmp_path / "train_log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["validation_loss"]) for row in rows] == [
+        ("2", "2.0"),
+        ("3", ""),
+        ("4", "4.0"),
+        ("5", "5.0"),
+    ]
+    means = [sum(losses[:2]) / 2, losses[2], losses[3], losses[4]]
+    assert [float(row["loss"]) for row in rows] == pytest.approx(means, rel=1e-4)
+    rates = [0.1 * min(step / 4, 1) for step in (2, 3, 4, 5)]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates)
