@@ -102,8 +102,11 @@ def test_back_is_bit_exact(reference_dir, tmp_path, weights, form, dtype):
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     save_reference(reference_dir, weights, form)
     convert_reference_checkpoint(reference_dir, tmp_path / "ours")
-    convert_to_reference_checkpoint(tmp_path / "ours", tmp_path / "back")
+    summary = convert_to_reference_checkpoint(tmp_path / "ours", tmp_path / "back")
     assert_same_tensors(load_file(tmp_path / "back" / "model.safetensors"), weights)
+    del weights["pos_embed"]  # fixed: neither counted nor, as it can be computed, kept
+    assert summary["num_parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert set(load_file(tmp_path / "ours" / "reference" / "token_table.safetensors")) == {"llm.embed_tokens.weight"}
     for name in ("config.json", "tokenizer.json", "special_tokens_map.json"):
         assert (tmp_path / "back" / name).read_bytes() == (reference_dir / name).read_bytes()
     assert {path.name for path in (tmp_path / "ours").iterdir()} == {
@@ -114,12 +117,13 @@ def test_back_is_bit_exact(reference_dir, tmp_path, weights, form, dtype):
     }
 
 
-def test_position_table_comes_back_as_it_was(reference_dir, tmp_path, weights):
-    """Not only the computed one: here in fp32 beside bf16 weights, one number off by a rounding."""
+@pytest.mark.parametrize("offset", [0.0, 5e-7])
+def test_position_table_comes_back_as_it_was(reference_dir, tmp_path, weights, offset):
+    """Not only the computed one: here in fp32 beside bf16 weights, and one number off by a rounding."""
     mixed = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     mixed["pos_embed"] = weights["pos_embed"].clone()
-    mixed["pos_embed"][0, 5, 5] += 5e-7
-    assert not torch.equal(mixed["pos_embed"], weights["pos_embed"])
+    mixed["pos_embed"][0, 5, 5] += offset
+    assert torch.equal(mixed["pos_embed"], weights["pos_embed"]) == (offset == 0)
     save_reference(reference_dir, mixed, "safetensors")
     convert_reference_checkpoint(reference_dir, tmp_path / "ours")
     convert_to_reference_checkpoint(tmp_path / "ours", tmp_path / "back")
@@ -236,14 +240,14 @@ def test_hint_ids_from_older_tokenizer_files(tmp_path, filename):
     assert find_hint_token_ids(tmp_path) == (32011, 32012, 32010)
 
 
-def test_hint_token_errors(reference_dir, tmp_path):
+def test_hint_token_errors(reference_dir, tmp_path, weights):
     (reference_dir / "added_tokens.json").write_text(json.dumps({"<img>": 1}))
     with pytest.raises(ValueError, match="<img>.*tokenizer.json, added_tokens.json.*disagree"):
         convert_reference_checkpoint(reference_dir, tmp_path / "ours")
     (reference_dir / "added_tokens.json").unlink()
 
     tokenizer = json.loads((reference_dir / "tokenizer.json").read_text())
-    tokenizer["added_tokens"][-1]["id"] = 99
+    tokenizer["added_tokens"][-1]["id"] = len(weights["llm.embed_tokens.weight"])  # one behind the last row
     (reference_dir / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match="rows, too few for the hint tokens' ids"):
         convert_reference_checkpoint(reference_dir, tmp_path / "ours")
@@ -281,6 +285,10 @@ def break_table(weights):
     weights["pos_embed"][0, -1, -1] += 1e-3
 
 
+def break_table_with_nan(weights):
+    weights["pos_embed"][0, -1, -1] = float("nan")
+
+
 def break_table_size(weights):
     weights["pos_embed"] = weights["pos_embed"][:, :-1].clone()
 
@@ -296,6 +304,7 @@ def break_dtype(weights):
         (break_shape, r"llm.norm.weight \[\d+\] \(should be \[\d+\]\)"),
         (break_qkv, "llm.layers.0.self_attn.qkv_proj.weight"),
         (break_table, "`pos_embed` differs by 0.001"),
+        (break_table_with_nan, "`pos_embed` differs by nan"),
         (break_table_size, "`pos_embed` of"),
         (break_dtype, "llm.norm.weight is no floating point tensor"),
     ],
@@ -417,6 +426,14 @@ def test_config_of_any_transformers_version(weights):
     assert convert_config(older, weights) == expected
     plain = convert_config({**phi3_config, "rope_scaling": None}, weights)
     assert plain == {**expected, "rope_long_factor": None}
+
+
+def test_what_a_config_leaves_out_is_as_in_phi3(weights):
+    names = ("rms_norm_eps", "rope_theta", "original_max_position_embeddings")
+    given = json.loads((GOLDEN_DIR / "config.json").read_text())
+    bare = {name: value for name, value in given.items() if name not in names}
+    defaults = {name: getattr(Phi3Config(), name) for name in names if name != "rope_theta"}
+    assert convert_config(bare, weights) == convert_config({**given, **defaults, "rope_theta": 10000.0}, weights)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,14 @@ def test_the_files_hold_what_is_trained(tmp_path):
     assert not torch.equal(averages["proj_out.bias"], weights["proj_out.bias"])
 
 
+def test_a_compiled_model_has_the_names_of_one_that_is_not(tmp_path):
+    run = make_run()
+    train(run, 0, 1)
+    plain = tensors_of(save(run, tmp_path, 1))
+    run.model = torch.compile(run.model)
+    assert tensors_of(save(run, tmp_path, 2)) == plain
+
+
 def test_of_adapters_only_what_is_trained_is_kept(tmp_path):
     run = make_run(lora=True)
     train(run, 0, 2)
@@ -187,7 +195,7 @@ def test_the_latest_is_the_highest_step_that_is_complete(tmp_path):
 def test_beyond_the_limit_the_lowest_steps_go(tmp_path):
     run = make_run()
     for step in (7, 8, 9):
-        save(run, tmp_path, step, total_limit=5)
+        save(run, tmp_path, step, total_limit=4)
     assert len(list(tmp_path.iterdir())) == 3
     for step in (10, 100):
         save(run, tmp_path, step, total_limit=2)

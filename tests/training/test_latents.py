@@ -17,6 +17,7 @@ from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.training.latents import (
     LatentCache,
     encode_moments,
+    hash_weights,
     make_cache_key,
     sample_latents,
     write_latent_cache,
@@ -70,6 +71,19 @@ class CallCounter:
 
     def count(self, module, inputs):
         self.shapes.append(tuple(inputs[0].shape))
+
+
+def test_weights_differ_by_name_and_shape_too():
+    modules = (
+        torch.nn.Linear(2, 3, bias=False),
+        torch.nn.Linear(3, 2, bias=False),
+        torch.nn.PReLU(6),
+        torch.nn.PReLU(6),
+    )
+    for module in modules:
+        torch.nn.init.ones_(module.weight)
+    hashes = [hash_weights(module) for module in (*modules, torch.nn.Sequential(modules[0]))]
+    assert hashes[2] == hashes[3] and len(set(hashes)) == 4
 
 
 # Encoding
@@ -197,6 +211,7 @@ def test_complete_shards_are_kept_and_only_the_missing_one_is_encoded(tmp_path, 
     cache, _, key = write(cache_dir, folder, vae)
     expected = [cache.read(index, 1).clone() for index in range(5)]
     shards = sorted(cache_dir.glob("latents-*"))
+    assert len(shards) == 3 and max(path.stat().st_size for path in shards) <= SHARD
     kept = {path: path.stat().st_mtime_ns for path in shards if path != shards[0]}
     shards[0].write_bytes(shards[0].read_bytes()[:1000])
     with pytest.raises(ValueError, match="latents-00000.safetensors has 1000 bytes instead of"):

@@ -56,10 +56,22 @@ def loss_of(model, batch):
 def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, max_grad_norm):
     """Accumulation, clipping, warm-up and averaged weights; each validation sees these and leaves no trace."""
     args = ["--gradient_accumulation_steps", 2, "--max_grad_norm", max_grad_norm, "--max_train_steps", 5]
-    args += ["--lr_warmup_steps", 4, "--learning_rate", 0.1, "--adam_epsilon", 0.1, "--ema_decay", 0.5]
+    args += [
+        "--lr_scheduler",
+        "linear",
+        "--lr_warmup_steps",
+        2,
+        "--learning_rate",
+        0.1,
+        "--adam_epsilon",
+        0.1,
+        "--ema_decay",
+        0.15,
+    ]
     args += ["--validation_steps", 2, "--logging_steps", 3]
     args = loop_arguments(*args, output_dir=tmp_path)
 
+    rates = [0.0, 0.05, 0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0]
     model = make_tiny_transformer().train()
     optimizer = torch.optim.AdamW(
         [{"params": [model.proj_out.weight]}, {"params": [model.proj_out.bias], "weight_decay": 0.0}],
@@ -74,10 +86,10 @@ def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = 0.1 * min(step / 4, 1)
+            group["lr"] = rates[step]
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0  # diffusers lets it rise
+        decay = min(0.15, (1 + step) / (10 + step)) if step else 0.0  # diffusers lets it rise
         average.lerp_(model.proj_out.weight.detach(), 1 - decay)
         losses.append(loss.item())
         averages[step + 1] = average.clone()
@@ -104,5 +116,4 @@ def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, 
     ]
     means = [sum(losses[:2]) / 2, losses[2], losses[3], losses[4]]
     assert [float(row["loss"]) for row in rows] == pytest.approx(means, rel=1e-4)
-    rates = [0.1 * min(step / 4, 1) for step in (2, 3, 4, 5)]
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates)
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([rates[step] for step in (2, 3, 4, 5)])

@@ -163,6 +163,23 @@ def test_frame_rate_picks_what_is_on_screen():
     assert starts == set(range(8))
 
 
+def test_frames_at_the_rate_of_the_file_are_the_frames():
+    """However the times of frames are rounded: (n / 30) · 30 is less than n for some n."""
+    for rate in (30.0, 24.0, 29.97, 12.5):
+        info = VideoInfo(32, 48, np.arange(200) / rate)
+        for start in range(150):
+            indices = Sampling(50, fps=rate).frame_indices(info, Window(start, 0, 50))
+            np.testing.assert_array_equal(indices, np.arange(start, start + 50))
+        lengths = [Sampling(n, fps=rate).length(VideoInfo(32, 48, np.arange(n) / rate)) for n in range(1, 200)]
+        assert lengths == list(range(1, 200))
+
+
+def test_seeds_stay_what_they_were():
+    """Of all 63 bits: other seeds would change runs and caches that are there."""
+    seeds = [seeded_generator(*numbers).initial_seed() for numbers in ((0,), (0, 1), ("a", 3))]
+    assert seeds == [4246866556266386882, 7359998640416684799, 7362822962553270300]
+
+
 def test_windows_are_drawn_as_the_paper_says():
     info = VideoInfo(32, 48, np.arange(21) / 10)
     sampling = Sampling(6, frame_interval=(2, 12))
