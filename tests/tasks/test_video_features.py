@@ -11,6 +11,7 @@ from diffusers_videogpt.tasks.token_pooling import POOLINGS, pool_clean_tokens, 
 from diffusers_videogpt.tasks.video_features import clip_latents, clips_of, extract_features, extract_layers
 from diffusers_videogpt.training.sampling import Sampling
 from diffusers_videogpt.training.videos import VideoTable
+from diffusers_videogpt.video_io import write_video
 
 
 SAMPLING = Sampling(4, height=32, width=32)
@@ -100,6 +101,7 @@ def test_gradients_with_checkpointing_and_lora(tiny_transformer, latents):
 
 
 def test_layers_and_poolings(tiny_transformer, latents):
+    assert [resolve_layer(num_layers) for num_layers in (2, 3, 4, 32)] == [1, 2, 3, 21]
     assert [resolve_layer(9, layer) for layer in (None, 0, 9, -1, -10)] == [6, 0, 9, 9, 0]
     with pytest.raises(ValueError, match=r"`layer`=3 of a model with 2 layers: choose one of -3\.\.2"):
         pool_clean_tokens(tiny_transformer, latents, layer=3)
@@ -170,6 +172,38 @@ def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
     replaced.write_bytes(table[1].source.read_bytes().ljust(replaced.stat().st_size, b"\0"))
     anew = extract_features(pipe, table, 1, 2, cache_dir=cache)
     assert len(list(cache.iterdir())) == 3 and not torch.equal(anew.values[0], changed.values[0])
+
+
+def test_every_setting_has_a_folder_of_its_own(tmp_path, make_tiny_pipe):
+    pipe, cache = make_tiny_pipe(), tmp_path / "features"
+    table = VideoTable.from_folder(make_videos(tmp_path / "videos", 1), SAMPLING)
+    settings = [{"layer": 1}, {"layer": 2}, {"layer": 1, "pooling": "mean_std"}, {"layer": 1, "num_clips": 2}]
+    for count, arguments in enumerate(settings, start=1):
+        extract_features(pipe, table, **arguments, cache_dir=cache)
+        assert len(list(cache.iterdir())) == count
+    pipe.transformer.clean_patch_embed.bias.data += 1
+    extract_features(pipe, table, 1, cache_dir=cache)
+    pipe.transformer.to(torch.bfloat16)
+    features = extract_features(pipe, table, 1, cache_dir=cache)
+    assert len(list(cache.iterdir())) == 6 and features.values.dtype == torch.float32
+
+
+def test_videos_of_one_size_go_together(tmp_path, make_tiny_pipe, monkeypatch):
+    for number, width in enumerate((32, 32, 32, 64)):
+        write_video(tmp_path / "videos" / f"{number}.mp4", np.zeros((4, 32, width, 3), np.uint8), fps=8)
+    table, shapes, pool = (
+        VideoTable.from_folder(tmp_path / "videos", Sampling(4)),
+        [],
+        video_features.pool_clean_layers,
+    )
+
+    def record(transformer, latents, *args):
+        shapes.append((latents.shape[0], *latents.shape[-2:]))
+        return pool(transformer, latents, *args)
+
+    monkeypatch.setattr(video_features, "pool_clean_layers", record)
+    extract_features(make_tiny_pipe(), table, cache_dir=tmp_path / "features", batch_size=2)
+    assert shapes == [(2, 4, 4), (1, 4, 4), (1, 4, 8)]
 
 
 def test_a_video_that_breaks_is_left_out(tmp_path, make_tiny_pipe, monkeypatch):

@@ -121,11 +121,50 @@ def test_objects_in_groups_and_at_another_size(make_pipe):
     """Seven objects need two groups; 100 × 80 pixels become 64 × 48 and come back."""
     masks = resize_masks(moving_discs(6, num_objects=7), 80, 100)
     frames = np.zeros((*masks.shape, 3), np.uint8)
-    found = segment_video(make_pipe(RepeatMarked), frames, masks[0], num_inference_steps=1)
+    first = masks[0].copy()
+    first[0] = 255  # left open
+    found = segment_video(make_pipe(RepeatMarked), frames, first, num_inference_steps=1)
+    np.testing.assert_array_equal(found[0], masks[0])
     assert found.shape == masks.shape and object_ids(found[-1]) == object_ids(masks[0])
     assert len(object_ids(masks[0])) == 7
     for index in object_ids(masks[0]):
         assert region_similarity(masks[:1] == index, found[1:] == index).min() > 0.5
+
+
+def test_what_is_known_of_a_clip_stays(make_pipe):
+    """The second clip begins two frames before the end of the first, and says otherwise of them."""
+    answers = iter((RepeatMarked, CopyVideo))
+
+    class OneAfterTheOther(VideoGPTPipeline):
+        def denoise_clip(self, *args, **kwargs):
+            return next(answers).denoise_clip(self, *args, **kwargs)
+
+    masks = moving_discs(CLIP + 2)
+    found = segment_video(make_pipe(OneAfterTheOther), Marking((3, 8)).draw(masks), masks[0], num_inference_steps=1)
+    expected = np.concatenate([masks[:1].repeat(CLIP, axis=0), masks[CLIP:]])
+    for index in (3, 8):
+        assert region_similarity(expected == index, found == index).min() > 0.8
+
+
+def test_lost_objects_stay_lost(make_pipe):
+    masks = moving_discs(3 * CLIP)
+    found = segment_video(make_pipe(CopyVideo), Marking(()).draw(masks), masks[0], num_inference_steps=1)
+    assert found[0].any() and not found[1:].any()
+
+
+def test_the_model_is_asked_as_told(make_pipe):
+    asked = []
+
+    class Asked(RepeatMarked):
+        def __call__(self, **arguments):
+            asked.append(arguments)
+            return super().__call__(**arguments)
+
+    masks = moving_discs(CLIP + 1)
+    settings = {"num_inference_steps": 3, "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(0)}
+    segment_video(make_pipe(Asked), Marking((3, 8)).draw(masks), masks[0], **settings)
+    expected = {"num_frames": CLIP, "frames_per_clip": CLIP, "max_context_frames": CLIP + 1} | settings
+    assert [{name: arguments.get(name) for name in expected} for arguments in asked] == [expected] * 2
 
 
 def test_with_a_network(make_pipe):

@@ -181,6 +181,19 @@ def test_temperature_is_bounded(tiny_transformer):
     assert model()[2].item() == pytest.approx(100)
 
 
+@torch.no_grad()
+def test_model_of_a_conditional_transformer_in_bf16(make_tiny_transformer):
+    """Without its conditions, in its precision, ready for use; the vectors are in fp32."""
+    transformer = make_tiny_transformer(num_classes=3, text_embed_dim=6).to(torch.bfloat16)
+    model = VideoGPTForVideoRetrieval.from_transformer(transformer, 5, projection_dim=8)
+    config = model.transformer.config
+    assert config.num_classes is None and config.text_embed_dim is None
+    assert not model.training and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for vectors in model(torch.ones(2, 4, 2, 4, 4), text_features=torch.arange(10.0).view(2, 5) ** 2)[:2]:
+        assert vectors.dtype == torch.float32
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2), atol=1e-2, rtol=0)
+
+
 def test_text_of_another_width_and_no_block(tiny_transformer, make_tiny_pipe):
     model = VideoGPTForVideoRetrieval.from_transformer(tiny_transformer, 7)
     with pytest.raises(ValueError, match="5 wide, this model takes 7"):
