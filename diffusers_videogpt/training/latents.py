@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ..video_io import VideoReadError
 from .sampling import Sampling
-from .videos import DroppedVideos, VideoTable
+from .videos import DatasetRow, DroppedVideos, VideoTable
 
 
 INDEX = "index.json"
@@ -216,12 +216,13 @@ def write_latent_cache(
         num_workers: processes that read videos meanwhile.
 
     Raises:
-        ValueError: if `folder` holds a cache of another key (the message names what differs); if more than
-            the share that `table.dropped` allows cannot be read.
+        ValueError: if `folder` holds a cache of another key (the message names what differs), or of videos that `table`
+            does not have; if more than the share that `table.dropped` allows cannot be read.
         OSError: if a file cannot be written; the complete shards remain.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_to_shrink(folder, {record.id for record in table.records})
     key = key | {"num_windows": num_windows}
     shards = _plan_shards(table, vae, num_windows, max_shard_size)
     paths = [folder / f"latents-{number:05d}.safetensors" for number in range(len(shards))]
@@ -258,10 +259,24 @@ def write_latent_cache(
         _write_index(folder, paths, key, table.dropped)
 
 
+def _refuse_to_shrink(folder: Path, ids: set[str]) -> None:
+    try:
+        videos = json.loads((folder / INDEX).read_text(encoding="utf-8"))["videos"]
+    except FileNotFoundError:
+        return
+    lost = [video["id"] for video in videos if video["id"] not in ids]
+    if lost:
+        raise ValueError(
+            f"The latent cache {folder} holds {len(lost)} videos that are not among these {len(ids)} "
+            f"({', '.join(lost[:3])}{', …' * (len(lost) > 3)}), and they would be lost: make one in another folder, or remove "
+            "this one first."
+        )
+
+
 def _describe(table: VideoTable, index: int) -> dict[str, Any]:
     height, width = table.size(index)
     record, info = table.records[index], table.infos[index]
-    return {
+    described = {
         "id": record.id,
         "caption": record.caption,
         "label": record.label,
@@ -272,6 +287,9 @@ def _describe(table: VideoTable, index: int) -> dict[str, Any]:
         "source_frames": info.num_frames,
         "source_bytes": record.source.stat().st_size if isinstance(record.source, Path) else None,
     }
+    if isinstance(record.source, DatasetRow):  # whose ids are but numbers, in every dataset
+        described["source_dataset"] = record.source.dataset._fingerprint
+    return described
 
 
 def _plan_shards(table: VideoTable, vae, num_windows: int, max_shard_size: int) -> list[list[int]]:
@@ -339,7 +357,7 @@ def _write_index(folder: Path, paths: list[Path], key: dict[str, Any], all_dropp
         if video["id"] not in dropped
     ]
     # Shards behind the last are of an earlier, longer list of videos; partial ones of killed processes.
-    for path in folder.glob("latents-*"):
+    for path in folder.glob("latents-[0-9]*.safetensors*"):
         if path not in paths:
             path.unlink(missing_ok=True)
     index = {

@@ -301,10 +301,43 @@ def test_videos_added_and_removed_since(tmp_path, folder, vae):
     write_video(folder / "5.mp4", noise_frames(12, seed=5), fps=8)
     cache, table, _ = write(cache_dir, folder, vae)
     assert cache.ids == [table.id(i) for i in range(6)]
+    files = {path.name: path.read_bytes() for path in cache_dir.iterdir()}
     for number in range(1, 6):
         (folder / f"{number}.mp4").unlink()
-    cache, _, _ = write(cache_dir, folder, vae)
-    assert len(cache) == 1 and len(list(cache_dir.iterdir())) == 2
+    with pytest.raises(ValueError, match=r"holds 5 videos that are not among these 1 \(1.mp4, 2.mp4, 3.mp4, …\)"):
+        write(cache_dir, folder, vae)
+    assert {path.name: path.read_bytes() for path in cache_dir.iterdir()} == files
+
+
+def test_only_shards_of_the_cache_are_cleaned_up(tmp_path, folder, vae):
+    cache_dir = tmp_path / "cache"
+    write(cache_dir, folder, vae)
+    (cache_dir / "latents-notes.txt").write_text("mine")
+    (cache_dir / "latents-00000.safetensors.123.partial").write_text("cut")
+    (cache_dir / "latents-00009.safetensors").write_text("of a longer list")
+    (cache_dir / "index.json").unlink()
+    before = {path.name for path in cache_dir.iterdir()}
+    write(cache_dir, folder, vae)
+    gone = before - {path.name for path in cache_dir.iterdir()}
+    assert gone == {"latents-00000.safetensors.123.partial", "latents-00009.safetensors"}
+
+
+def test_another_dataset_of_the_same_rows_is_encoded_anew(tmp_path, vae):
+    datasets = pytest.importorskip("datasets")
+    caches, means = tmp_path / "cache", []
+    for seed in (0, 1, 1):
+        write_video(tmp_path / "video.mp4", noise_frames(12, seed=seed), fps=8)
+        parquet = tmp_path / str(seed) / "train.parquet"
+        parquet.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict({"video": [(tmp_path / "video.mp4").read_bytes()]}).to_parquet(parquet)
+        table = VideoTable.from_dataset(str(parquet.parent), SAMPLING)
+        key = make_cache_key(vae, SAMPLING, 0)
+        write_latent_cache(caches, table, vae, key)
+        means.append(LatentCache(caches, key).read(0, 0))
+        written = (caches / "latents-00000.safetensors").stat().st_mtime_ns
+        if seed == 0:
+            first = written
+    assert first != written and not torch.equal(means[0], means[1]) and torch.equal(means[1], means[2])
 
 
 def damage(path):
