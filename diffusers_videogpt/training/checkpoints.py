@@ -33,6 +33,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer-{}.safetensors", "ema.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
+# What a finished run has in its folder: a pipeline, one model, or an adapter.
+MODELS = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
 
 
 def save_checkpoint(
@@ -116,6 +118,47 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
     return next((path for path in found if not _problems(path)), None)
 
 
+def refuse_existing(output_dir: str | Path) -> None:
+    """
+    Raises:
+        SystemExit: a model or checkpoints lie in the folder, which a new run would replace.
+    """
+    found = [path.name for path in sorted(_checkpoints(output_dir), key=_step)]
+    found += [name for name in MODELS if (Path(output_dir) / name).exists()]
+    if found:
+        raise SystemExit(
+            f"{output_dir} already holds {', '.join(found)}, of an earlier run: go on with it by --resume_from_checkpoint "
+            "latest, or choose another --output_dir. Nothing was changed."
+        )
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
+    """The checkpoint that a run into `output_dir` goes on from, or `None` where it starts at step 0.
+
+    Args:
+        wanted: "latest", a path, the name of a folder in `output_dir`, or `None` for a new run.
+
+    Raises:
+        SystemExit: what lies in `output_dir` would be replaced, by a new run or by one that goes on from elsewhere, or
+            from an earlier checkpoint of the same run.
+    """
+    output_dir, latest = Path(output_dir), latest_checkpoint(output_dir)
+    if wanted == "latest" and latest is not None:
+        return latest
+    if wanted in (None, "latest"):
+        refuse_existing(output_dir)
+        return None
+    path = Path(wanted) if Path(wanted).exists() else output_dir / wanted
+    if path.resolve() not in [found.resolve() for found in _checkpoints(output_dir)]:
+        refuse_existing(output_dir)
+    elif latest is not None and _step(path) < _step(latest):
+        raise SystemExit(
+            f"{latest} is later than {path.name}: what goes on from the earlier one would mix with it. Move the later ones "
+            "away, or choose another --output_dir."
+        )
+    return path
+
+
 def load_checkpoint(
     path: str | Path,
     *,
@@ -154,6 +197,22 @@ def load_checkpoint(
         raise ValueError(
             f"'{path}' was made with other optimizers ({_classes(notes['optimizers'])} there, {_classes(here)} here), or "
             "with the same for other parameters: resume with those it was made with."
+        )
+    # "lr" is where the schedule has come to, which may be another one: `initial_lr` is what it was given.
+    names = {"initial_lr": "learning_rate"}
+    changed = [
+        f"{names.get(name, name)}: {old[name]} there, {new[name]} now"
+        for saved, mine in zip(notes["optimizers"], here, strict=True)
+        for old, new in zip(saved["groups"], json.loads(json.dumps(mine["groups"])), strict=True)
+        for name in sorted(old.keys() & new.keys() - {"params", "lr"})
+        if old[name] != new[name]
+    ]
+    if ema is not None and notes["ema"] is not None and notes["ema"]["decay"] != ema.decay:
+        changed.append(f"ema_decay: {notes['ema']['decay']} there, {ema.decay} now")
+    if changed:
+        raise ValueError(
+            f"'{path}' goes on with the optimizer that it was made with, and these differ: {'; '.join(dict.fromkeys(changed))}. "
+            "Give the same, or start a new run from its weights."
         )
     if (ema is None) != (notes["ema"] is None):
         raise ValueError(
@@ -323,7 +382,9 @@ def _finish(partial: Path, final: Path, notes: dict) -> None:
 
 
 def _remove_oldest(output_dir: Path, newest: Path, total_limit: int | None) -> None:
-    others = sorted((path for path in _checkpoints(output_dir) if path != newest), key=_step)
+    # Other programs name their folders so too.
+    ours = (path for path in _checkpoints(output_dir) if (path / MANIFEST).is_file())
+    others = sorted((path for path in ours if path != newest), key=_step)
     if total_limit is not None:
         for path in others[: max(len(others) + 1 - total_limit, 0)]:
             _remove(path)

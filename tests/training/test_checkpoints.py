@@ -25,7 +25,12 @@ from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffusers_videogpt.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from diffusers_videogpt.training.checkpoints import (
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from diffusers_videogpt.training.objective import next_clip_loss
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
@@ -203,6 +208,40 @@ def test_beyond_the_limit_the_lowest_steps_go(tmp_path):
     # The one just written stays, also where an earlier run left later ones.
     save(run, tmp_path, 5, total_limit=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    # Not what another program left under such a name.
+    (tmp_path / "checkpoint-1").mkdir()
+    save(run, tmp_path, 6, total_limit=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-6"]
+
+
+def test_where_a_run_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, folder, other = make_run(), tmp_path / "run", tmp_path / "other"
+    for wanted in (None, "latest"):
+        assert find_checkpoint(folder, wanted) is None
+    for step in (2, 10):
+        save(run, folder, step)
+    last = folder / "checkpoint-10"
+    for wanted in ("latest", last, "checkpoint-10", "run/checkpoint-10"):
+        assert find_checkpoint(folder, wanted).resolve() == last
+    with pytest.raises(SystemExit, match=r"already holds checkpoint-2, checkpoint-10, .* choose another --output_dir"):
+        find_checkpoint(folder, None)
+    with pytest.raises(SystemExit, match="checkpoint-10 is later than checkpoint-2"):
+        find_checkpoint(folder, "checkpoint-2")
+    # From elsewhere, and into a folder that holds something else
+    assert find_checkpoint(other, "run/checkpoint-2").resolve() == folder / "checkpoint-2"
+    other.mkdir()
+    for name in ("latents", "features", "checkpoint-best"):
+        (other / name).mkdir()
+    assert find_checkpoint(other, None) is None
+    for name in ("model_index.json", "config.json", "pytorch_lora_weights.safetensors"):
+        (other / name).touch()
+        for wanted in (None, "latest", "run/checkpoint-2"):
+            with pytest.raises(SystemExit, match=f"other already holds {name}"):
+                find_checkpoint(other, wanted)
+        (other / name).unlink()
+    (folder / "model_index.json").touch()  # a run that ended goes on if asked to
+    assert find_checkpoint(folder, "latest") == last
 
 
 def test_a_step_saved_again_replaces_the_first(tmp_path):
@@ -263,6 +302,29 @@ def test_another_model_or_optimizer_is_refused(tmp_path, change, message):
     path = save(make_run(), tmp_path, 1)
     with pytest.raises(ValueError, match=message):
         load(make_run(**change), path)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("weight_decay", 0.5, "weight_decay: 0.01 there, 0.5 now"),
+        ("initial_lr", 0.5, "learning_rate: 0.01 there, 0.5 now"),
+        ("betas", (0.5, 0.9), r"betas: \[0.9, 0.999\] there, \[0.5, 0.9\] now"),
+        ("decay", 0.5, "ema_decay: 0.9 there, 0.5 now"),
+        ("lr", 0.5, None),  # where another schedule would have come to
+    ],
+)
+def test_other_numbers_of_the_optimizer_are_refused_by_name(tmp_path, name, value, message):
+    path, run = save(make_run(), tmp_path, 1), make_run()
+    if name == "decay":
+        run.ema.decay = value
+    else:
+        run.optimizers[0].param_groups[0][name] = value
+    if message is None:
+        load(run, path)
+        return
+    with pytest.raises(ValueError, match=message):
+        load(run, path)
 
 
 def test_an_average_must_be_there_or_not_as_before(tmp_path):
