@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +26,35 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     )
 
 
+def add_flag(parser, name: str, help: str | None = None) -> None:
+    """A switch that is off by default. `--no-…` turns it off again, which a YAML file may have turned on."""
+    parser.add_argument(name, action=argparse.BooleanOptionalAction, default=False, help=help)
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 0 to 1")
+    return number
+
+
+def refuse_options(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    """Ends the program if an option was given that has no effect on `what`."""
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} does not apply to {what}: leave it out")
+
+
 def parse_arguments(parser: argparse.ArgumentParser, command_line: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; `--config FILE.yaml` sets defaults by argument name, and the command line wins.
 
@@ -40,16 +70,18 @@ def parse_arguments(parser: argparse.ArgumentParser, command_line: list[str] | N
         values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         parser.error(f"--config {config}: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"--config {config}: it holds {type(values).__name__}, not names of arguments with values")
     actions = {action.dest: action for action in parser._actions}
     from_file = []
     for name, value in values.items():
         if name not in actions or name in ("config", "help"):
             parser.error(f"--config {config}: there is no argument '{name}'")
         action = actions[name]
-        if isinstance(action, argparse._StoreTrueAction):
+        if isinstance(action, argparse.BooleanOptionalAction):
             if not isinstance(value, bool):
                 parser.error(f"--config {config}: '{name}' is true or false, got {value!r}")
-            from_file += [f"--{name}"] * value
+            from_file.append(f"--{name}" if value else f"--no-{name}")
         elif value is not None:
             items = value if isinstance(value, list) else [value]
             from_file += [f"--{name}", *(str(item) for item in items)]
@@ -68,8 +100,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--transformer_config", type=Path, help="JSON arguments of a transformer to train from nothing")
     group.add_argument("--pretrained_phi3_path", help="a Phi-3 checkpoint whose decoder a new transformer starts from")
     group.add_argument("--vae_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    group.add_argument("--frames_per_clip", type=int, default=8, help="at inference: kept in the saved pipeline")
-    group.add_argument("--guidance_scale", type=float, default=3.0, help="at inference: kept in the saved pipeline")
+    group.add_argument(
+        "--frames_per_clip",
+        type=positive_int,
+        help="at inference: kept in the saved pipeline; default: the model's own, of a new one 8",
+    )
+    group.add_argument(
+        "--guidance_scale",
+        type=float,
+        help="at inference: kept in the saved pipeline; default: the model's own, of a new one 3",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,28 +126,36 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--video_column", default="video")
     group.add_argument("--caption_column", help="what the videos show, in words; kept in a cache of latents")
     group.add_argument("--label_column", help="their classes; of a folder and a .txt list they are the folders' names")
-    group.add_argument("--streaming", action="store_true", help="read --dataset_name as a stream, without a download")
-    group.add_argument("--num_simulated_scenes", type=int, help="train on simulated physics instead of videos")
+    add_flag(group, "--streaming", help="read --dataset_name as a stream, without a download")
+    group.add_argument(
+        "--num_simulated_scenes", type=positive_int, help="train on simulated physics instead of videos"
+    )
     group.add_argument(
         "--simulated_world",
         choices=["physics", "orders"],
         default="physics",
         help="scenes of five kinds, or of balls and boxes made to order, for text to video",
     )
-    group.add_argument("--frames_per_scene", type=int, help="frames of a simulated scene; default: max_num_frames")
-    group.add_argument("--max_num_frames", type=int, default=48, help="frames of one training sample")
-    group.add_argument("--min_num_frames", type=int, help="shorter videos are used down to this; default: not at all")
+    group.add_argument(
+        "--frames_per_scene", type=positive_int, help="frames of a simulated scene; default: max_num_frames"
+    )
+    group.add_argument("--max_num_frames", type=positive_int, default=48, help="frames of one training sample")
+    group.add_argument(
+        "--min_num_frames", type=positive_int, help="shorter videos are used down to this; default: not at all"
+    )
     group.add_argument(
         "--frame_interval", type=int, nargs="+", default=[1], metavar="N", help="source frames a step: N, or MIN MAX"
     )
     group.add_argument("--target_fps", type=float, help="frames a second of a sample, instead of --frame_interval")
-    group.add_argument("--longest_side", type=int, default=320, help="size in pixels; the aspect ratio is kept")
+    group.add_argument(
+        "--longest_side", type=positive_int, default=320, help="size in pixels; the aspect ratio is kept"
+    )
     group.add_argument(
         "--height", type=int, help="with --width: a fixed size, multiples of 16, instead of --longest_side"
     )
     group.add_argument("--width", type=int)
     group.add_argument(
-        "--max_bad_fraction", type=float, default=0.5, help="a larger share of unusable videos stops the run"
+        "--max_bad_fraction", type=share, default=0.5, help="a larger share of unusable videos stops the run"
     )
     group.add_argument("--seed", type=int, default=0)
 
@@ -118,6 +166,13 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error("give videos: --instance_data_root, --dataset_file, --dataset_name or --num_simulated_scenes")
     if sum(x is not None for x in (args.dataset_file, args.dataset_name, args.num_simulated_scenes)) > 1:
         parser.error("give only one of --dataset_file, --dataset_name and --num_simulated_scenes")
+    for other in ("num_simulated_scenes", "dataset_name"):
+        if args.instance_data_root is not None and getattr(args, other) is not None:
+            parser.error(f"--instance_data_root and --{other} both say where the videos come from: give one")
+    # Not --dataset_file: beside UCF-101's lists are the numbers of the classes.
+    for other in ("instance_data_root", "dataset_name", "num_simulated_scenes", "streaming", "windows_per_video"):
+        if getattr(args, "cached_latents", None) is not None and getattr(args, other):
+            parser.error(f"--cached_latents are trained on instead of videos: leave out --{other}")
     if (args.height is None) != (args.width is None):
         parser.error("give --height and --width together, or --longest_side")
     if args.height is not None and (args.height % 16 or args.width % 16):
@@ -194,28 +249,38 @@ def load_vae(args: argparse.Namespace):
 def load_pipeline(args: argparse.Namespace) -> VideoGPTPipeline:
     """The pipeline to start from; or a new one around a VAE, its transformer from nothing or from Phi-3's decoder."""
     vae = load_vae(args)
-    inference = {"frames_per_clip": args.frames_per_clip, "guidance_scale": args.guidance_scale}
+    given = {"frames_per_clip": args.frames_per_clip, "guidance_scale": args.guidance_scale}
+    given = {name: value for name, value in given.items() if value is not None}
+    longest_side = max(args.height, args.width) if args.height else args.longest_side
     if args.pretrained_model_name_or_path is not None:
         pipe = VideoGPTPipeline.from_pretrained(
             args.pretrained_model_name_or_path, revision=args.revision, variant=args.variant, vae=vae
         )
         # Weights that are trained are kept in fp32, whatever they were published in.
         pipe.transformer.float()
-        pipe.register_to_config(**inference)
+        pipe.register_to_config(**given, longest_side=longest_side)
+        widen_window(pipe, args.max_num_frames)
         return pipe
     config = json.loads(args.transformer_config.read_text()) if args.transformer_config else {}
     transformer = VideoGPTTransformerModel(**config)
     transformer.init_weights(torch.Generator().manual_seed(args.seed))
     if args.pretrained_phi3_path is not None:
         load_phi3_decoder(transformer, args.pretrained_phi3_path)
+    inference = {"frames_per_clip": 8, "guidance_scale": 3.0} | given
     return VideoGPTPipeline(
         vae=vae,
         transformer=transformer,
         scheduler=NextClipFlowMatchScheduler(),
-        max_context_frames=max(args.max_num_frames - args.frames_per_clip, 1),
-        longest_side=max(args.height, args.width) if args.height else args.longest_side,
+        max_context_frames=max(args.max_num_frames - inference["frames_per_clip"], 1),
+        longest_side=longest_side,
         **inference,
     )
+
+
+def widen_window(pipe: VideoGPTPipeline, num_frames: int) -> None:
+    """A model that is trained on samples of `num_frames` looks back as far as they let it."""
+    window = max(pipe.config.max_context_frames, num_frames - pipe.config.frames_per_clip)
+    pipe.register_to_config(max_context_frames=window)
 
 
 def check_model_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

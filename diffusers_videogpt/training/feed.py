@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from .arguments import load_video_table, make_sampling
+from .arguments import add_flag, load_video_table, make_sampling, positive_int
 from .batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
-from .latents import LatentCache, encode_moments, make_cache_key, sample_latents, write_latent_cache
+from .latents import LatentCache, encode_moments, hash_weights, make_cache_key, sample_latents, write_latent_cache
 from .sampling import seeded_generator
 from .streaming import StreamedBatches
 from .videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
@@ -89,21 +89,28 @@ class CachedWindows(Dataset):
         }
 
 
-def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
+def add_feed_arguments(parser: argparse.ArgumentParser, num_validation: int | None = 8) -> None:
+    """Adds the arguments of [`make_feed`]; `num_validation` is the default of `--num_validation_videos`."""
     group = parser.add_argument_group("latents")
     group.add_argument("--cached_latents", type=Path, help="folder that cache_latents.py wrote, instead of videos")
     group.add_argument(
         "--windows_per_video",
-        type=int,
+        type=positive_int,
         help="encode so many samples of each video into output_dir/latents before the first step, and train on these",
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--same_clips_in_step",
-        action="store_true",
         help="cut all samples of a step alike: nothing is padded where clips are few and long",
     )
-    group.add_argument("--vae_batch_size", type=int, default=16, help="frames encoded at once")
-    group.add_argument("--num_validation_videos", type=int, default=8, help="videos kept from training for validation")
+    group.add_argument("--vae_batch_size", type=positive_int, default=16, help="frames encoded at once")
+    group.add_argument(
+        "--num_validation_videos",
+        type=int,
+        default=num_validation,
+        help="videos kept from training for validation"
+        + "; default: 8, and of fewer than 40 videos a fifth" * (num_validation is None),
+    )
     group.add_argument("--validation_data_root", type=Path, help="folder of other videos for validation, instead")
 
 
@@ -213,7 +220,8 @@ class LatentFeed:
     def run_fields(self) -> dict:
         """What a checkpoint must agree with."""
         sampling = json.loads(json.dumps(asdict(make_sampling(self.args))))
-        return {"seed": self.args.seed, "sampling": sampling} | self.source.run_fields()
+        vae = hash_weights(self.vae)[:16]
+        return {"seed": self.args.seed, "sampling": sampling, "vae": vae} | self.source.run_fields()
 
     def micro_batches(self, start_step: int, end_step: int) -> Iterator[MicroBatch]:
         """This process's micro-batches of the steps from `start_step` (counted from 0) to before `end_step`, in order."""
@@ -285,6 +293,13 @@ def table_of(dataset: WindowDataset | CachedWindows) -> VideoTable | CachedWindo
     return dataset.table if isinstance(dataset, WindowDataset) else dataset
 
 
+def num_held_out(args: argparse.Namespace, num_videos: int) -> int:
+    """Videos kept from training for validation: as asked for, or of a small set a fifth."""
+    if args.validation_data_root is not None:
+        return 0
+    return min(8, num_videos // 5) if args.num_validation_videos is None else args.num_validation_videos
+
+
 def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
     records, infos = ([values[index] for index in indices] for values in (table.records, table.infos))
     return VideoTable(records, infos, table.sampling, table.dropped)
@@ -312,6 +327,8 @@ def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae) -> Pa
     with accelerator.main_process_first():
         table = load_video_table(args)
     report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    # Too few videos are told before they are encoded.
+    split_off([record.id for record in table.records], num_held_out(args, len(table)), args.seed)
     folder = args.output_dir / "latents"
     write_latent_cache(
         folder,
@@ -359,7 +376,6 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
         report_dropped(stream.dropped, args.output_dir, accelerator.is_main_process)
         return LatentFeed(args, accelerator, vae, draw_clips, StreamSource(accelerator, stream), validation)
 
-    num_validation = 0 if args.validation_data_root else args.num_validation_videos
     dropped, cached = None, args.cached_latents
     if cached is None and args.windows_per_video is not None:
         cached = cache_latents(args, accelerator, vae)
@@ -367,14 +383,21 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
         expected = make_cache_key(vae, make_sampling(args), args.seed)
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
         cache = LatentCache(cached, expected)
-        kept, held_out = split_off(cache.ids, num_validation, args.seed)
+        ids = cache.ids
+        kept, held_out = split_off(ids, num_held_out(args, len(ids)), args.seed)
         train, held_out = CachedWindows(cache, kept), CachedWindows(cache, held_out)
     else:
         with accelerator.main_process_first():
             table = load_video_table(args)
         dropped = table.dropped
         report_dropped(dropped, args.output_dir, accelerator.is_main_process)
-        kept, held_out = split_off([record.id for record in table.records], num_validation, args.seed)
+        ids = [record.id for record in table.records]
+        kept, held_out = split_off(ids, num_held_out(args, len(ids)), args.seed)
         train, held_out = (WindowDataset(subset(table, indices), args.seed) for indices in (kept, held_out))
     source = PlannedBatches(args, accelerator, train, dropped)
-    return LatentFeed(args, accelerator, vae, draw_clips, source, held_out if num_validation else validation)
+    if source.plan.fill_fraction > 0.1:
+        accelerator.print(
+            f"{100 * source.plan.fill_fraction:.0f} % of an epoch are second windows of the same videos: each size and length "
+            f"fills whole steps of {source.plan.global_batch_size} videos with its own. --height and --width make all sizes one."
+        )
+    return LatentFeed(args, accelerator, vae, draw_clips, source, held_out if len(kept) < len(ids) else validation)

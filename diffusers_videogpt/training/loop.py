@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -17,14 +18,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, reduce
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .arguments import add_flag, positive_int, share
+from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
 from .throughput import Throughput
 
@@ -32,34 +34,47 @@ from .throughput import Throughput
 EXIT_ON_SIGTERM = 143  # 128 + SIGTERM, as a shell reports it
 
 
+# Of diffusers' schedules, those that need nothing but the numbers of steps.
+SCHEDULES = [x.value for x in SchedulerType if x != SchedulerType.PIECEWISE_CONSTANT]
+
+
+def ema_decay(text: str) -> float:
+    decay = share(text)
+    if decay == 1:
+        raise argparse.ArgumentTypeError(
+            "an average of 1 stays the weights that training begins with: give less than 1"
+        )
+    return decay
+
+
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimization")
-    group.add_argument("--train_batch_size", type=int, default=1, help="videos a micro-batch and process")
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    group.add_argument("--gradient_checkpointing", action="store_true")
-    group.add_argument("--torch_compile", action="store_true", help="compile the transformer's blocks")
+    group.add_argument("--train_batch_size", type=positive_int, default=1, help="videos a micro-batch and process")
+    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
+    add_flag(group, "--gradient_checkpointing")
+    add_flag(group, "--torch_compile", help="compile the transformer's blocks")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
-    group.add_argument("--max_train_steps", type=int, default=1000)
+    group.add_argument("--max_train_steps", type=positive_int, default=1000)
     group.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
-    group.add_argument("--use_8bit_adam", action="store_true", help="AdamW with 8-bit state, by bitsandbytes")
+    add_flag(group, "--use_8bit_adam", help="AdamW with 8-bit state, by bitsandbytes")
     group.add_argument("--learning_rate", type=float, default=1e-4)
-    group.add_argument("--lr_scheduler", default="constant_with_warmup", help="a schedule of diffusers.optimization")
+    group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup")
     group.add_argument("--lr_warmup_steps", type=int, default=1000)
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.95)
     group.add_argument("--adam_weight_decay", type=float, default=0.1)
     group.add_argument("--adam_epsilon", type=float, default=1e-5)
     group.add_argument("--max_grad_norm", type=float, default=1.0)
-    group.add_argument("--ema_decay", type=float, default=0.0, help="0 for no moving average of the weights")
+    group.add_argument("--ema_decay", type=ema_decay, default=0.0, help="0 for no moving average of the weights")
 
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", type=Path, required=True)
-    group.add_argument("--logging_steps", type=int, default=20)
+    group.add_argument("--logging_steps", type=positive_int, default=20)
     group.add_argument("--report_to", default=None, help="tensorboard, trackio, wandb, …: a tracker of accelerate")
     group.add_argument("--tracker_project_name", default="videogpt")
-    group.add_argument("--validation_steps", type=int, default=500, help="between two validation losses")
-    group.add_argument("--checkpointing_steps", type=int, default=500)
-    group.add_argument("--checkpoints_total_limit", type=int, default=2)
+    group.add_argument("--validation_steps", type=positive_int, default=500, help="between two validation losses")
+    group.add_argument("--checkpointing_steps", type=positive_int, default=500)
+    group.add_argument("--checkpoints_total_limit", type=positive_int, default=2)
     group.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest'")
     group.add_argument("--dataloader_num_workers", type=int, default=0)
 
@@ -158,6 +173,7 @@ class TrainingLoop:
             model.enable_gradient_checkpointing()
         if args.torch_compile:
             model.compile_repeated_blocks()
+            accelerator.print("--torch_compile: the first step compiles the blocks, which takes minutes")
         optimizers = make_optimizers(model, args)
         self.model, *self.optimizers = accelerator.prepare(model.train(), *optimizers)
         # Not prepared: one step of the schedule is one step of training, however many processes there are.
@@ -176,6 +192,7 @@ class TrainingLoop:
             self.ema.to(accelerator.device)
         self.log_path = args.output_dir / "train_log.csv"
         self.log, self.losses, self.step = [], [], 0
+        self.first_step = 0  # later than 0 in a run that was resumed
         # Asked is this process alone; stopping is what all have agreed on, or one would wait for the others for ever.
         self._stop_asked = self._stopping = False
 
@@ -280,10 +297,13 @@ class TrainingLoop:
         row |= {name: f"{value:.4g}" for name, value in timing.items()}
         self.log.append(row)
         if self.accelerator.is_main_process:
-            with self.log_path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(row))
+            unfinished = self.log_path.with_suffix(".csv.partial")
+            with unfinished.open("w", newline="") as file:
+                # Earlier rows may be of another device, with other columns.
+                writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in self.log for name in r)))
                 writer.writeheader()
                 writer.writerows(self.log)
+            os.replace(unfinished, self.log_path)
         numbers = {"train/loss": float(row["loss"]), "train/learning_rate": float(row["learning_rate"])}
         numbers |= {f"speed/{name}": value for name, value in timing.items()}
         numbers |= {f"validation/{name}": value for name, value in validation.items()}
@@ -332,20 +352,14 @@ class TrainingLoop:
         )
 
     def _resume(self) -> None:
-        wanted, latest = self.args.resume_from_checkpoint, latest_checkpoint(self.args.output_dir)
-        if wanted is None:
-            if latest is not None:
-                raise SystemExit(
-                    f"{latest} is of an earlier run: go on with --resume_from_checkpoint latest, or choose another "
-                    "--output_dir."
-                )
-            return
-        path = latest if wanted == "latest" else Path(wanted)
+        path = find_checkpoint(self.args.output_dir, self.args.resume_from_checkpoint)
         if path is None:
-            self.accelerator.print(f"no complete checkpoint in {self.args.output_dir}: starting at step 0")
+            if self.args.resume_from_checkpoint is not None:
+                self.accelerator.print(f"no complete checkpoint in {self.args.output_dir}: starting at step 0")
             return
         state = load_checkpoint(path, **self._parts(), expected=self.run_fields, trainable_only=self.trainable_only)
         self.step, self.losses = state["step"], state["losses"]
+        self.first_step = self.step
         self.feed.source.load_state_dict(state["feed"])
         if self.log_path.exists():
             with self.log_path.open(newline="") as file:

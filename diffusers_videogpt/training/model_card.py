@@ -35,6 +35,11 @@ pipe = DiffusionPipeline.from_pretrained("{model}")
 ids = segment_video(pipe, read_video("video.mp4").frames, read_mask("first.png"))  # uint8 (frames, height, width)
 ```"""
 
+# As it was trained, which the base's own number of frames is not.
+TRAINED_LORA_EXAMPLE = LORA_EXAMPLE.replace(
+    'image="first.png"', 'image="first.png", num_frames={num_frames}, frames_per_clip={frames_per_clip}'
+)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -107,7 +112,8 @@ def write_model_card(
     Args:
         folder: where the model was saved. `strip` is copied there as `prediction.png`, `curve` as `loss_curve.png`.
         transformer: whose parameters are counted.
-        example: what the example of the task speaks of: `num_frames` to predict, a `label`, a `caption`.
+        example: what the example of the task speaks of: `num_frames` to predict, a `label`, a `caption`; of an adapter
+            also `frames_per_clip`.
         recipe: the arguments of the training script, plain values; those that are `None` are left out. Published, like
             `command`: neither may hold a token.
         command: the command that trained the model.
@@ -135,7 +141,8 @@ def write_model_card(
         base_model=_hub_id(base_model),
         datasets=_hub_id(dataset),
     )
-    origin = f"started from `{base_model}`" if base_model else "started from random weights"
+    start = base_model or recipe.get("pretrained_phi3_path")
+    origin = f"started from `{start}`" if start else "started from random weights"
     material = f"trained on `{dataset}`" if dataset else "trained"
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -148,7 +155,7 @@ def write_model_card(
     if results is not None:
         parts += ["## How good it is", results]
     used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
-    parts += ["## How to use it", (LORA_EXAMPLE if is_adapter else words.example).format(**used)]
+    parts += ["## How to use it", (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
     if curve is not None:
         shutil.copyfile(curve, folder / CURVE)

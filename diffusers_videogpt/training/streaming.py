@@ -90,6 +90,7 @@ class StreamedBatches:
             samples, batch_size=None, num_workers=num_workers, generator=torch.Generator()
         )
         self.run = {"num_processes": num_processes, "rank": rank, "num_workers": num_workers, "batch_size": batch_size}
+        self.run |= {"accumulation": accumulation, "dataset": str(name), "split": split, "config_name": config_name}
         self.name, self.accumulation, self.num_batches = name, accumulation, 0
         self.iterator: Iterator[dict] | None = None
         self.dropped = DroppedVideos(max_bad_fraction=1.0)

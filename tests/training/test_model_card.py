@@ -130,6 +130,11 @@ def test_what_was_started_from(pipe, tmp_path, monkeypatch):
         assert card.data.to_dict().get("base_model") == linked
         assert "datasets" not in card.data.to_dict() and "trained on `my videos`" in card.text
         assert f"started from `{base_model}`" in card.text if base_model else "from random weights" in card.text
+    recipe = {"pretrained_phi3_path": "microsoft/Phi-3-mini-128k-instruct"}
+    path = write_model_card(
+        tmp_path, transformer=pipe.transformer, example={"num_frames": 2}, recipe=recipe, command=COMMAND
+    )
+    assert "started from `microsoft/Phi-3-mini-128k-instruct`" in path.read_text()
     assert "prediction.png" not in card.text and not (tmp_path / "prediction.png").exists()
 
 

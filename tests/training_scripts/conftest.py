@@ -31,28 +31,44 @@ def videos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_model(tiny_parts) -> list:
+def new_features(tiny_parts) -> list:
     """Arguments for a new tiny model, small samples and few words."""
     return [
         *("--pretrained_vae_path", tiny_parts / "vae", "--transformer_config", tiny_parts / "transformer.json"),
-        *("--height", 32, "--width", 32, "--max_num_frames", 4, "--frames_per_clip", 2),
+        *("--height", 32, "--width", 32, "--max_num_frames", 4),
         *("--learning_rate", 1e-3, "--lr_warmup_steps", 2, "--num_validation_videos", 2, "--logging_steps", 1),
     ]
 
 
-@pytest.fixture
-def refusal_of(monkeypatch, capsys):
-    """Says how a script ends, which is by an error; in the test's own process, since one of its own starts slowly."""
+@pytest.fixture(scope="session")
+def new_model(new_features) -> list:
+    """The same where a pipeline is saved, of clips of two frames."""
+    return [*new_features, "--frames_per_clip", 2]
 
-    def run(script: str, *args) -> str:
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Runs a script in the test's own process, since one of its own starts slowly."""
+
+    def run(script: str, *args) -> None:
         monkeypatch.setattr("sys.argv", [script, *map(str, args)])
         monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
         try:
-            with pytest.raises((SystemExit, OSError, ValueError)) as refused:
-                runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+
+    return run
+
+
+@pytest.fixture
+def refusal_of(run_here, capsys):
+    """Says how a script ends, which is by an error."""
+
+    def run(script: str, *args) -> str:
+        with pytest.raises((SystemExit, OSError, ValueError)) as refused:
+            run_here(script, *args)
         assert getattr(refused.value, "code", 1) not in (0, None)
         return f"{capsys.readouterr().err}{refused.value}"
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
+from fake_hub import hub  # noqa: F401
 from run_scripts import (
     FSDP2_ON_CPU,
     SCRIPTS,
@@ -180,7 +181,7 @@ def test_bad_videos_among_good_ones(tmp_path, new_model, videos, refusal_of):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory, new_model, videos):
     folder = tmp_path_factory.mktemp("cache") / "latents"
-    sizes = new_model[: new_model.index("--frames_per_clip")]
+    sizes = new_model[: new_model.index("--learning_rate")]
     sizes = [a for a in sizes if a != "--transformer_config" and not str(a).endswith("transformer.json")]
     run_script(
         "cache_latents.py", "--output_dir", folder, *sizes, "--instance_data_root", videos, "--windows_per_video", 8
@@ -223,10 +224,16 @@ def test_loss_that_is_not_finite_stops_all_processes(tmp_path, new_model, cache)
         assert all(x.isfinite().all() for x in load_file(checkpoint / "model.safetensors").values())
 
 
-def test_checkpoint_of_another_run_is_refused(tmp_path, new_model, videos, refusal_of):
+def test_checkpoint_of_another_run_is_refused(tmp_path, tiny_parts, new_model, videos, refusal_of):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 2, "--checkpointing_steps", 2]
     train(tmp_path, *args)
+    vae = AutoModel.from_pretrained(str(tiny_parts / "vae"))
+    with torch.no_grad():
+        next(vae.parameters()).add_(1e-3)
+    vae.save_pretrained(tmp_path / "vae")
     for changed, messages in (
+        (["--pretrained_vae_path", tmp_path / "vae"], [": vae: "]),
+        (["--learning_rate", 1e-5], ["learning_rate: 0.001 there, 1e-05 now"]),
         (["--train_batch_size", 2], ["global_batch_size"]),
         (["--clips", "equal:2"], ["clips", "equal:2"]),
     ):
@@ -315,7 +322,9 @@ def test_output_of_a_run(tmp_path, new_model, videos):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 4, "--validation_steps", 2]
     args += ["--validation_rollout_steps", 2, "--num_validation_rollouts", 1, "--validation_inference_steps", 2]
     args += ["--report_to", "tensorboard", "--output_dtype", "bfloat16", "--optimizer", "muon", "--torch_compile"]
-    train(tmp_path, *args)
+    result = train(tmp_path, *args)
+    assert "the first step compiles the blocks" in result.stdout
+    assert "should be kept in float32" not in result.stdout + result.stderr
     for step in (2, 4):
         names = {p.name for p in (tmp_path / "validation" / f"step-{step:06d}").iterdir()}
         assert {"0.mp4", "0.png", "scores.json"} <= names
@@ -339,9 +348,10 @@ def test_yaml_file_and_command_line(tmp_path, new_model, videos):
     "text, message",
     [
         ("max_steps: 3", "there is no argument 'max_steps'"),
-        ("max_train_steps: many", "invalid int value: 'many'"),
+        ("max_train_steps: many", "'many' is no whole number of 1 or more"),
         ("streaming: 3", "'streaming' is true or false"),
         ("clips: [", "--config"),
+        ("- clips", "it holds list, not names of arguments"),
     ],
 )
 def test_bad_yaml(tmp_path, text, message, refusal_of):
@@ -356,12 +366,72 @@ def test_bad_yaml(tmp_path, text, message, refusal_of):
         ([], "give videos: --instance_data_root"),
         (["--instance_data_root", ".", "--clips", "some"], "Clips are 'random', 'equal:N' or 'first:N'"),
         (["--num_simulated_scenes", 3, "--frame_interval", 4, 2], "--frame_interval takes one number or a range"),
+        (["--instance_data_root", ".", "--num_simulated_scenes", 4], "both say where the videos come from"),
+        (["--cached_latents", ".", "--windows_per_video", 2], "leave out --windows_per_video"),
+        (["--cached_latents", ".", "--instance_data_root", "."], "leave out --instance_data_root"),
+        (["--instance_data_root", ".", "--max_clips", 1], "random clips are 2 at least"),
+        (["--instance_data_root", ".", "--max_num_frames", 1], "single frames are trained by --clips equal:1"),
+        (
+            ["--instance_data_root", ".", "--validation_steps", 2, "--validation_rollout_steps", 3],
+            "must be a multiple",
+        ),
+        (["--instance_data_root", ".", "--logging_steps", 0], "'0' is no whole number of 1 or more"),
+        (["--instance_data_root", ".", "--min_retention", 5], "'5' is no number from 0 to 1"),
+        (["--instance_data_root", ".", "--ema_decay", 1], "give less than 1"),
+        (["--instance_data_root", ".", "--lr_scheduler", "piecewise_constant"], "invalid choice"),
         (["--instance_data_root", ".", "--height", 40], "--height 40 --width 32: both must be multiples of 16"),
     ],
 )
 def test_bad_arguments(tmp_path, new_model, args, message, refusal_of):
     arguments = ("--output_dir", tmp_path, *new_model, *args)
     assert message in refusal_of("train_videogpt.py", *arguments)
+
+
+def test_what_is_there_is_not_replaced(tmp_path, new_model, videos, run_here, refusal_of):
+    args = ["--output_dir", tmp_path, *new_model, "--instance_data_root", videos, "--max_train_steps", 2]
+    rollouts = ["--validation_steps", 1, "--validation_rollout_steps", 1, "--validation_inference_steps", 1]
+    run_here("train_videogpt.py", *args, *rollouts, "--num_validation_rollouts", 1)
+    assert "## How good it is" in (tmp_path / "README.md").read_text()
+    before = file_hashes(tmp_path / "transformer")
+    for resume in ([], ["--resume_from_checkpoint", "latest"]):
+        assert "already holds model_index.json" in refusal_of("train_videogpt.py", *args, *resume)
+    assert file_hashes(tmp_path / "transformer") == before
+    # Predictions of a run that was cut off say nothing of the next one.
+    (tmp_path / "model_index.json").unlink()
+    run_here("train_videogpt.py", *args, "--seed", 1)
+    card = (tmp_path / "README.md").read_text()
+    assert "## How good it is" not in card and "prediction.png" not in card
+
+
+def test_log_of_a_run_that_goes_on_elsewhere(tmp_path, new_model, videos, run_here):
+    """A graphics card logs more columns than a CPU."""
+    args = ["--output_dir", tmp_path, *new_model, "--instance_data_root", videos, "--checkpointing_steps", 1]
+    run_here("train_videogpt.py", *args, "--max_train_steps", 1)
+    log = tmp_path / "train_log.csv"
+    header, row = log.read_text().splitlines()
+    log.write_text(f"{header},mfu\n{row},0.4\n")
+    # With a shorter schedule than it was begun with, which is allowed
+    run_here("train_videogpt.py", *args, "--max_train_steps", 2, "--resume_from_checkpoint", "checkpoint-1")
+    assert read_log(tmp_path, ("step", "mfu")) == [("1", "0.4"), ("2", "")]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_hub_that_refuses_is_told_before_training(tmp_path, new_model, videos, hub, refusal_of, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    args = ["--output_dir", tmp_path / "toy", *new_model, "--instance_data_root", videos, "--push_to_hub"]
+    assert "401" in refusal_of("train_videogpt.py", *args, "--hub_model_id", "me/toy")
+    assert not (tmp_path / "toy").exists()
+
+
+def test_two_processes_on_samples_of_one_clip_and_of_more(tmp_path, new_model):
+    """Clean patches are in some steps and not in others; what fills up the steps of the rare lengths is told."""
+    make_videos(tmp_path / "videos" / "long", 3, num_frames=6)
+    make_videos(tmp_path / "videos" / "short", 3, num_frames=4)
+    args = [*new_model, "--instance_data_root", tmp_path / "videos", "--num_validation_videos", 1]
+    args += ["--max_num_frames", 6, "--min_num_frames", 4, "--clips", "first:4", "--max_train_steps", 6]
+    result = train(tmp_path / "run", *args, launcher=TWO_PROCESSES)
+    assert len(losses(tmp_path / "run")) == 6
+    assert "% of an epoch are second windows" in result.stdout
 
 
 def test_model_that_is_something_else(tmp_path, videos, refusal_of):
@@ -376,7 +446,12 @@ def test_model_that_is_something_else(tmp_path, videos, refusal_of):
     [
         (["--instance_data_root", "nowhere"], "nowhere is no folder"),
         (["--num_simulated_scenes", 3, "--num_validation_videos", 3], "3 usable videos, of which"),
+        (
+            ["--num_simulated_scenes", 3, "--num_validation_videos", 3, "--windows_per_video", 1],
+            "3 usable videos, of which",
+        ),
     ],
 )
 def test_bad_sources(tmp_path, new_model, args, message, refusal_of):
     assert message in refusal_of("train_videogpt.py", "--output_dir", tmp_path, *new_model, *args)
+    assert not list(tmp_path.rglob("*.safetensors"))  # nothing was encoded before
