@@ -21,12 +21,15 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, positive_int
+from diffusers_videogpt.training.checkpoints import refuse_existing
+from diffusers_videogpt.training.loop import SCHEDULES, ema_decay
 
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
 LOG_EVERY = 20
+EMA = "ema.pt"
 
 
 def parse_args():
@@ -50,14 +53,12 @@ def parse_args():
     parser.add_argument("--latent_channels", type=int, default=4)
     parser.add_argument("--norm_num_groups", type=int, default=8)
     parser.add_argument(
-        "--frames_per_video", type=int, default=4, help="frames taken from a video each time it is drawn"
+        "--frames_per_video", type=positive_int, default=4, help="frames taken from a video each time it is drawn"
     )
-    parser.add_argument("--train_batch_size", type=int, default=4, help="videos a batch")
-    parser.add_argument("--max_train_steps", type=int, default=6000)
+    parser.add_argument("--train_batch_size", type=positive_int, default=4, help="videos a batch")
+    parser.add_argument("--max_train_steps", type=positive_int, default=6000)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument(
-        "--lr_scheduler", default="cosine", help="a diffusers schedule: cosine, constant_with_warmup, …"
-    )
+    parser.add_argument("--lr_scheduler", choices=SCHEDULES, default="cosine")
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--mse_weight", type=float, default=4.0, help="weight of the squared error; L1 has weight 1")
@@ -68,14 +69,14 @@ def parse_args():
         default=10.0,
         help="extra weight of pixels unlike the background; 0 for none",
     )
-    parser.add_argument("--ema_decay", type=float, default=0.999)
+    parser.add_argument("--ema_decay", type=ema_decay, default=0.999)
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
     parser.add_argument("--dataloader_num_workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--checkpointing_steps", type=int, default=1000)
+    parser.add_argument("--checkpointing_steps", type=positive_int, default=1000)
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest'")
     parser.add_argument(
-        "--num_eval_videos", type=int, default=64, help="unseen scenes; with a folder, its last videos"
+        "--num_eval_videos", type=positive_int, default=64, help="unseen scenes; with a folder, its last videos"
     )
     args = parser.parse_args()
 
@@ -246,18 +247,28 @@ def centre_latents(vae, mean):
 
 
 def find_checkpoint(args):
+    """The checkpoint to go on from, or None for a new run, which replaces nothing."""
+    if args.resume_from_checkpoint is None:
+        refuse_existing(args.output_dir)
+        return None
     if args.resume_from_checkpoint != "latest":
-        return Path(args.resume_from_checkpoint)
-    found = sorted(args.output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        checkpoint = Path(args.resume_from_checkpoint)
+        if checkpoint.resolve().parent != args.output_dir.resolve():
+            refuse_existing(args.output_dir)
+        return checkpoint
+    # The average of the weights is written last: without it, a checkpoint was cut short.
+    found = [path for path in args.output_dir.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
+    found = [path for path in found if (path / EMA).is_file()]
     if not found:
-        raise SystemExit(f"--resume_from_checkpoint latest: no checkpoint-N folder in {args.output_dir}")
-    return found[-1]
+        raise SystemExit(f"--resume_from_checkpoint latest: no complete checkpoint-N folder in {args.output_dir}")
+    return max(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def main():
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     set_seed(args.seed)
+    checkpoint = find_checkpoint(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     vae = make_autoencoder(args).to(memory_format=torch.channels_last)
@@ -287,11 +298,10 @@ def main():
     ema.to(accelerator.device)
 
     step = 0
-    if args.resume_from_checkpoint:
-        checkpoint = find_checkpoint(args)
+    if checkpoint is not None:
         accelerator.load_state(checkpoint)
         # Kept by hand: what is registered with accelerate is unpickled without weights_only.
-        ema.load_state_dict(torch.load(checkpoint / "ema.pt", map_location="cpu", weights_only=True))
+        ema.load_state_dict(torch.load(checkpoint / EMA, map_location="cpu", weights_only=True))
         ema.to(accelerator.device)
         step = int(checkpoint.name.split("-")[1])
         loader = accelerator.skip_first_batches(loader, step)
@@ -327,7 +337,9 @@ def main():
             accelerator.save_state(checkpoint)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                torch.save(ema.state_dict(), checkpoint / "ema.pt")
+                partial = checkpoint / f"{EMA}.partial"
+                torch.save(ema.state_dict(), partial)
+                partial.rename(checkpoint / EMA)
                 # The one before is kept in case this one was cut short.
                 shutil.rmtree(
                     args.output_dir / f"checkpoint-{step - 2 * args.checkpointing_steps}", ignore_errors=True
@@ -335,7 +347,7 @@ def main():
 
     if accelerator.is_main_process:
         ema.copy_to(vae.parameters())
-        vae = vae.to("cpu", torch.float32).eval()
+        vae = vae.to("cpu").float().eval()
         result = evaluate(vae, eval_videos, simulated=args.instance_data_root is None)
         centre_latents(vae, result["latent_mean"])
         vae.register_to_config(scaling_factor=1 / result["latent_std"])

@@ -1,5 +1,7 @@
+import argparse
 import csv
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +106,27 @@ def test_too_few_videos_and_odd_sizes_are_errors(tmp_path, refusal_of):
     for args, message in (
         (arguments(instance_data_root=tmp_path), "holds 0 videos"),
         (arguments(resolution=17), "--resolution 17 must be divisible by 2"),
-        ([*arguments(), "--resume_from_checkpoint", "latest"], "no checkpoint-N folder"),
+        ([*arguments(), "--resume_from_checkpoint", "latest"], "no complete checkpoint-N folder"),
+        ([*arguments(), "--ema_decay", "1"], "give less than 1"),
     ):
         given = ["--output_dir", tmp_path, *args]
         assert message in refusal_of(SCRIPT.name, *given)
+
+
+def test_what_is_there_is_not_replaced(trained, refusal_of):
+    output_dir, _ = trained
+    weights = (output_dir / "diffusion_pytorch_model.safetensors").read_bytes()
+    said = refusal_of(SCRIPT.name, "--output_dir", output_dir, *arguments(max_train_steps=1))
+    assert "already holds checkpoint-10, checkpoint-20, config.json" in said
+    assert (output_dir / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+def test_the_latest_checkpoint_is_whole(tmp_path):
+    for name in ("checkpoint-8", "checkpoint-10", "checkpoint-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ema.pt").touch()
+    (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-12" / "ema.pt.partial").touch()
+    find_checkpoint = runpy.run_path(str(SCRIPT))["find_checkpoint"]
+    args = argparse.Namespace(output_dir=tmp_path, resume_from_checkpoint="latest")
+    assert find_checkpoint(args) == tmp_path / "checkpoint-10"
