@@ -12,7 +12,6 @@ animations of held-out first frames, and `checkpoint-N` folders for `--resume_fr
 """
 
 import torch
-from accelerate.utils import set_seed
 from diffusers import BitsAndBytesConfig
 from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.utils import get_peft_model_state_dict
@@ -20,15 +19,24 @@ from peft.utils import get_peft_model_state_dict
 from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel
 from diffusers_videogpt.training.arguments import (
     add_data_arguments,
+    add_flag,
     check_data_arguments,
     load_vae,
     make_parser,
     parse_arguments,
+    positive_int,
+    widen_window,
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
-from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, make_accelerator
+from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments
 from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import NextClipTraining, add_recipe_arguments, check_recipe_arguments
+from diffusers_videogpt.training.recipe import (
+    NextClipTraining,
+    add_recipe_arguments,
+    check_recipe_arguments,
+    settle_unused_parameters,
+    start_processes,
+)
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -46,27 +54,32 @@ def parse_args():
     group.add_argument("--quantize_base", choices=["nf4", "int8"], help="frozen weights by bitsandbytes (QLoRA)")
     group.add_argument("--pretrained_vae_path", help="another VAE than the pipeline's")
     group.add_argument("--vae_dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    group.add_argument("--vae_group_offload", action="store_true", help="keep the VAE on the CPU between its uses")
+    add_flag(group, "--vae_group_offload", help="keep the VAE on the CPU between its uses")
+    group.add_argument(
+        "--frames_per_clip",
+        type=positive_int,
+        help="of predictions; default: as trained, of random clips the pipeline's",
+    )
     group = parser.add_argument_group("adapter")
-    group.add_argument("--rank", type=int, default=16)
+    group.add_argument("--rank", type=positive_int, default=16)
     group.add_argument("--lora_alpha", type=float, help="default: the rank")
     group.add_argument("--lora_dropout", type=float, default=0.0)
-    group.add_argument("--train_mlp", action="store_true", help="adapt the MLPs too")
-    group.add_argument("--train_patch_embeddings", action="store_true", help="adapt the patch embeddings too")
-    group.add_argument("--use_dora", action="store_true")
-    group.add_argument("--use_rslora", action="store_true")
+    add_flag(group, "--train_mlp", help="adapt the MLPs too")
+    add_flag(group, "--train_patch_embeddings", help="adapt the patch embeddings too")
+    add_flag(group, "--use_dora")
+    add_flag(group, "--use_rslora")
     add_data_arguments(parser)
-    add_feed_arguments(parser)
+    add_feed_arguments(parser, num_validation=None)
     add_recipe_arguments(parser, clips="first:1")
     add_loop_arguments(parser)
     parser.set_defaults(adam_weight_decay=0.01, lr_warmup_steps=100, max_train_steps=2000)
-    parser.set_defaults(validation_given_frames=1, windows_per_video=8)
+    parser.set_defaults(validation_given_frames=1)
     args = parse_arguments(parser)
     check_data_arguments(parser, args)
     check_feed_arguments(parser, args)
     check_recipe_arguments(parser, args)
-    if args.rank < 1:
-        parser.error(f"--rank {args.rank} must be at least 1")
+    if args.windows_per_video is None and args.cached_latents is None and not args.streaming:
+        args.windows_per_video = 8
     return args
 
 
@@ -98,6 +111,16 @@ def load_base(args) -> VideoGPTPipeline:
     if args.quantize_base is not None:
         prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
     return pipe
+
+
+def predicted_clip(args, pipe: VideoGPTPipeline) -> int:
+    """Frames that are predicted at once: as many as a clip has in training."""
+    if args.frames_per_clip is not None:
+        return args.frames_per_clip
+    if args.clips == "random":
+        return pipe.config.frames_per_clip
+    lengths = parse_clips(args.clips)(args.max_num_frames, None)
+    return lengths[-1] if args.clips.startswith("first") else lengths[0]
 
 
 def add_adapter(transformer: VideoGPTTransformerModel, args) -> LoraConfig:
@@ -132,15 +155,14 @@ def save(args, accelerator, loop: TrainingLoop, training: NextClipTraining, conf
 
 def main():
     args = parse_args()
-    accelerator = make_accelerator(args)
+    accelerator = start_processes(args)
     if args.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-
     pipe = load_base(args)
+    pipe.register_to_config(frames_per_clip=predicted_clip(args, pipe))
+    widen_window(pipe, args.max_num_frames)
     pipe.set_progress_bar_config(disable=True)
     if args.vae_group_offload:
         pipe.vae.enable_group_offload(accelerator.device, offload_type="leaf_level")
@@ -149,6 +171,7 @@ def main():
     feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
     config = add_adapter(pipe.transformer, args)
     training = NextClipTraining(args, accelerator, pipe, feed)
+    settle_unused_parameters(args, accelerator, pipe.transformer, feed)
     loop = TrainingLoop(
         args,
         accelerator,

@@ -1,7 +1,9 @@
 """The LoRA script as a user runs it: a folder of videos in, an adapter that the pipeline loads out."""
 
 import csv
+import re
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
 from safetensors.torch import load_file
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt.training.loop import TrainingLoop
+from diffusers_videogpt.training.recipe import NextClipTraining
+from diffusers_videogpt.video_io import read_video
 
 
 BF16 = ("--base_dtype", "bfloat16", "--mixed_precision", "bf16")
@@ -60,13 +65,23 @@ def animate(pipe):
     return pipe(image=picture, num_frames=2, num_inference_steps=2, generator=generator, output_type="pt").frames
 
 
-def test_adapter_from_a_folder_of_videos(tmp_path, base, arguments):
+def test_adapter_from_a_folder_of_videos(tmp_path, base, arguments, monkeypatch):
     train(
         tmp_path, *arguments, "--validation_steps", 3, "--validation_rollout_steps", 6, "--num_validation_rollouts", 1
     )
     assert {"0.mp4", "0.png", "scores.json"} <= {p.name for p in (tmp_path / "validation" / "step-000006").iterdir()}
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "load_lora_weights" in card and "- lora" in card and "prediction.png" in card
+    # One frame is given, and the three others are one clip, as trained: not two as the base predicts them.
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("first.png")
+    exec(
+        re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1].replace(
+            "num_frames", "num_inference_steps=1, num_frames", 1
+        ),
+        {},
+    )
+    assert "num_frames=3, frames_per_clip=3" in card and len(read_video("animation.mp4").frames) == 3
     assert not (tmp_path / "model_index.json").exists()  # the base is not copied
     pipe = DiffusionPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
@@ -120,6 +135,28 @@ def test_two_processes_train_as_one(tmp_path, arguments):
     train(tmp_path / "one", *arguments, "--train_batch_size", 2)
     train(tmp_path / "two", *arguments, launcher=TWO_PROCESSES)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
+
+
+def test_one_clip_a_stream_and_the_window(tmp_path, base, videos, run_here, monkeypatch):
+    """Of a stream nothing is encoded before; clean patches are not trained where no sample has any; what is predicted in
+    validation has the clips and the window of training."""
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+        for path in sorted(videos.iterdir()):
+            tar.add(path, arcname=path.name)
+    begun = []
+    monkeypatch.setattr(TrainingLoop, "run", lambda loop: begun.append(loop))
+    monkeypatch.setattr(
+        NextClipTraining, "publish", lambda training, *args, **options: begun.append(training.pipe.config)
+    )
+    args = ["--pretrained_model_name_or_path", base, "--height", 32, "--width", 32, "--max_num_frames", 8]
+    args += ["--dataset_name", tmp_path / "shards", "--video_column", "mp4", "--streaming"]
+    args += ["--clips", "equal:8", "--train_patch_embeddings", "--output_dir", tmp_path / "run"]
+    run_here("train_videogpt_lora.py", *args)
+    loop, config = begun
+    assert config.frames_per_clip == 8 and not (tmp_path / "run" / "latents").exists()
+    trained = {name.split(".")[0] for name, p in loop.model.named_parameters() if p.requires_grad}
+    assert "noisy_patch_embed" in trained and "clean_patch_embed" not in trained
 
 
 def test_bad_input(tmp_path, base, arguments, refusal_of):
