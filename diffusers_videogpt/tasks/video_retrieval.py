@@ -138,7 +138,8 @@ class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
         wanted = model.transformer.state_dict()
         found = {name: value for name, value in transformer.state_dict().items() if name in wanted}
         model.transformer.load_state_dict(found)
-        return model.to(transformer.device, transformer.dtype).eval()
+        # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
+        return nn.Module.to(model, transformer.device, transformer.dtype).eval()
 
     def forward(
         self,
