@@ -12,7 +12,7 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos with 
 
 from diffusers_videogpt.tasks.segmentation_data import make_segmentation_feed
 from diffusers_videogpt.tasks.video_object_segmentation import VideoObjectSegmentationTraining
-from diffusers_videogpt.training.arguments import make_parser, parse_arguments
+from diffusers_videogpt.training.arguments import make_parser, parse_arguments, refuse_options
 from diffusers_videogpt.training.recipe import (
     add_pipeline_arguments,
     check_pipeline_arguments,
@@ -33,11 +33,9 @@ def parse_args():
     parser = make_parser(__doc__)
     add_pipeline_arguments(parser)
     # The given frames leave little to choose, so there is nothing to guide away from, and few steps are enough.
-    parser.set_defaults(guidance_scale=1.0, validation_inference_steps=8, frames_per_clip=None)
+    parser.set_defaults(guidance_scale=1.0, validation_inference_steps=8)
     args = parse_arguments(parser)
-    for name in NOT_HERE:
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name} does not apply to segmentation: leave it out")
+    refuse_options(parser, args, NOT_HERE, "segmentation")
     check_pipeline_arguments(parser, args)
     least = args.min_num_frames or args.max_num_frames
     if least < 3:

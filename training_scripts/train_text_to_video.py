@@ -34,6 +34,10 @@ def parse_args():
     )
     args = parse_arguments(parser)
     check_pipeline_arguments(parser, args)
+    if args.validation_data_root is not None:
+        parser.error(
+            "a folder has no captions: leave out --validation_data_root, --num_validation_videos are kept instead"
+        )
     return args
 
 

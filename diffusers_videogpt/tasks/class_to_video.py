@@ -45,6 +45,7 @@ class ClassToVideoTraining(ConditionalTraining):
     """
 
     task = "class"
+    condition = "class_embed"
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
         super().__init__(args, accelerator, pipe, feed, args.label_dropout)

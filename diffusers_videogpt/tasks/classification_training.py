@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.arguments import load_video_table, make_sampling
+from ..training.arguments import load_video_table, make_sampling, positive_int, refuse_options
 from ..training.feed import LatentFeed, MicroBatch, split_off
 from ..training.loop import TrainingLoop, train_model
 from ..training.recipe import publish
@@ -16,9 +16,15 @@ from ..training.videos import report_dropped
 from .class_to_video import class_names
 from .conditional_generation import all_records
 from .linear_probe import LinearProbe, fit_linear_probe
-from .token_pooling import POOLINGS
+from .token_pooling import POOLINGS, resolve_layer
 from .video_classification import VideoGPTForVideoClassification, normalized
 from .video_features import extract_layers
+
+
+# Of the other scripts: the result is no pipeline, and a sample is one clip.
+NOT_HERE = ("frames_per_clip", "guidance_scale", "same_clips_in_step")
+# The numbers of an optimizer may be given, as one YAML file serves both modes; these would be missed.
+NOT_FOR_A_PROBE = ("validation_data_root", "resume_from_checkpoint", "ema_decay", "torch_compile", "report_to")
 
 
 def add_classification_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +43,9 @@ def add_classification_arguments(parser: argparse.ArgumentParser) -> None:
         "best on the videos kept for validation",
     )
     group.add_argument("--pooling", choices=list(POOLINGS), default="mean", help="of the clean patch tokens")
-    group.add_argument("--num_clips", type=int, default=1, help="of a video, for a probe; spread evenly over it")
+    group.add_argument(
+        "--num_clips", type=positive_int, default=1, help="of a video, for a probe; spread evenly over it"
+    )
 
 
 def check_classification_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -51,6 +59,9 @@ def check_classification_arguments(parser: argparse.ArgumentParser, args: argpar
         parser.error(
             "--mode probe chooses its weight decay on videos kept for validation: --num_validation_videos is 0"
         )
+    refuse_options(parser, args, NOT_HERE, "classification")
+    if args.mode == "probe":
+        refuse_options(parser, args, NOT_FOR_A_PROBE, "--mode probe")
     if args.streaming:
         parser.error(
             "all classes must be known before the first step, of a stream they are not: leave out --streaming"
@@ -80,9 +91,13 @@ def train_probe(args: argparse.Namespace, accelerator: Accelerator, pipe: VideoG
         table = load_video_table(args)
     report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
     names = class_names([record.label for record in table], args.dataset_file)
-    layers = [None] if args.layer is None else args.layer
+    # Too few videos are told before their features are computed.
+    split_off([record.id for record in table], args.num_validation_videos, args.seed)
+    num_layers = pipe.transformer.config.num_layers
+    layers = [resolve_layer(num_layers, layer) for layer in args.layer or [None]]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    pipe.transformer.to(accelerator.device, dtype)
+    # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
+    torch.nn.Module.to(pipe.transformer, accelerator.device, dtype)
     found = extract_layers(
         pipe,
         table,

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..training.arguments import share
 from ..training.feed import LatentFeed, PlannedBatches, records_of
 from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
@@ -20,9 +21,11 @@ from ..video_io import to_uint8_frames, write_film_strip, write_video
 def add_condition_arguments(parser: argparse.ArgumentParser, dropout: str) -> None:
     """Adds `--condition_guidance_scale`, and the argument called `dropout`."""
     group = parser.add_argument_group("condition")
-    group.add_argument(dropout, type=float, default=0.1, help="share of samples without it, which guidance needs")
+    group.add_argument(dropout, type=share, default=0.1, help="share of samples without it, which guidance needs")
     group.add_argument(
-        "--condition_guidance_scale", type=float, default=4.0, help="at inference: kept in the saved pipeline"
+        "--condition_guidance_scale",
+        type=float,
+        help="at inference: kept in the saved pipeline; default: the model's own",
     )
 
 
@@ -78,7 +81,8 @@ class ConditionalTraining(NextClipTraining):
     ):
         super().__init__(args, accelerator, pipe, feed)
         self.dropout = dropout
-        pipe.register_to_config(condition_guidance_scale=args.condition_guidance_scale)
+        if args.condition_guidance_scale is not None:
+            pipe.register_to_config(condition_guidance_scale=args.condition_guidance_scale)
 
     def run_fields(self) -> dict:
         return super().run_fields() | {"dropout": self.dropout}

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from ..conditions import encode_text
 from ..evaluation.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.arguments import load_video_table, make_sampling
+from ..training.arguments import add_flag, load_video_table, make_sampling, positive_int, refuse_options
 from ..training.feed import CachedWindows, LatentFeed, MicroBatch, PlannedBatches, make_feed, split_off
 from ..training.latents import hash_weights
 from ..training.loop import TrainingLoop, train_model
@@ -39,15 +39,15 @@ def add_retrieval_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pretrained_text_encoder_path", help="a text encoder or a pipeline with one; default: the model's"
     )
-    group.add_argument(
+    add_flag(
+        group,
         "--train_transformer",
-        action="store_true",
         help="train the transformer too, on random clips; default: the projections alone, on features computed once",
     )
     group.add_argument("--layer", type=int, help="whose tokens are pooled; negative from the end; default: two thirds")
     group.add_argument("--pooling", choices=list(POOLINGS), default="mean", help="of the clean patch tokens")
-    group.add_argument("--num_clips", type=int, default=1, help="of a video, spread evenly over it, in use")
-    group.add_argument("--projection_dim", type=int, default=256, help="channels of the common space")
+    group.add_argument("--num_clips", type=positive_int, default=1, help="of a video, spread evenly over it, in use")
+    group.add_argument("--projection_dim", type=positive_int, default=256, help="channels of the common space")
 
 
 def check_retrieval_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -60,8 +60,7 @@ def check_retrieval_arguments(parser: argparse.ArgumentParser, args: argparse.Na
         parser.error(
             "a folder has no captions: leave out --validation_data_root, --num_validation_videos are kept instead"
         )
-    if args.num_clips < 1:
-        parser.error(f"--num_clips {args.num_clips} must be at least 1")
+    refuse_options(parser, args, ("frames_per_clip", "guidance_scale", "same_clips_in_step"), "retrieval")
 
 
 class FeatureCache:
@@ -112,6 +111,8 @@ def make_retrieval_feed(args: argparse.Namespace, accelerator: Accelerator, pipe
     with accelerator.main_process_first():
         table = load_video_table(args)
     report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    # Too few videos are told before their features are computed.
+    split_off([record.id for record in table.records], args.num_validation_videos, args.seed)
     pipe.transformer.to(accelerator.device)
     features = extract_features(
         pipe,

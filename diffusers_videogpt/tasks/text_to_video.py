@@ -93,6 +93,7 @@ class TextToVideoTraining(ConditionalTraining):
     """
 
     task = "text"
+    condition = "text_projection"
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
         super().__init__(args, accelerator, pipe, feed, args.caption_dropout)

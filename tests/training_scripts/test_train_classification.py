@@ -17,8 +17,9 @@ from diffusers_videogpt.tasks.linear_probe import fit_linear_probe
 from diffusers_videogpt.tasks.token_pooling import pool_clean_tokens
 from diffusers_videogpt.tasks.video_classification import classify_videos, load_classifier, normalized
 from diffusers_videogpt.tasks.video_features import clip_latents, clips_of
-from diffusers_videogpt.training.arguments import add_data_arguments
+from diffusers_videogpt.training.arguments import add_data_arguments, add_model_arguments
 from diffusers_videogpt.training.feed import add_feed_arguments, split_off
+from diffusers_videogpt.training.loop import add_loop_arguments
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -39,17 +40,18 @@ def ucf(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def arguments(ucf, new_model):
-    return [*new_model, "--instance_data_root", ucf / "videos", "--dataset_file", ucf / "trainlist01.txt"]
+def arguments(ucf, new_features):
+    return [*new_features, "--instance_data_root", ucf / "videos", "--dataset_file", ucf / "trainlist01.txt"]
 
 
 def test_probe(tmp_path, ucf, arguments, capsys):
     """Two processes share the features; the head is the probe of its features; it is scored and used."""
     out = tmp_path / "probe"
     result = run_script(
-        *(SCRIPT, "--output_dir", out, *arguments, "--layer", 1, 2, "--num_clips", 2, "--num_validation_videos", 3),
+        *(SCRIPT, "--output_dir", out, *arguments, "--layer", 1, -1, "--num_clips", 2, "--num_validation_videos", 3),
         launcher=TWO_PROCESSES,
     )
+    assert "layer 2: " in result.stdout  # not by its number from the end
     assert "0 of 8 videos dropped" in result.stdout and "% of held-out videos" in result.stdout
     model, vae = load_classifier(out)
     tried = json.loads((out / "probe.json").read_text())
@@ -110,13 +112,21 @@ def test_finetuning(tmp_path, arguments):
         (["--mode", "finetune", "--layer", "1", "2"], "trains one model: give one --layer"),
         (["--num_validation_videos", "0"], "chooses its weight decay on videos kept"),
         (["--windows_per_video", "2"], "leave out --cached_latents and --windows_per_video"),
+        (
+            ["--mode", "probe", "--resume_from_checkpoint", "latest"],
+            "--resume_from_checkpoint does not apply to --mode probe",
+        ),
+        (["--mode", "finetune", "--same_clips_in_step"], "--same_clips_in_step does not apply to classification"),
         (["--streaming"], "of a stream they are not"),
     ],
 )
 def test_wrong_arguments(capsys, args, message):
     parser = argparse.ArgumentParser()
-    for add in (add_data_arguments, add_feed_arguments, add_classification_arguments):
+    for add in (
+        *(add_model_arguments, add_data_arguments, add_feed_arguments),
+        *(add_classification_arguments, add_loop_arguments),
+    ):
         add(parser)
     with pytest.raises(SystemExit):
-        check_classification_arguments(parser, parser.parse_args(args))
+        check_classification_arguments(parser, parser.parse_args([*args, "--output_dir", "probe"]))
     assert message in capsys.readouterr().err

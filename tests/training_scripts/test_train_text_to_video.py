@@ -73,3 +73,5 @@ def test_rows_without_captions(tmp_path, new_model, videos, text_encoder, refusa
     args = [*new_model, "--instance_data_root", videos, "--pretrained_text_encoder_path", text_encoder]
     said = refusal_of("train_text_to_video.py", "--output_dir", tmp_path, *args)
     assert "7 of 7 videos have no caption (32x32-0.mp4" in said
+    said = refusal_of("train_text_to_video.py", "--output_dir", tmp_path, *args, "--validation_data_root", videos)
+    assert "a folder has no captions" in said
