@@ -4,8 +4,9 @@
         --instance_data_root animations --max_num_frames 48 --output_dir lora
     videogpt predict --model MODEL --lora lora --image cat.png
 
-Two clips as in the paper: the first frame is given, the rest is one clip. Latents are cached before the first step. Only the
-adapter is trained and kept in checkpoints; data, resume and validation are those of `train_videogpt.py`.
+Two clips as in the paper: the first frame is given, the rest is one clip. Latents are cached before the first step, eight
+samples of each video (`--windows_per_video`), unless they are cached already or the videos come as a stream. Only the adapter
+is trained and kept in checkpoints; data, resume and validation are those of `train_videogpt.py`.
 
 Writes into --output_dir: `pytorch_lora_weights.safetensors` with a card, `train_log.csv`, `latents/`, `validation/` with
 animations of held-out first frames, and `checkpoint-N` folders for `--resume_from_checkpoint latest`.

@@ -395,9 +395,11 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
         kept, held_out = split_off(ids, num_held_out(args, len(ids)), args.seed)
         train, held_out = (WindowDataset(subset(table, indices), args.seed) for indices in (kept, held_out))
     source = PlannedBatches(args, accelerator, train, dropped)
-    if source.plan.fill_fraction > 0.1:
+    plan = source.plan
+    if len(plan.buckets) > 1 and plan.fill_fraction > 0.1:
         accelerator.print(
-            f"{100 * source.plan.fill_fraction:.0f} % of an epoch are second windows of the same videos: each size and length "
-            f"fills whole steps of {source.plan.global_batch_size} videos with its own. --height and --width make all sizes one."
+            f"{100 * plan.fill_fraction:.0f} % of an epoch are further windows of rare videos: each of {len(plan.buckets)} sizes "
+            f"and lengths fills whole steps of {plan.global_batch_size} samples by itself. One size for all (--height, --width) or "
+            "a smaller batch lessens it."
         )
     return LatentFeed(args, accelerator, vae, draw_clips, source, held_out if len(kept) < len(ids) else validation)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from huggingface_hub import create_repo
+from huggingface_hub import HfApi
 
 from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -242,7 +242,7 @@ def start_processes(args: argparse.Namespace) -> Accelerator:
     accelerator = make_accelerator(args)
     find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if args.push_to_hub and accelerator.is_main_process:
-        create_repo(hub_repository(args), private=args.hub_private, exist_ok=True)
+        HfApi().create_repo(hub_repository(args), private=args.hub_private, exist_ok=True)
     set_seed(args.seed)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     return accelerator

@@ -1,9 +1,11 @@
 """Tokens for conditions in a model that had none, and the loss under conditions against each sample alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from diffusers_videogpt.tasks.conditional_generation import add_condition_tokens
+from diffusers_videogpt.tasks.conditional_generation import ConditionalTraining, add_condition_tokens
 from diffusers_videogpt.training.objective import next_clip_loss
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
@@ -29,6 +31,14 @@ def test_new_tokens_leave_all_else_as_it_was(tiny_transformer, tmp_path):
     assert torch.equal(tiny_transformer.class_embed.weight, state["class_embed.weight"])
     with pytest.raises(ValueError, match="`num_classes`=3, the data and the text encoder ask for 5"):
         add_condition_tokens(tiny_transformer, seed=0, num_classes=5)
+
+
+def test_a_pipeline_keeps_its_guidance_unless_another_is_given(make_tiny_pipe, tmp_path):
+    for given, kept in ((None, 2.5), (1.5, 1.5)):
+        pipe = make_tiny_pipe(condition_guidance_scale=2.5)
+        args = SimpleNamespace(condition_guidance_scale=given, output_dir=tmp_path)
+        ConditionalTraining(args, None, pipe, None, dropout=0.1)
+        assert pipe.config.condition_guidance_scale == kept
 
 
 def test_loss_of_a_batch_is_that_of_its_samples(make_tiny_transformer):

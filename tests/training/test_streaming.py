@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 import tarfile
 from collections import Counter
 
@@ -117,15 +118,18 @@ def test_resume_is_exact_at_every_batch(shards, num_workers):
         assert same(take(resumed, 4), straight[place + 1 : place + 5]), place
 
 
-def test_another_number_of_processes_is_refused(shards):
+def test_a_state_of_another_stream_is_refused(shards, tmp_path):
+    other = shutil.copytree(shards, tmp_path / "other")
     state = make(shards).state_dict()
     for change, message in (
         ({"num_processes": 2}, "num_processes was 1 and is 2"),
         ({"num_workers": 2}, "num_workers was 0 and is 2"),
         ({"batch_size": 4}, "batch_size was 2 and is 4"),
+        ({"accumulation": 2}, "accumulation was 1 and is 2"),
+        ({"name": other}, "dataset was .*shards.* and is .*other"),
     ):
         with pytest.raises(ValueError, match=message):
-            make(shards, **change).load_state_dict(state)
+            make(**{"folder": change.pop("name", shards)} | change).load_state_dict(state)
     with pytest.raises(ValueError, match="4 shards for 2 processes: use at most 2 workers, not 3"):
         make(shards, num_processes=2, num_workers=3)
     with pytest.raises(ValueError, match="no column 'video': give one of mp4, txt"):

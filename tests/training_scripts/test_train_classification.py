@@ -44,7 +44,7 @@ def arguments(ucf, new_features):
     return [*new_features, "--instance_data_root", ucf / "videos", "--dataset_file", ucf / "trainlist01.txt"]
 
 
-def test_probe(tmp_path, ucf, arguments, capsys):
+def test_probe(tmp_path, ucf, arguments, capsys, refusal_of):
     """Two processes share the features; the head is the probe of its features; it is scored and used."""
     out = tmp_path / "probe"
     result = run_script(
@@ -81,6 +81,7 @@ def test_probe(tmp_path, ucf, arguments, capsys):
     assert "top-1: " in capsys.readouterr().out and (tmp_path / "scores" / "confusion.png").exists()
     (best,) = classify_videos(model, vae, ucf / "videos" / names[0], num_clips=2, top_k=1)
     assert best[0][0] in model.labels and 0.5 <= best[0][1] <= 1
+    assert "already holds config.json" in refusal_of(SCRIPT, "--output_dir", out, *arguments, "--layer", 1)
 
 
 def test_finetuning(tmp_path, arguments):

@@ -431,7 +431,7 @@ def test_two_processes_on_samples_of_one_clip_and_of_more(tmp_path, new_model):
     args += ["--max_num_frames", 6, "--min_num_frames", 4, "--clips", "first:4", "--max_train_steps", 6]
     result = train(tmp_path / "run", *args, launcher=TWO_PROCESSES)
     assert len(losses(tmp_path / "run")) == 6
-    assert "% of an epoch are second windows" in result.stdout
+    assert "% of an epoch are further windows of rare videos: each of 2 sizes and lengths" in result.stdout
 
 
 def test_model_that_is_something_else(tmp_path, videos, refusal_of):
