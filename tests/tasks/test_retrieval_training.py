@@ -11,7 +11,7 @@ from diffusers_videogpt.tasks.retrieval_training import (
     add_retrieval_arguments,
     check_retrieval_arguments,
 )
-from diffusers_videogpt.training.arguments import add_data_arguments
+from diffusers_videogpt.training.arguments import add_data_arguments, add_model_arguments
 from diffusers_videogpt.training.feed import add_feed_arguments
 
 
@@ -22,20 +22,20 @@ from diffusers_videogpt.training.feed import add_feed_arguments
         ("--cached_latents there", "--cached_latents needs --train_transformer"),
         ("--streaming", "--streaming needs --train_transformer"),
         ("--validation_data_root there", "a folder has no captions"),
-        ("--num_clips 0", "--num_clips 0 must be at least 1"),
+        ("--num_clips 0", "'0' is no whole number of 1 or more"),
+        ("--guidance_scale 2", "--guidance_scale does not apply to retrieval"),
         ("--windows_per_video 2 --train_transformer", None),
     ],
 )
 def test_arguments(line, error, capsys):
     parser = argparse.ArgumentParser()
-    for add in (add_data_arguments, add_feed_arguments, add_retrieval_arguments):
+    for add in (add_model_arguments, add_data_arguments, add_feed_arguments, add_retrieval_arguments):
         add(parser)
-    args = parser.parse_args(line.split())
     if error is None:
-        check_retrieval_arguments(parser, args)
+        check_retrieval_arguments(parser, parser.parse_args(line.split()))
         return
     with pytest.raises(SystemExit):
-        check_retrieval_arguments(parser, args)
+        check_retrieval_arguments(parser, parser.parse_args(line.split()))
     assert error in capsys.readouterr().err
 
 

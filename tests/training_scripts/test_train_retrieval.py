@@ -84,8 +84,3 @@ def test_training_the_transformer_too(tmp_path, arguments):
     train(tmp_path, *arguments, "--train_transformer", "--train_batch_size", 4)
     retriever = VideoGPTForVideoRetrieval.from_pretrained(tmp_path, subfolder="retriever")
     assert not torch.allclose(retriever.transformer.transformer_blocks[0].attn.to_q.weight, initial_weights())
-
-
-def test_what_has_no_effect_is_refused(tmp_path, arguments, refusal_of):
-    said = refusal_of("train_retrieval.py", "--output_dir", tmp_path, *arguments, "--guidance_scale", 2)
-    assert "--guidance_scale does not apply to retrieval" in said
