@@ -85,7 +85,7 @@ def read_video(
     from_end: bool = False,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Video:
-    """Reads a video (anything FFmpeg decodes, GIF and animated WebP too) or a picture (one frame) by timestamp.
+    """Reads a video (anything FFmpeg decodes, GIF, animated WebP and PNG too) or a picture (one frame) by timestamp.
 
     Only the timestamps of decoded frames are believed, never a frame count, a duration or an index: variable frame
     rate, edit lists and a late or negative first timestamp come out right. Rotation metadata is applied; pixels are
@@ -252,31 +252,43 @@ def _told_as_video_errors(path: Path | bytes) -> Iterator[None]:
 
 
 def _open_image(path: Path | bytes) -> Image.Image:
+    """A picture, an animated WebP or PNG. A GIF only if it has one frame: FFmpeg reads the others."""
     file = io.BytesIO(path) if isinstance(path, bytes) else path
-    return Image.open(file, formats=("BMP", "JPEG", "PNG", "WEBP"))
+    image = Image.open(file, formats=("BMP", "GIF", "JPEG", "PNG", "WEBP"))
+    try:
+        is_film = image.format == "GIF" and image.is_animated
+    except (OSError, SyntaxError):  # cut behind the first frame
+        is_film = True
+    if is_film:
+        image.close()
+        raise Image.UnidentifiedImageError
+    return image
 
 
 def _open_picture(path: Path | bytes) -> tuple[float | None, float, Iterator[ShownFrame]] | None:
-    """Pictures and animated WebP, which FFmpeg does not decode; `None` for any other file."""
-    durations = [math.inf]
+    """Pictures, animated WebP and PNG, which FFmpeg does not decode or shows as a picture; `None` for any other file."""
+    durations = {0: math.inf}  # of each frame
     try:
         with _told_as_video_errors(path), _open_image(path) as image:
-            if image.format == "WEBP" and image.n_frames > 1:
-                durations = []  # known once a frame is decoded; frames are not kept, so that a long film fits in memory
-                for index in range(image.n_frames):
+            # An animated PNG may begin with a picture for who does not know the format, which is not part of the film.
+            first = 1 if image.info.get("default_image") else 0
+            num_frames = getattr(image, "n_frames", 1)
+            if num_frames > first + 1:
+                durations = {}  # known once a frame is decoded; frames are not kept, so that a long film fits in memory
+                for index in range(first, num_frames):
                     image.seek(index)
                     image.load()
-                    durations.append((image.info["duration"] or 100) / 1000)
+                    durations[index] = (image.info["duration"] or 100) / 1000
     except Image.UnidentifiedImageError:
         return None
-    rate = None if len(durations) == 1 else len(durations) / sum(durations)
+    rate = None if len(durations) == 1 else len(durations) / sum(durations.values())
     return rate, 1e-6, _picture_frames(path, durations)
 
 
-def _picture_frames(path: Path | bytes, durations: list[float]) -> Iterator[ShownFrame]:
+def _picture_frames(path: Path | bytes, durations: dict[int, float]) -> Iterator[ShownFrame]:
     begin = 0.0
     with _told_as_video_errors(path), _open_image(path) as image:
-        for index, duration in enumerate(durations):
+        for index, duration in durations.items():
             image.seek(index)
             yield begin, begin + duration, ImageOps.exif_transpose(image).convert("RGB")
             begin += duration
@@ -470,9 +482,10 @@ def target_size(
         resized = (round(resized[0] * scale), round(resized[1] * scale))
     cropped = (resized[0] // multiple * multiple, resized[1] // multiple * multiple)
     if min(cropped) == 0:
+        remedy = ", or a longer `longest_side`" if min(width, height) >= multiple else ""
         raise ValueError(
             f"A frame of {width} x {height} becomes {resized[0]} x {resized[1]} at a longest side of {longest_side}: "
-            f"less than {multiple} pixels. Give a longer longest_side, or height and width."
+            f"less than {multiple} pixels. Give `height` and `width`{remedy}."
         )
     return resized, cropped
 
@@ -603,7 +616,12 @@ _GIVEN, _NEXT, _INK = (44, 110, 203), (226, 125, 32), (40, 40, 40)
 
 
 def write_film_strip(
-    path: str | Path, rows: dict[str, object], num_given: int, fps: float | None = None, max_columns: int = 12
+    path: str | Path,
+    rows: dict[str, object],
+    num_given: int,
+    fps: float | None = None,
+    max_columns: int = 12,
+    start: float = 0.0,
 ) -> Path:
     """Writes a PNG that compares videos frame by frame: one labelled row each, one column a point in time.
 
@@ -615,6 +633,7 @@ def write_film_strip(
         num_given: how many of the first frames were given.
         fps: write seconds above the columns; without it, frame numbers.
         max_columns: of longer videos so many columns are shown, evenly spread, the first and the last among them.
+        start: seconds at the first frame.
 
     Raises:
         ValueError: no rows, bad frames, or a path that does not end in `.png`.
@@ -649,7 +668,7 @@ def write_film_strip(
             draw.text(((x0 + x1) / 2, margin + 13), name, fill="white", font=font, anchor="mm")
     for column, index in enumerate(columns):
         x = left + column * step[0]
-        time = f"{index + 1}" if fps is None else f"{index / fps:.2f} s"
+        time = f"{index + 1}" if fps is None else f"{start + index / fps:.2f} s"
         draw.text((x + step[0] / 2 - gap / 2, margin + 40), time, fill=_INK, font=small, anchor="mm")
         for row, frames in enumerate(rows.values()):
             if index < len(frames):

@@ -735,3 +735,36 @@ def test_film_strip_of_every_shape(tmp_path):
         write_film_strip(tmp_path / "none.png", {}, num_given=0)
     with pytest.raises(ValueError, match="cannot write '.jpg'"):
         write_film_strip(tmp_path / "strip.jpg", {"predicted": wide}, num_given=0)
+
+
+@pytest.mark.parametrize("default_image", [False, True])
+def test_animated_png(tmp_path, default_image):
+    """Its own times; a picture for who does not know the format is not part of it."""
+    shown = [Image.new("RGB", (32, 16), (60 * index, 0, 0)) for index in range(4)]
+    path = tmp_path / "film.png"
+    if default_image:
+        first = Image.new("RGB", (32, 16), "white")
+        first.save(path, save_all=True, append_images=shown, duration=[50, 100, 50, 200], default_image=True)
+    else:
+        shown[0].save(path, save_all=True, append_images=shown[1:], duration=[50, 100, 50, 200])
+    video = read_video(path)
+    assert [frame[0, 0, 0] for frame in video.frames] == [0, 60, 120, 180]
+    np.testing.assert_allclose(video.timestamps, [0, 0.05, 0.15, 0.2])
+    assert video.fps == pytest.approx(15)
+    assert probe_video(path).num_frames == 4
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_one_frame_is_a_picture(tmp_path, suffix):
+    path = tmp_path / f"still{suffix}"
+    Image.new("RGB", (32, 16), (200, 0, 0)).save(path, save_all=True)
+    video = read_video(path)
+    assert video.fps is None and video.frames.shape == (1, 16, 32, 3) and abs(int(video.frames[0, 0, 0, 0]) - 200) < 4
+
+
+def test_strip_starts_at_its_first_frames_time(tmp_path):
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    at_zero, later = (write_film_strip(tmp_path / f"{s}.png", {"a": frames}, 1, fps=4, start=s) for s in (0.0, 2.5))
+    assert later.read_bytes() != at_zero.read_bytes()
+    moved = write_film_strip(tmp_path / "moved.png", {"a": frames}, 1, fps=4, start=0.0)
+    assert moved.read_bytes() == at_zero.read_bytes()
