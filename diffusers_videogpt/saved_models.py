@@ -1,9 +1,15 @@
-"""What a folder holds, for who named the wrong one."""
+"""What a folder holds, for who named the wrong one, and whether the Hub has what is no folder."""
 
 import json
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+
+HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same in all versions of huggingface_hub
 
 
 # Class or kind of what is in a folder → what to do with it, where something else was wanted.
@@ -56,6 +62,42 @@ def refuse_other_kinds(name: str | Path, wanted: str) -> None:
         raise ValueError(f"'{name}' is a {found}, not a {wanted}: {HINTS[found]}.")
 
 
+def refuse_unreachable(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> None:
+    """Refuses what is neither a folder nor in the Hub's cache nor on the Hub, before loaders try for half a minute.
+
+    Args:
+        name: a folder, or an id on the Hub.
+        revision, token, cache_dir: as in `from_pretrained`.
+
+    Raises:
+        OSError: says that it is no folder, and what came of asking the Hub.
+    """
+    if Path(name).is_dir():
+        return
+    if Path(name).is_file():
+        raise OSError(f"'{name}' is a file: name the folder that it is in, or an id on the Hub.")
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError as error:
+        raise OSError(f"'{name}' is no folder here, and cannot be an id on the Hub.") from error
+    cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir)
+    if (cache / f"models--{str(name).replace('/', '--')}").is_dir():
+        return
+    try:
+        HfApi(token=token).model_info(str(name), revision=revision)
+    except RepositoryNotFoundError as error:
+        raise OSError(f"'{name}' is no folder here, and the Hub has none of this name that you may see.") from error
+    except (HTTP_ERROR, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise OSError(f"'{name}' is no folder here, and the Hub could not be asked ({reason}).") from error
+
+
 class VideoGPTLoadingMixin:
     """`from_pretrained` of pipelines and models that are loaded by a folder's name."""
 
@@ -69,7 +111,11 @@ class VideoGPTLoadingMixin:
 
         Raises:
             ValueError: says what the folder holds, and what takes that.
+            OSError: there is no such folder, and the Hub does not have it or could not be asked.
         """
+        if not kwargs.get("local_files_only"):
+            asked = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+            refuse_unreachable(pretrained_model_name_or_path, **asked)
         if kwargs.get("subfolder") is None:
             refuse_other_kinds(
                 pretrained_model_name_or_path, next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from fake_hub import hub  # noqa: F401
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
@@ -18,7 +19,9 @@ from diffusers_videogpt import (
     VideoGPTTransformerModel,
 )
 from diffusers_videogpt.cli import main
+from diffusers_videogpt.tasks.text_to_video import load_text_encoder
 from diffusers_videogpt.tasks.video_classification import load_classifier
+from diffusers_videogpt.tasks.video_index import load_retriever
 from diffusers_videogpt.training.sampling import Sampling
 
 
@@ -92,3 +95,27 @@ def test_what_is_not_known_is_left_to_diffusers(folders):
 def test_on_the_command_line(folders, tmp_path):
     with pytest.raises(SystemExit, match="videogpt predict: .*retriever' is a VideoGPTRetrievalPipeline"):
         main(["predict", "--model", str(folders / "retriever"), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("load", [*LOADERS.values(), load_retriever, load_text_encoder])
+def test_what_is_no_folder_is_said_at_once(load, tmp_path):
+    """Before any loader of diffusers or transformers retries; each test process is offline."""
+    (tmp_path / "file").write_text("")
+    for name, message in {
+        "me/nope": "'me/nope' is no folder here, and the Hub could not be asked",
+        str(tmp_path / "nope"): "nope' is no folder here, and cannot be an id on the Hub",
+        "./nope": "'./nope' is no folder here",
+        str(tmp_path / "file"): "file' is a file: name the folder",
+    }.items():
+        with pytest.raises(OSError, match=message):
+            load(name)
+
+
+def test_the_hub_does_not_have_it(hub):  # noqa: F811
+    with pytest.raises(OSError, match="'me/toy' is no folder here, and the Hub has none of this name"):
+        VideoGPTPipeline.from_pretrained("me/toy")
+
+
+def test_a_text_encoder_may_be_a_folder():
+    with pytest.raises(OSError, match="No text encoder: 'me/nope' .* A folder of one on this machine does as well"):
+        load_text_encoder("me/nope")

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from ..conditions import Conditions, encode_text, text_width
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..saved_models import refuse_unreachable
 from ..training.feed import LatentFeed, MicroBatch
 from ..training.latents import hash_weights
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
@@ -26,7 +27,15 @@ TextStates = Callable[[Sequence[str]], tuple[torch.Tensor, torch.Tensor]]  # B t
 
 
 def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A text encoder of `transformers` and its tokenizer: a folder or a Hub id of itself, or of a pipeline that has one."""
+    """A text encoder of `transformers` and its tokenizer: a folder or a Hub id of itself, or of a pipeline that has one.
+
+    Raises:
+        OSError: there is no such folder, and the Hub does not have it or could not be asked.
+    """
+    try:
+        refuse_unreachable(name)
+    except OSError as error:
+        raise OSError(f"No text encoder: {error} A folder of one on this machine does as well.") from error
     try:
         DiffusionPipeline.load_config(name)
         folders = ("text_encoder", "tokenizer")
