@@ -9,7 +9,8 @@ from pathlib import Path
 import diffusers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
-from diffusers.pipelines import auto_pipeline, pipeline_loading_utils
+from diffusers.pipelines import pipeline_loading_utils
+from transformers.utils import import_utils
 
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
@@ -76,6 +77,13 @@ def _register() -> None:
     pipeline_loading_utils.LOADABLE_CLASSES[__name__] = base_classes
     # Blocks know their modular pipeline by the model's name, and so does the folder of a standard pipeline.
     MODULAR_PIPELINE_MAPPING[VideoGPTBlocks.model_name] = lambda config_dict=None: VideoGPTModularPipeline.__name__
+    # The pipelines that this imports name image processors of which transformers warns that torchvision is missing.
+    level = import_utils.logger.level
+    import_utils.logger.setLevel("ERROR")
+    try:
+        from diffusers.pipelines import auto_pipeline
+    finally:
+        import_utils.logger.setLevel(level)
     auto_pipeline.AUTO_VIDEO2VIDEO_PIPELINES_MAPPING[VideoGPTBlocks.model_name] = VideoGPTPipeline
     register_single_file()
 
