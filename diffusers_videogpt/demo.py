@@ -37,7 +37,7 @@ from .video_io import Video
 try:
     import gradio as gr
 except ImportError as error:
-    raise ImportError('The page needs Gradio: pip install "diffusers-videogpt[demo]"') from error
+    raise ImportError('The page needs Gradio: pip install ".[demo]" in the repository') from error
 
 MINUTE, HOUR = 60, 3600  # seconds: how often files of past visits are looked for, and how old they may grow
 # A visitor's place in the line stands beside the status, which is too low a box for it.

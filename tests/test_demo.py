@@ -227,7 +227,7 @@ def test_videos_side_by_side(tmp_path):
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "diffusers_videogpt.demo", raising=False)
-    with pytest.raises(SystemExit, match=re.escape('pip install "diffusers-videogpt[demo]"')):
+    with pytest.raises(SystemExit, match=re.escape('pip install ".[demo]"')):
         main(["demo"])
 
 
@@ -245,7 +245,7 @@ def browser():
 
 
 def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
-    pytest.importorskip("gradio", reason='needs pip install "diffusers-videogpt[demo]"')
+    pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
     from diffusers_videogpt.demo import running_page
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))

@@ -10,7 +10,6 @@ their objects, and how far the first clip is from the one that 50 Euler steps ma
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -18,8 +17,15 @@ from diffusers import DiffusionPipeline
 from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler
 from diffusers_videogpt.evaluation.timing import write_results
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame, score
+from diffusers_videogpt.lora_arguments import positive_int
 from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.worlds import simulate
+
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise SystemExit('benchmark_steps.py needs Matplotlib: pip install ".[eval]" in the repository') from error
 
 
 NUM_GIVEN, NUM_PREDICTED = 8, 16
@@ -50,8 +56,8 @@ def predict(pipe, scenes, num_steps, solver="euler", shift=1.0, guidance_interva
 def main():
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=BUNDLED_MODEL)
-    parser.add_argument("--num_scenes", type=int, default=32)
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 16, 25, 50])
+    parser.add_argument("--num_scenes", type=positive_int, default=32)
+    parser.add_argument("--steps", type=positive_int, nargs="+", default=[4, 8, 12, 16, 25, 50])
     parser.add_argument("--output", type=Path, default=Path("steps"), help="folder")
     args = parser.parse_args()
 
@@ -84,7 +90,8 @@ def main():
         "objects_kept": "objects kept",
         "rmse_to_many_steps": f"RMSE to {max(args.steps)} Euler steps",
     }
-    figure, axes = plt.subplots(1, len(labels), figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(labels))
     tables = []
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
         header = f"| {label} | " + " | ".join(f"{n} steps" for n in args.steps) + " |"

@@ -25,15 +25,22 @@ import numpy as np
 import torch
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
-from diffusers_videogpt.evaluation.physics_box import (
-    RolloutSettings,
-    make_scenes,
-    predict_scenes,
-    score_predictions,
-)
 from diffusers_videogpt.evaluation.store import Store
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
 from diffusers_videogpt.training.arguments import make_parser
+
+
+try:
+    from matplotlib.figure import Figure
+
+    from diffusers_videogpt.evaluation.physics_box import (
+        RolloutSettings,
+        make_scenes,
+        predict_scenes,
+        score_predictions,
+    )
+except ImportError as error:
+    raise SystemExit(f'reproduce_findings.py: {error}; pip install ".[eval]" in the repository has all') from error
 
 
 SCRIPTS = Path(__file__).parent
@@ -396,8 +403,6 @@ def format_finding(finding: Finding, seeds: dict[int, dict[Point, dict]]) -> str
 
 def plot_finding(finding: Finding, seeds: dict[int, dict[Point, dict]], path: Path) -> None:
     """Three measures over the rows: the mean of the seeds, each seed as a cross; the paper's score beside ours."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     places = np.arange(len(finding.points))
     for axis, name in zip(figure.subplots(1, 3), ("score", "over_repeating", "trajectory_error"), strict=True):

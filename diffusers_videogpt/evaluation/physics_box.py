@@ -15,8 +15,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..worlds import PALETTE, Scene, plan_scene, simulate
@@ -24,6 +22,13 @@ from ..worlds.picture import MATCH, UNITS
 from .physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
 from .store import Store, hash_of, hash_of_model
 from .world_prediction import keep_velocity, repeat_last_frame
+
+
+try:
+    from scipy import ndimage
+    from scipy.optimize import linear_sum_assignment
+except ImportError as error:
+    raise ImportError('Physics in a box needs SciPy: pip install ".[eval]" in the repository') from error
 
 
 PERTURBATION = 0.05  # of the second take: IoUs of the takes come out somewhat above those of Physics-IQ's real ones

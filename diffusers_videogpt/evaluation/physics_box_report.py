@@ -22,6 +22,11 @@ from .physics_box import (
 from .store import Store
 
 
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError('The plots need Matplotlib: pip install ".[eval]" in the repository') from error
+
 # Field of `BoxScores` → (label, factor it is shown with, format, whether more is better).
 BY_HORIZON = {
     "mse": ("MSE × 1000", 1000, ".2f", False),
@@ -151,8 +156,6 @@ def _as_ranges(numbers: Sequence[int]) -> str:
 
 def plot_scores(results: dict[str, BoxScores], path: str | Path) -> None:
     """A PNG: every measure by horizon; Physics-IQ's score and collisions as bars."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(14, 7.5), layout="constrained")
     *axes, bars = figure.subplots(2, 3).ravel()
     models = [name for name in results if name not in (*REFERENCES, *BASELINES)]

@@ -21,7 +21,7 @@ from ..video_io import VideoReadError
 try:
     import cv2
 except ImportError as error:
-    raise ImportError('Physics-IQ needs OpenCV: pip install "diffusers-videogpt[eval]"') from error
+    raise ImportError('Physics-IQ needs OpenCV: pip install ".[eval]" in the repository') from error
 
 PERSPECTIVES = ("perspective-left", "perspective-center", "perspective-right")
 METRICS = {  # name: label

@@ -23,6 +23,11 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from ..worlds import SCENE_KINDS, simulate
 
 
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError('The plots need Matplotlib: pip install ".[eval]" in the repository') from error
+
 NUM_FRAMES = 16  # of a simulated scene
 MOST_OBJECTS = 4
 
@@ -96,8 +101,6 @@ def score_saved_classifier(
 
 def write_scores(scores: ClassificationScores, folder: str | Path) -> None:
     """Writes `scores.json`, and the confusion as `confusion.csv` and `confusion.png`: rows are the true classes."""
-    from matplotlib.figure import Figure
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scores.json").write_text(json.dumps(asdict(scores), indent=1), encoding="utf-8")

@@ -72,7 +72,7 @@ def require_opencv():
     try:
         import cv2
     except ImportError as error:
-        raise ImportError("This needs OpenCV: pip install diffusers-videogpt[eval]") from error
+        raise ImportError('This needs OpenCV: pip install ".[eval]" in the repository') from error
     return cv2
 
 

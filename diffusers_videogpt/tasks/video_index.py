@@ -8,7 +8,7 @@
         videos.faiss    FAISS index of the embeddings: inner products, exact
         index.json      the folder, the model and its hash; written last
 
-Needs `pip install diffusers-videogpt[search]`.
+Needs `pip install ".[search]"` in the repository.
 """
 
 import hashlib
@@ -168,7 +168,7 @@ def _require() -> None:
     missing = [name for name in ("faiss", "datasets") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"An index needs {' and '.join(missing)}: pip install diffusers-videogpt[search] (FAISS is faiss-cpu)."
+            f'An index needs {" and ".join(missing)}: pip install ".[search]" in the repository (FAISS is faiss-cpu).'
         )
 
 

@@ -7,7 +7,7 @@ scene = simulate("fall", seed=7)  # scene.frames is uint8 (24, 64, 64, 3)
 print(scene.caption)
 ```
 
-Needs `pip install diffusers-videogpt[worlds]`: pymunk for the dynamics, pygame-ce for the picture. No display is opened.
+Needs `pip install ".[worlds]"` in the repository: pymunk for the dynamics, pygame-ce for the picture. No display is opened.
 """
 
 from .orders import Group, Order, draw_order

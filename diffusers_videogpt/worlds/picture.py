@@ -39,7 +39,7 @@ def require(module):
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"diffusers_videogpt.worlds needs {module}, which is not installed: pip install diffusers-videogpt[worlds]"
+            f'diffusers_videogpt.worlds needs {module}, which is not installed: pip install ".[worlds]" in the repository'
         ) from error
 
 

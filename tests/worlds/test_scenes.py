@@ -199,5 +199,5 @@ def test_a_missing_library_says_what_to_install(library, monkeypatch):
         return builtins.__import__(name)
 
     monkeypatch.setattr("diffusers_videogpt.worlds.picture.import_module", missing)
-    with pytest.raises(ImportError, match=rf"{library}.*pip install diffusers-videogpt\[worlds\]"):
+    with pytest.raises(ImportError, match=rf'{library}.*pip install "\.\[worlds\]"'):
         simulate()
