@@ -1,4 +1,4 @@
-"""A folder as the Hub needs it: a pipeline that loads from there, a LoRA, a classifier, or a cache of latents, with its page.
+"""A folder as the Hub needs it, with its page: a pipeline that loads from there, a LoRA, classifier, retriever or cached latents.
 
     export_to_hub_folder("run", "for_the_hub", repo_id="me/bouncing", license="apache-2.0", video="prediction.mp4")
     push_to_hub("for_the_hub", "me/bouncing")
@@ -11,6 +11,7 @@ user: diffusers looks for the library of each part before it runs `pipeline.py`.
 
 import json
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -18,16 +19,23 @@ from typing import Any
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 
 PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
 CLASSIFIER = "config.json"  # and the autoencoder in the folder `vae`
+# In the text of a page: what is loaded, where training began and on what, and absolute paths, but not those of URLs.
+LOADED = re.compile(r"""\b(from_pretrained|load_lora_weights|load_classifier)\((["'])(.+?)\2""")
+ORIGIN = re.compile(r"(started from|trained on) `([^`]+)`")
+ABSOLUTE = re.compile(r"(?<![\w/:.~-])~?/(?:[\w.@+-]+/)*([\w.@+-]+)/?")
+
 CARD, VIDEO = "README.md", "prediction.mp4"
 BESIDE_THE_CARD = ("LICENSE", VIDEO, "prediction.png", "loss_curve.png", "train_log.csv")
 OF_A_COMPONENT = (".json", ".safetensors", ".txt", ".model", ".jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-STUB = '''"""Imports Video-GPT for who trusts this repository: `pip install diffusers-videogpt` first."""
+STUB = '''"""Imports Video-GPT for who trusts this repository: install the package `diffusers_videogpt` first."""
 
 from diffusers_videogpt import {name} as {name}
 '''
@@ -70,7 +78,7 @@ print(pipe([{caption!r}], ["one.mp4", "another.mp4"]))  # how well each text fit
 ```"""
 
 PAPER = "Video-GPT (next clip diffusion, [arXiv 2505.12489](https://arxiv.org/abs/2505.12489))"
-INSTALL = "## How to use it\n\n`pip install diffusers-videogpt`, then"
+INSTALL = "## How to use it\n\nInstall the package `diffusers_videogpt` (`pip install .` in its repository), then"
 WITHOUT_IMPORT = """`from_pretrained("{model}", custom_pipeline="pipeline", trust_remote_code=True)` does it without the first import, by running
 `pipeline.py` of this repository."""
 
@@ -137,15 +145,16 @@ def export_to_hub_folder(
 ) -> Path:
     """Makes a folder to upload, of what belongs on the Hub and nothing else: no checkpoints, caches, logs or pickles.
 
-    Weights are linked, not copied, where the file system can. A `README.md` in `source` is kept; what the Hub sorts by is
-    added to it.
+    Weights are linked, not copied, where the file system can. A `README.md` in `source` is kept, with folders of this
+    machine replaced by `repo_id`, `base_model` or their last part; what the Hub sorts by is added to it.
 
     Args:
-        source: folder of a saved pipeline, a LoRA, a classifier, or a finished cache of latents.
+        source: folder of a saved pipeline, a LoRA, a classifier, a retriever, or a finished cache of latents.
         output_dir: a new or empty folder.
         repo_id: where it will be found, for the example on the page; by default the folder's name.
         license: of the weights, as the Hub abbreviates it.
-        base_model: id on the Hub of what it was trained from; a LoRA without a `README.md` needs it.
+        base_model: id on the Hub of what it was trained from; a LoRA needs it whose `README.md`, if it has one, names
+            a folder of this machine.
         video: an MP4 that the model made, shown on its page.
 
     Returns:
@@ -166,8 +175,8 @@ def export_to_hub_folder(
         raise FileNotFoundError(f"'{video}', which was to be shown on the page, does not exist.")
     if video is not None and Path(video).suffix.lower() != ".mp4":
         raise ValueError(f"`video` must be an MP4, which browsers play, got '{video}'.")
-    if kind == LORA and base_model is None and not (source / CARD).is_file():
-        raise ValueError("Say which model the LoRA is for, by `base_model`: its page names it.")
+    if kind == LORA and base_model is None:
+        _refuse_local_base(source)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -236,8 +245,8 @@ def _kind_of(folder: Path) -> str:
     if (folder / CLASSIFIER).is_file() and _read_json(folder / CLASSIFIER).get("_class_name") in TEXTS:
         return CLASSIFIER
     raise FileNotFoundError(
-        f"'{folder}' is no saved pipeline (it would have a {PIPELINE}), LoRA ({LORA}), classifier ({CLASSIFIER} of a "
-        f"VideoGPTForVideoClassification) or finished cache of latents ({LATENTS})."
+        f"'{folder}' is no saved pipeline or retriever (they would have a {PIPELINE}), LoRA ({LORA}), classifier "
+        f"({CLASSIFIER} of a VideoGPTForVideoClassification) or finished cache of latents ({LATENTS})."
     )
 
 
@@ -304,11 +313,52 @@ def _copy_shard(source: Path, target: Path) -> None:
         shutil.copyfileobj(old, new)
 
 
+def _is_local(name: str) -> bool:
+    """Whether a name on a page is a folder of this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return Path(name).exists()
+
+
+def _refuse_local_base(lora: Path) -> None:
+    """Raises a `ValueError` if the page of a LoRA, written by training or still to be written, cannot name its base."""
+    if not (lora / CARD).is_file():
+        raise ValueError("Say which model the LoRA is for, by `base_model`: its page names it.")
+    for function, _, name in LOADED.findall(ModelCard.load(lora / CARD).text):
+        if function == "from_pretrained" and _is_local(name):
+            raise ValueError(
+                f"The page of the LoRA names its base as '{name}', a folder of this machine: say by `base_model` which model "
+                "on the Hub it is."
+            )
+
+
+def _without_local_names(text: str, source: Path, kind: str, repo: str, base: str | None) -> str:
+    """The text of a page, where what was a folder here is the model's id, that of its base, or a folder's last part."""
+
+    def loaded(match: re.Match) -> str:
+        function, quote, name = match.groups()
+        is_base = kind == LORA and function == "from_pretrained"
+        if _is_local(name) or Path(name).name == source.resolve().name:
+            name = (base or name) if is_base else repo
+        return f"{function}({quote}{name}{quote}"
+
+    def origin(match: re.Match) -> str:
+        words, name = match.groups()
+        if words == "started from" and base is not None:
+            name = base
+        return f"{words} `{Path(name).name if _is_local(name) else name}`"
+
+    return ABSOLUTE.sub(r"\1", ORIGIN.sub(origin, LOADED.sub(loaded, text)))
+
+
 def _write_card(source: Path, output_dir: Path, kind: str, facts: dict[str, Any], license: str | None) -> None:
     card_class = DatasetCard if kind == LATENTS else ModelCard
     class_name = facts.get("_class_name", "VideoGPTPipeline")  # a LoRA is of that one, and latents are for it
     if (source / CARD).is_file():
         card = card_class.load(source / CARD)
+        card.text = _without_local_names(card.text, source, kind, facts["model"], facts["base"])
     else:
         data = DatasetCardData() if kind == LATENTS else ModelCardData(pipeline_tag=TASKS.get(class_name))
         text = {LORA: LORA_TEXT, LATENTS: LATENTS_TEXT}.get(kind) or TEXTS[class_name]

@@ -118,6 +118,49 @@ def test_card_of_training_is_kept_and_completed(run_folder, tmp_path):
     assert data["library_name"] == "diffusers" and data["base_model"] == "me/base" and "widget" not in data
 
 
+PAGE_OF_TRAINING = """# toy
+
+A model: trained on `/home/someone/videos/balls`, started from `diffusers_videogpt/assets/videogpt-physics`. See
+[the paper](https://arxiv.org/abs/2505.12489) and/or `a/b`.
+
+```python
+pipe = DiffusionPipeline.from_pretrained("{loaded}")
+{then}
+```
+
+```bash
+train.py --output_dir /tmp/someone/toy --data=~/private/clips
+```
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "classifier", "LoRA"])
+def test_card_of_training_names_no_folder_of_this_machine(kind, run_folder, lora_folder, tmp_path):
+    source, loaded, then = run_folder, str(run_folder), ""
+    if kind == "classifier":
+        then = f'model, vae = load_classifier("{run_folder}")'
+    if kind == "LoRA":
+        source, loaded = lora_folder, "diffusers_videogpt/assets/videogpt-physics"
+        then = f'pipe.load_lora_weights("{lora_folder}")'
+    (source / "README.md").write_text(PAGE_OF_TRAINING.format(loaded=loaded, then=then))
+    if kind == "LoRA":
+        with pytest.raises(ValueError, match="names its base as 'diffusers_videogpt/.*: say by `base_model` which"):
+            export_to_hub_folder(source, tmp_path / "out", repo_id="me/toy")
+    folder = export_to_hub_folder(source, tmp_path / "out", repo_id="me/toy", base_model="me/base")
+    text = ModelCard.load(folder / "README.md").text
+    assert not re.search(r"someone|private|assets|/tmp", text) and str(tmp_path) not in text
+    assert "trained on `balls`, started from `me/base`" in text
+    assert "(https://arxiv.org/abs/2505.12489) and/or `a/b`" in text and "--output_dir toy --data=clips" in text
+    assert f'from_pretrained("{"me/base" if kind == "LoRA" else "me/toy"}")' in text
+    assert then == "" or re.search(r'load_(lora_weights|classifier)\("me/toy"\)', text)
+
+
+def test_help_names_all_kinds(capsys):
+    with pytest.raises(SystemExit):
+        main(["export-hub", "--help"])
+    assert "pipeline, LoRA, classifier, retriever, or cached latents" in " ".join(capsys.readouterr().out.split())
+
+
 IMPORTED = """
 import sys, diffusers_videogpt
 from diffusers import AutoModel, DiffusionPipeline
@@ -243,7 +286,9 @@ def test_latents_become_a_dataset_that_tells_no_paths(latents_folder, hub, tmp_p
 
 
 def test_what_is_refused(run_folder, lora_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no saved pipeline"):
+    with pytest.raises(
+        FileNotFoundError, match="no saved pipeline or retriever .*LoRA .*classifier .*cache of latents"
+    ):
         export_to_hub_folder(tmp_path, tmp_path / "out")
     with pytest.raises(FileExistsError, match="is not an empty folder"):
         export_to_hub_folder(run_folder, lora_folder)
