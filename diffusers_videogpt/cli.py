@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from . import BUNDLED_MODEL, SAMPLE_VIDEO, __version__
-from .convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
-from .lora_arguments import (
+from .command_arguments import (
     add_device_argument,
     add_lora_argument,
     check_output,
@@ -25,6 +24,7 @@ from .lora_arguments import (
     positive_float,
     positive_int,
 )
+from .convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video

@@ -302,7 +302,7 @@ def test_bad_input_is_one_readable_line(tmp_path, monkeypatch, make, arguments, 
 def test_numbers_of_frames_are_positive(capsys, argument):
     with pytest.raises(SystemExit):
         main(["predict", argument, "0"])
-    assert f"argument {argument}: 0 is not at least 1" in capsys.readouterr().err
+    assert f"argument {argument}: '0' is no whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_predict_without_a_vae(tmp_path):

@@ -24,7 +24,7 @@ ROAD = [
     "lora_videogpt",
     "saved_models",
     "pipeline_videogpt",
-    "lora_arguments",
+    "command_arguments",
     "modular_pipeline_videogpt",
     "convert_checkpoint",
     "hub",

@@ -30,6 +30,7 @@ from diffusers_videogpt.training.arguments import (
 )
 from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments, make_feed
 from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments
+from diffusers_videogpt.training.model_card import hub_id
 from diffusers_videogpt.training.objective import parse_clips
 from diffusers_videogpt.training.recipe import (
     NextClipTraining,
@@ -79,6 +80,11 @@ def parse_args():
     check_data_arguments(parser, args)
     check_feed_arguments(parser, args)
     check_recipe_arguments(parser, args)
+    if args.push_to_hub and hub_id(args.pretrained_model_name_or_path) is None:
+        parser.error(
+            f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{args.pretrained_model_name_or_path}' is not "
+            "there. Train without it, then `videogpt export-hub … --base-model ID --push`"
+        )
     if args.windows_per_video is None and args.cached_latents is None and not args.streaming:
         args.windows_per_video = 8
     return args

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import BUNDLED_MODEL
-from ..lora_arguments import (
+from ..command_arguments import (
     add_device_argument,
     add_lora_argument,
     check_output,
@@ -83,11 +83,11 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     )
     table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
     print(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
-    videos = [
+    videos = (
         table.read(index, table.draw_window(index, draw, args.seed))
         for index in range(len(table))
         for draw in range(args.windows_per_video)
-    ]
+    )
     scores = validation_rollout(
         pipe,
         videos,
@@ -100,7 +100,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
         folder=args.output,
         measures=measures,
     )
-    print(format_scores(scores).replace("| |", "| MSE × 1000 (PSNR, dB) |", 1))
+    print(format_scores(scores))
     if scores.measures:
         print(f"\n{format_measures(scores)}\n")
     print(

@@ -10,6 +10,7 @@ import torch
 import yaml
 from diffusers import AutoModel
 
+from ..command_arguments import positive_int
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -29,12 +30,6 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
 def add_flag(parser, name: str, help: str | None = None) -> None:
     """A switch that is off by default. `--no-…` turns it off again, which a YAML file may have turned on."""
     parser.add_argument(name, action=argparse.BooleanOptionalAction, default=False, help=help)
-
-
-def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
-    return int(text)
 
 
 def share(text: str) -> float:

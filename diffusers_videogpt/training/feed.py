@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
+from ..command_arguments import natural_int
 from .arguments import add_flag, load_video_table, make_sampling, positive_int
 from .batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
 from .latents import LatentCache, encode_moments, hash_weights, make_cache_key, sample_latents, write_latent_cache
@@ -106,7 +107,7 @@ def add_feed_arguments(parser: argparse.ArgumentParser, num_validation: int | No
     group.add_argument("--vae_batch_size", type=positive_int, default=16, help="frames encoded at once")
     group.add_argument(
         "--num_validation_videos",
-        type=int,
+        type=natural_int,
         default=num_validation,
         help="videos kept from training for validation"
         + "; default: 8, and of fewer than 40 videos a fifth" * (num_validation is None),

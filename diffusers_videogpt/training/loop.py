@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from ..command_arguments import natural_int
 from .arguments import add_flag, positive_int, share
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
@@ -59,7 +60,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(group, "--use_8bit_adam", help="AdamW with 8-bit state, by bitsandbytes")
     group.add_argument("--learning_rate", type=float, default=1e-4)
     group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup")
-    group.add_argument("--lr_warmup_steps", type=int, default=1000)
+    group.add_argument("--lr_warmup_steps", type=natural_int, default=1000)
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.95)
     group.add_argument("--adam_weight_decay", type=float, default=0.1)
@@ -76,7 +77,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpointing_steps", type=positive_int, default=500)
     group.add_argument("--checkpoints_total_limit", type=positive_int, default=2)
     group.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest'")
-    group.add_argument("--dataloader_num_workers", type=int, default=0)
+    group.add_argument("--dataloader_num_workers", type=natural_int, default=0)
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

@@ -138,8 +138,8 @@ def write_model_card(
         + ["video-prediction"] * (task == "prediction")
         + ["lora"] * is_adapter,
         license=license,
-        base_model=_hub_id(base_model),
-        datasets=_hub_id(dataset),
+        base_model=hub_id(base_model),
+        datasets=hub_id(dataset),
     )
     start = base_model or recipe.get("pretrained_phi3_path")
     origin = f"started from `{start}`" if start else "started from random weights"
@@ -167,7 +167,7 @@ def write_model_card(
     return path
 
 
-def _hub_id(name: str | None) -> str | None:
+def hub_id(name: str | None) -> str | None:
     """Only what is on the Hub is linked: a link to a folder of this machine would lead nowhere."""
     is_id = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
     return name if is_id else None
@@ -191,7 +191,7 @@ def format_scores(scores: RolloutScores) -> str:
     """A table in Markdown: MSE × 1000 (PSNR in dB) by horizon, of the prediction and its baselines."""
     names = {"predicted": "this model", "repeat": "repeating the last frame", "autoencoder": "the autoencoder alone"}
     lines = [
-        "| | " + " | ".join(f"frame {horizon}" for horizon in scores.horizons) + " |",
+        "| MSE × 1000 (PSNR, dB) | " + " | ".join(f"frame {horizon}" for horizon in scores.horizons) + " |",
         "|---" * (1 + len(scores.horizons)) + "|",
     ]
     for key, label in names.items():

@@ -7,7 +7,7 @@ import csv
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class RolloutScores:
 
 def validation_rollout(
     pipe: VideoGPTPipeline,
-    videos: Sequence[np.ndarray],
+    videos: Iterable[np.ndarray],
     *,
     num_given: int,
     num_inference_steps: int,
@@ -76,7 +76,8 @@ def validation_rollout(
     process must call it, and only one gives a `folder`.
 
     Args:
-        videos: each uint8 (F + N, H, W, 3), H and W divisible by 16. Sizes may differ, lengths may not.
+        videos: each uint8 (F + N, H, W, 3), H and W divisible by 16, taken one after the other. Sizes may differ, lengths
+            may not.
         num_given: F.
         num_inference_steps, frames_per_clip, guidance_scale: as in the pipeline's call.
         fps: of the written videos.
@@ -89,19 +90,22 @@ def validation_rollout(
     Raises:
         ValueError: if there is no video, or lengths differ, or nothing is left to predict.
     """
-    lengths = sorted({len(video) for video in videos})
-    if len(lengths) != 1:
-        raise ValueError(f"Validation videos must be some and equally long, got lengths {lengths}: cut them alike.")
-    num_predicted = lengths[0] - num_given
-    if num_given < 1 or num_predicted < 1:
-        raise ValueError(
-            f"`num_given`={num_given} of {lengths[0]} frames leaves {num_predicted} to predict: give 1 to {lengths[0] - 1}."
-        )
     was_training = pipe.transformer.training
     pipe.transformer.eval()
     compare = {"mse": _mse_by_frame, **(measures or {})}
     by_frame = {name: {"predicted": [], "repeat": [], "autoencoder": []} for name in compare}
+    num_frames = None
     for index, video in enumerate(videos):
+        num_frames = num_frames or len(video)
+        num_predicted = num_frames - num_given
+        if len(video) != num_frames:
+            raise ValueError(
+                f"Validation videos must be equally long, got {num_frames} and {len(video)} frames: cut them alike."
+            )
+        if num_given < 1 or num_predicted < 1:
+            raise ValueError(
+                f"`num_given`={num_given} of {num_frames} frames leaves {num_predicted} to predict: give 1 to {num_frames - 1}."
+            )
         given, truth = video[:num_given], video[num_given:]
         generator = torch.Generator().manual_seed(seed + index)
         size = {"height": video.shape[1], "width": video.shape[2]}
@@ -129,6 +133,8 @@ def validation_rollout(
                 Path(folder) / f"{index}.png", {"truth": video, "predicted": continued}, num_given=num_given, fps=fps
             )
     pipe.transformer.train(was_training)
+    if num_frames is None:
+        raise ValueError("There is no video to predict: give one at least.")
 
     means = {
         name: {key: np.mean(rows, axis=0).tolist() for key, rows in values.items()}

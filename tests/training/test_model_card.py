@@ -88,7 +88,10 @@ def test_card_for_a_reader(run, pipe):
         "seed": 0,
     }
     assert "0.25 × the error of repeating" in card
-    assert "| | frame 1 | frame 2 | frame 3 |\n|---|---|---|---|\n| this model | 1.00 (30.0) | 2.00 (27.0) |" in card
+    assert (
+        "| MSE × 1000 (PSNR, dB) | frame 1 | frame 2 | frame 3 |\n|---|---|---|---|\n| this model | 1.00 (30.0) | 2.00 (27.0) |"
+        in card
+    )
     assert "| repeating the last frame | 4.00 (24.0) |" in card and "| the autoencoder alone | 0.50 (33.0) |" in card
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", card)
     assert pictures == ["prediction.png", "loss_curve.png"]

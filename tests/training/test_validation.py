@@ -129,8 +129,8 @@ def test_unfinished_rollouts_are_not_read(pipe, tmp_path):
 @pytest.mark.parametrize(
     "videos, num_given, message",
     [
-        ([], 3, r"got lengths \[\]"),
-        ([VIDEOS[0], VIDEOS[1][:6]], 3, r"got lengths \[6, 7\]"),
+        ([], 3, "There is no video"),
+        ([VIDEOS[0], VIDEOS[1][:6]], 3, "got 7 and 6 frames"),
         (VIDEOS, 7, "leaves 0 to predict: give 1 to 6"),
         (VIDEOS, 0, "`num_given`=0"),
         ([VIDEOS[0][:, :24]], 3, "`height` must be divisible by 16, got 24"),

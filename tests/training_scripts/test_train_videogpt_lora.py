@@ -167,6 +167,7 @@ def test_bad_input(tmp_path, base, arguments, refusal_of):
     captions = tmp_path / "captions.csv"
     captions.write_text("caption\na cat\n")
     cases = [
+        (["--push_to_hub"], "the page of a LoRA names its base on the Hub"),
         (["--base_dtype", "bfloat16"], "needs --mixed_precision bf16"),
         (["--instance_data_root", one_frame], "too short"),
         (["--instance_data_root", picture], "No usable video"),
