@@ -119,7 +119,7 @@ def predict(args: argparse.Namespace) -> None:
     if from_nothing:
         height, width = pipe.frame_size(None, args.height, args.width)
         given = truth = np.empty((0, height, width, 3), np.uint8)
-        fps, start, num_frames = args.fps or PICTURE_FPS, 0.0, args.num_frames or 2 * frames_per_clip
+        fps, start, num_frames = args.fps or PICTURE_FPS, 0.0, args.num_frames or frames_per_clip
         asked = " and ".join(repr(x) for x in (args.class_label, args.prompt) if x is not None)
         print(f"{asked}: {num_frames} frames to make from nothing, {width} × {height} at {fps:g} frames/s")
     else:
@@ -280,7 +280,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--num-history-frames", type=positive_int, help="give only the first N frames; the rest is shown as truth"
     )
     command.add_argument(
-        "--num-frames", type=positive_int, help="frames to predict; default: as many as the truth has, or two clips"
+        "--num-frames",
+        type=positive_int,
+        help="frames to predict; default: as many as the truth has, or two clips, or from nothing one",
     )
     command.add_argument(
         "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
