@@ -415,7 +415,6 @@ class VideoGPTRotaryPosEmbed(nn.Module):
             return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
 
 
-@lru_cache(maxsize=4)  # the steps of a clip ask for the same one or two
 def _clip_after_history(
     num_past: int,
     num_clean: int,
@@ -425,7 +424,6 @@ def _clip_after_history(
     device: torch.device,
     num_with_past: int | None = None,
     num_alone: int = 0,
-    in_inference_mode: bool = False,  # what is made there can't take part in a backward pass
 ) -> ClipLayout:
     """What is cached as one clip, then the clean frames as one, then the noisy frames as one.
 
@@ -444,6 +442,18 @@ def _clip_after_history(
         condition_lengths=condition_lengths,
         device=device,
     )
+
+
+@lru_cache(maxsize=4)  # the steps of a clip ask for the same one or two
+def _kept_layout(in_inference_mode: bool, *arguments) -> ClipLayout:
+    return _clip_after_history(*arguments)
+
+
+def _lay_out(*arguments) -> ClipLayout:
+    """[`_clip_after_history`], kept between calls: what inference mode makes is apart, as no backward pass takes it."""
+    if torch.compiler.is_compiling():  # nothing of a graph that is traced may stay behind
+        return _clip_after_history(*arguments)
+    return _kept_layout(torch.is_inference_mode_enabled(), *arguments)
 
 
 class VideoGPTTransformerModel(
@@ -662,20 +672,11 @@ class VideoGPTTransformerModel(
                 num_conditions = tuple((num_conditions - num_padding).tolist())
                 conditions = conditions[:, : max(num_conditions)]
             num_past = 0 if kv_cache is None else kv_cache.next_frame
-            # While a graph is traced, nothing of it may stay behind in a cache.
-            lay_out = _clip_after_history.__wrapped__ if torch.compiler.is_compiling() else _clip_after_history
-            samples = (None, 0)
+            samples = ()
             if reads_cache and kv_cache.num_tokens:
                 samples = (kv_cache.batch_size, latents.shape[0] - kv_cache.batch_size)
-            clip_layout = lay_out(
-                num_past,
-                num_clean,
-                num_noisy,
-                patch_grid,
-                num_conditions,
-                latents.device,
-                *samples,
-                torch.is_inference_mode_enabled(),
+            clip_layout = _lay_out(
+                num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device, *samples
             )
         elif reads_cache and not torch.compiler.is_compiling() and (clip_layout.clip != clip_layout.clip[:, :1]).any():
             raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
@@ -747,9 +748,7 @@ class VideoGPTTransformerModel(
         self._check_latents(clean_hidden_states)
         num_frames, size = clean_hidden_states.shape[2], self.config.patch_size
         patch_grid = (clean_hidden_states.shape[3] // size, clean_hidden_states.shape[4] // size)
-        layout = _clip_after_history(
-            0, num_frames, 0, patch_grid, 0, clean_hidden_states.device, None, 0, torch.is_inference_mode_enabled()
-        )
+        layout = _lay_out(0, num_frames, 0, patch_grid, 0, clean_hidden_states.device)
         begin, end, _ = self.hint_embed(torch.arange(3, device=layout.stream.device))
         frames = self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(layout), begin, end)
         tokens = torch.cat([token.to(frames[1].dtype) for token in frames], dim=1)
