@@ -5,6 +5,7 @@ from its last checkpoint as if it had never stopped.
 """
 
 import argparse
+import atexit
 import csv
 import json
 import math
@@ -31,6 +32,11 @@ from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
 from .throughput import Throughput
 
+
+# Held to the end of the program. Else DDP's reducer may be the last to hold a group, and ends it without letting go of
+# Python's lock, for which gloo's own thread may be waiting (torch 2.13): two processes now and then never ended.
+PROCESS_GROUPS: list[torch.distributed.ProcessGroup] = []
+atexit.register(PROCESS_GROUPS.clear)
 
 EXIT_ON_SIGTERM = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -99,6 +105,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         )
     if accelerator.distributed_type == DistributedType.FSDP and args.use_8bit_adam:
         raise SystemExit("--use_8bit_adam does not work with FSDP2: bitsandbytes takes no sharded parameters.")
+    if torch.distributed.is_initialized():
+        PROCESS_GROUPS.append(torch.distributed.group.WORLD)
     return accelerator
 
 
