@@ -278,7 +278,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         # One click: the clips of the sample arrive one after another.
         page.goto(url)
         wait_for("8 frames given, 16 more to compare with")
-        choose("Steps per clip", 4)
+        choose("Steps per clip", 20)  # so that the first clip is shown for some time
         page.click("#run")
         wait_for("Going on: 8 of 16 frames")
         wait_for("Done: 16 of 16 frames")
