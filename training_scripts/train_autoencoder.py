@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusers_videogpt.training.arguments import make_parser, positive_int
 from diffusers_videogpt.training.checkpoints import refuse_existing
-from diffusers_videogpt.training.loop import SCHEDULES, ema_decay
+from diffusers_videogpt.training.loop import SCHEDULES, ema_decay, hold_process_group
 
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
@@ -267,6 +267,7 @@ def find_checkpoint(args):
 def main():
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    hold_process_group()
     set_seed(args.seed)
     checkpoint = find_checkpoint(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,8 +222,11 @@ class LatentFeed:
     def run_fields(self) -> dict:
         """What a checkpoint must agree with."""
         sampling = json.loads(json.dumps(asdict(make_sampling(self.args))))
-        vae = hash_weights(self.vae)[:16]
-        return {"seed": self.args.seed, "sampling": sampling, "vae": vae} | self.source.run_fields()
+        return {"seed": self.args.seed, "sampling": sampling, "vae": self._vae_hash} | self.source.run_fields()
+
+    @cached_property
+    def _vae_hash(self) -> str:
+        return hash_weights(self.vae)[:16]
 
     def micro_batches(self, start_step: int, end_step: int) -> Iterator[MicroBatch]:
         """This process's micro-batches of the steps from `start_step` (counted from 0) to before `end_step`, in order."""

@@ -33,11 +33,6 @@ from .feed import LatentFeed, MicroBatch
 from .throughput import Throughput
 
 
-# Held to the end of the program. Else DDP's reducer may be the last to hold a group, and ends it without letting go of
-# Python's lock, for which gloo's own thread may be waiting (torch 2.13): two processes now and then never ended.
-PROCESS_GROUPS: list[torch.distributed.ProcessGroup] = []
-atexit.register(PROCESS_GROUPS.clear)
-
 EXIT_ON_SIGTERM = 143  # 128 + SIGTERM, as a shell reports it
 
 
@@ -105,9 +100,19 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         )
     if accelerator.distributed_type == DistributedType.FSDP and args.use_8bit_adam:
         raise SystemExit("--use_8bit_adam does not work with FSDP2: bitsandbytes takes no sharded parameters.")
-    if torch.distributed.is_initialized():
-        PROCESS_GROUPS.append(torch.distributed.group.WORLD)
+    hold_process_group()
     return accelerator
+
+
+def hold_process_group() -> None:
+    """Keeps the group of the processes, if there is one, to the end of the program.
+
+    Else DDP's reducer may be the last to hold it, and ends it without letting go of Python's lock, for which gloo's own
+    thread may be waiting (torch 2.13): processes now and then never ended.
+    """
+    if torch.distributed.is_initialized():
+        groups = [torch.distributed.group.WORLD]
+        atexit.register(groups.clear)
 
 
 def reshard(model: nn.Module) -> None:
