@@ -75,5 +75,5 @@ setup(
             "pygame-ce>=2.5",
         ],
     },
-    entry_points={"console_scripts": ["videogpt=diffusers_videogpt.cli:main"]},
+    entry_points={"console_scripts": ["videogpt=diffusers_videogpt.commands.main:main"]},
 )

@@ -10,7 +10,7 @@ import pytest
 from run_scripts import SCRIPTS
 
 import diffusers_videogpt
-from diffusers_videogpt import cli
+from diffusers_videogpt.commands import main as cli
 from diffusers_videogpt.video_io import read_video
 
 

@@ -26,9 +26,9 @@ from diffusers_videogpt import (
     VideoGPTPipeline,
     VideoGPTRetrievalPipeline,
 )
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.hub import export_to_hub_folder, push_to_hub
-from diffusers_videogpt.training.sampling import Sampling
 from diffusers_videogpt.video_io import write_video
 
 

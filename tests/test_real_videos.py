@@ -9,7 +9,7 @@ import pytest
 from golden_cases import CASES, GOLDEN_DIR
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.video_io import read_video
 
 

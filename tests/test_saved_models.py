@@ -18,11 +18,11 @@ from diffusers_videogpt import (
     VideoGPTRetrievalPipeline,
     VideoGPTTransformerModel,
 )
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.tasks.text_to_video import load_text_encoder
 from diffusers_videogpt.tasks.video_classification import load_classifier
 from diffusers_videogpt.tasks.video_index import load_retriever
-from diffusers_videogpt.training.sampling import Sampling
 
 
 @pytest.fixture

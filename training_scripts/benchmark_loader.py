@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from diffusers_videogpt import video_io
+from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
+from diffusers_videogpt.data.sampling import Sampling, Window
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.training.arguments import add_data_arguments, make_parser, make_sampling
-from diffusers_videogpt.training.batches import BatchPlan, WindowDataset, make_loader
-from diffusers_videogpt.training.sampling import Sampling, Window
-from diffusers_videogpt.training.videos import VideoTable
 
 
 def bare_loop(work: tuple[Path, float, float, Window, Sampling]) -> int:

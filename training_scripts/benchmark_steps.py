@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler
-from diffusers_videogpt.command_arguments import positive_int
+from diffusers_videogpt.arguments import positive_int
 from diffusers_videogpt.evaluation.timing import write_results
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame, score
 from diffusers_videogpt.training.arguments import make_parser

@@ -14,6 +14,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import convert_file_size_to_int
 
+from diffusers_videogpt.data.latents import LatentCache, make_cache_key, write_latent_cache
+from diffusers_videogpt.data.videos import report_dropped
 from diffusers_videogpt.training.arguments import (
     add_data_arguments,
     add_model_arguments,
@@ -25,8 +27,6 @@ from diffusers_videogpt.training.arguments import (
     make_sampling,
     parse_arguments,
 )
-from diffusers_videogpt.training.latents import LatentCache, make_cache_key, write_latent_cache
-from diffusers_videogpt.training.videos import report_dropped
 
 
 def parse_args(command_line: list[str] | None = None) -> argparse.Namespace:

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
-from diffusers_videogpt.evaluation.store import Store
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
+from diffusers_videogpt.files import Store
 from diffusers_videogpt.training.arguments import make_parser
 
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..data.sampling import Sampling
+from ..data.videos import VideoTable
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.sampling import Sampling
-from ..training.videos import VideoTable
 from ..video_io import to_uint8_frames, write_film_strip, write_video
 from ..worlds.orders import Order, draw_order, read_objects
 

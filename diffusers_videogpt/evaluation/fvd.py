@@ -28,13 +28,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from ..data.sampling import Sampling
+from ..data.videos import VideoTable
+from ..files import Store, hash_file, hash_of, hash_of_model
+from ..metrics.i3d import FRAME_SIZE, MIN_FRAMES
+from ..metrics.package_weights import cache_folder, hash_tensors, save_whole
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.sampling import Sampling
-from ..training.videos import VideoTable
 from ..video_io import to_uint8_frames, write_video
-from .i3d import FRAME_SIZE, MIN_FRAMES
-from .package_weights import cache_folder, hash_tensors, save_whole
-from .store import Store, hash_file, hash_of, hash_of_model
 
 
 logger = logging.get_logger(__name__)

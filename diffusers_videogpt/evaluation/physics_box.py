@@ -16,11 +16,11 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ..files import Store, hash_of, hash_of_model
+from ..metrics.physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..worlds import PALETTE, Scene, plan_scene, simulate
 from ..worlds.picture import MATCH, UNITS
-from .physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
-from .store import Store, hash_of, hash_of_model
 from .world_prediction import keep_velocity, repeat_last_frame
 
 

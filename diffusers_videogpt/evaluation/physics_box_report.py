@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import Store
 from ..pipeline_videogpt import VideoGPTPipeline
 from .physics_box import (
     BASELINES,
@@ -19,7 +20,6 @@ from .physics_box import (
     score_predictions,
     score_without_model,
 )
-from .store import Store
 
 
 try:

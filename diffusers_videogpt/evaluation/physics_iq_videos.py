@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import Store, hash_file, hash_of, hash_of_model
+from ..metrics.physics_iq import PERSPECTIVES, change_rate, motion_masks, read_frames, score_view, shrink, write_masks
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import VideoReadError, probe_video, resize_and_crop, resize_to_cover, write_video
-from .physics_iq import PERSPECTIVES, change_rate, motion_masks, read_frames, score_view, shrink, write_masks
-from .store import Store, hash_file, hash_of, hash_of_model
 
 
 SECONDS_SHOWN, SECONDS_PREDICTED = 3, 5

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..data.videos import FIRST_TRAINING_SEED, VideoTable
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..tasks.linear_probe import fit_linear_probe
 from ..tasks.token_pooling import pool_clean_layers, pool_latents
 from ..tasks.video_classification import VideoGPTForVideoClassification, load_classifier
 from ..tasks.video_features import clip_latents, read_clips
-from ..training.videos import FIRST_TRAINING_SEED, VideoTable
 from ..transformer_videogpt import VideoGPTTransformerModel
 from ..worlds import SCENE_KINDS, simulate
 

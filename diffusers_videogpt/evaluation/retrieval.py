@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.sampling import Sampling
+from ..data.videos import DroppedVideos, SimulatedScene, VideoTable
 from ..tasks.text_to_video import check_captions
 from ..tasks.video_retrieval import VideoGPTRetrievalPipeline
 from ..training.feed import subset
-from ..training.sampling import Sampling
-from ..training.videos import DroppedVideos, SimulatedScene, VideoTable
 
 
 CUTOFFS = (1, 5, 10)

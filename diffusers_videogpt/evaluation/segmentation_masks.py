@@ -15,6 +15,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..metrics.segmentation import (
+    LEAST_FRAMES,
+    SegmentationScores,
+    SequenceScores,
+    require_opencv,
+    score_sequence,
+    summarize,
+)
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..tasks.segmentation_data import MaskedVideo, read_mask, read_masked_videos, write_masks
 from ..tasks.video_object_segmentation import (
@@ -26,7 +34,6 @@ from ..tasks.video_object_segmentation import (
     segment_video,
 )
 from ..video_io import to_uint8_frames, write_film_strip
-from .segmentation import LEAST_FRAMES, SegmentationScores, SequenceScores, require_opencv, score_sequence, summarize
 
 
 NUM_STRIPS = 8  # simulated scenes shown as pictures

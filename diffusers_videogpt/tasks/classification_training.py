@@ -6,13 +6,13 @@ import json
 import torch
 from accelerate import Accelerator
 
+from ..data.videos import report_dropped
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import load_video_table, make_sampling, positive_int, refuse_options
 from ..training.feed import LatentFeed, MicroBatch, split_off
 from ..training.loop import TrainingLoop, train_model
 from ..training.recipe import publish
 from ..training.validation import plot_curve
-from ..training.videos import report_dropped
 from .class_to_video import class_names
 from .conditional_generation import all_records
 from .linear_probe import LinearProbe, fit_linear_probe

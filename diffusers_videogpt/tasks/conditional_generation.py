@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 
+from ..data.videos import VideoRecord
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import share
 from ..training.feed import LatentFeed, PlannedBatches, records_of
 from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
 from ..training.validation import log_pictures
-from ..training.videos import VideoRecord
 from ..transformer_videogpt import VideoGPTTransformerModel
 from ..video_io import to_uint8_frames, write_film_strip, write_video
 

@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 
 from ..conditions import encode_text
+from ..data.latents import hash_weights
+from ..data.videos import report_dropped
 from ..evaluation.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import add_flag, load_video_table, make_sampling, positive_int, refuse_options
 from ..training.feed import CachedWindows, LatentFeed, MicroBatch, PlannedBatches, make_feed, split_off
-from ..training.latents import hash_weights
 from ..training.loop import TrainingLoop, train_model
 from ..training.recipe import publish
 from ..training.validation import plot_curve
-from ..training.videos import report_dropped
 from .conditional_generation import all_records
 from .text_to_video import cache_texts, check_captions, load_text_encoder
 from .token_pooling import POOLINGS

@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..data.batches import WindowDataset
+from ..data.latents import LatentCache, make_cache_key, write_latent_cache
+from ..data.sampling import Sampling, Window, seeded_generator
+from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..training.arguments import make_sampling
-from ..training.batches import WindowDataset
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off
-from ..training.latents import LatentCache, make_cache_key, write_latent_cache
-from ..training.sampling import Sampling, Window, seeded_generator
-from ..training.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..video_io import VideoInfo, VideoReadError
 from .video_object_segmentation import (
     BACKGROUND,

@@ -16,10 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions import Conditions, encode_text, text_width
+from ..data.latents import hash_weights
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_unreachable
 from ..training.feed import LatentFeed, MicroBatch
-from ..training.latents import hash_weights
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
 
 

@@ -27,7 +27,7 @@ from .token_pooling import pool_clean_tokens, pooled_size, resolve_layer
 
 # The package imports this file for its public class; what classifying a video file needs is imported when it is called.
 if TYPE_CHECKING:
-    from ..training.sampling import Sampling
+    from ..data.sampling import Sampling
 
 # What only noisy frames and the prediction need.
 UNUSED_PARTS = ("noisy_patch_embed", "time_token_embed", "time_embed", "norm", "norm_out", "proj_out")
@@ -133,7 +133,7 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
     @property
     def sampling(self) -> "Sampling":
         """How clips are taken from videos. Raises a `ValueError` if the model does not know."""
-        from ..training.sampling import Sampling
+        from ..data.sampling import Sampling
 
         if self.config.sampling is None:
             raise ValueError("This model does not say how clips are taken: pass `sampling` to `from_transformer`.")

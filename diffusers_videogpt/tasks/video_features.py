@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..evaluation.store import hash_file
+from ..data.latents import encode_moments, hash_weights, make_cache_key, sample_latents
+from ..data.sampling import Sampling, Window
+from ..data.videos import DatasetRow, VideoRecord, VideoTable, check_usable
+from ..files import hash_file
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.latents import encode_moments, hash_weights, make_cache_key, sample_latents
-from ..training.sampling import Sampling, Window
-from ..training.videos import DatasetRow, VideoRecord, VideoTable, check_usable
 from ..video_io import VideoInfo, VideoReadError
 from .token_pooling import pool_clean_layers, resolve_layer
 

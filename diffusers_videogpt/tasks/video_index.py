@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.latents import hash_weights
+from ..data.videos import DroppedVideos, VideoTable
 from ..training.feed import subset
-from ..training.latents import hash_weights
-from ..training.videos import DroppedVideos, VideoTable
 from .video_retrieval import VideoGPTRetrievalPipeline
 
 

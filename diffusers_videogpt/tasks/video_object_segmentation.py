@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ..evaluation.segmentation import region_scores
+from ..metrics.segmentation import region_scores
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
 from ..training.feed import LatentFeed, MicroBatch

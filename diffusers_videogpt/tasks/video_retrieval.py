@@ -33,8 +33,8 @@ from .video_classification import UNUSED_PARTS
 
 # The package imports this file for its public classes; what reading a video takes is imported when it is read.
 if TYPE_CHECKING:
-    from ..training.sampling import Sampling
-    from ..training.videos import VideoTable
+    from ..data.sampling import Sampling
+    from ..data.videos import VideoTable
 
 Videos = Sequence[str | Path | np.ndarray]
 
@@ -254,7 +254,7 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
     @property
     def sampling(self) -> "Sampling":
         """How clips are taken from videos."""
-        from ..training.sampling import Sampling
+        from ..data.sampling import Sampling
 
         fields = self.config.sampling.items()
         return Sampling(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields})

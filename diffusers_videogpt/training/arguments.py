@@ -10,14 +10,14 @@ import torch
 import yaml
 from diffusers import AutoModel
 
-from ..command_arguments import positive_int
+from ..arguments import positive_int
+from ..data.sampling import Sampling
+from ..data.videos import VideoTable
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .phi3 import load_phi3_decoder
-from .sampling import Sampling
-from .videos import VideoTable
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:

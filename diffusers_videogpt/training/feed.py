@@ -21,13 +21,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from ..command_arguments import natural_int
+from ..arguments import natural_int
+from ..data.batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
+from ..data.latents import (
+    LatentCache,
+    encode_moments,
+    hash_weights,
+    make_cache_key,
+    sample_latents,
+    write_latent_cache,
+)
+from ..data.sampling import seeded_generator
+from ..data.streaming import StreamedBatches
+from ..data.videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
 from .arguments import add_flag, load_video_table, make_sampling, positive_int
-from .batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
-from .latents import LatentCache, encode_moments, hash_weights, make_cache_key, sample_latents, write_latent_cache
-from .sampling import seeded_generator
-from .streaming import StreamedBatches
-from .videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
 
 
 ClipDrawer = Callable[[int, torch.Generator], list[int]]

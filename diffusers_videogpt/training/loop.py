@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from ..command_arguments import natural_int
+from ..arguments import natural_int
 from .arguments import add_flag, positive_int, share
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch

@@ -22,7 +22,7 @@ from diffusers_videogpt.evaluation.fvd import (
     evaluate_fvd,
     frechet_distance,
 )
-from diffusers_videogpt.evaluation.i3d import I3D, load_i3d
+from diffusers_videogpt.metrics.i3d import I3D, load_i3d
 from diffusers_videogpt.video_io import write_video
 from diffusers_videogpt.worlds import simulate
 

@@ -24,7 +24,7 @@ from diffusers_videogpt.evaluation.physics_box_report import (
     plot_scores,
     where_not_ahead,
 )
-from diffusers_videogpt.evaluation.store import Store
+from diffusers_videogpt.files import Store
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
-from diffusers_videogpt.cli import main, make_parser
-from diffusers_videogpt.evaluation.physics_iq import PERSPECTIVES, change_rate, read_frames
+from diffusers_videogpt.commands.main import main, make_parser
 from diffusers_videogpt.evaluation.physics_iq_videos import Benchmark, PredictionSettings
-from diffusers_videogpt.evaluation.store import hash_of_model
+from diffusers_videogpt.files import hash_of_model
+from diffusers_videogpt.metrics.physics_iq import PERSPECTIVES, change_rate, read_frames
 from diffusers_videogpt.video_io import read_video, write_video
 
 
@@ -174,7 +174,14 @@ def test_predict_after_a_kill(data, tmp_path, capsys):
     evaluate(data, tmp_path / "whole", *QUICK)
     whole, _ = last_score(capsys)
 
-    command = [sys.executable, "-u", "-c", "from diffusers_videogpt.cli import main; main()", "evaluate", "physics-iq"]
+    command = [
+        sys.executable,
+        "-u",
+        "-c",
+        "from diffusers_videogpt.commands.main import main; main()",
+        "evaluate",
+        "physics-iq",
+    ]
     command += ["--data", data, "--output", tmp_path / "killed", *QUICK]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, env=os.environ)
     for line in process.stdout:

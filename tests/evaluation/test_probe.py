@@ -8,7 +8,9 @@ import torch
 from run_scripts import make_videos
 
 from diffusers_videogpt import VideoGPTForVideoClassification
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.evaluation.probe import (
     compare_features,
     evaluate_classifier,
@@ -18,8 +20,6 @@ from diffusers_videogpt.evaluation.probe import (
     write_scores,
 )
 from diffusers_videogpt.tasks.video_classification import classify_videos
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.videos import VideoTable
 
 
 SAMPLING = Sampling(4, height=32, width=32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.evaluation import retrieval
 from diffusers_videogpt.evaluation.retrieval import (
     captioned_videos,
@@ -14,7 +15,6 @@ from diffusers_videogpt.evaluation.retrieval import (
     score_both_ways,
     score_retrieval,
 )
-from diffusers_videogpt.training.sampling import Sampling
 
 
 SAMPLING = Sampling(8, frame_interval=(2, 2), height=32, width=32)

@@ -10,13 +10,13 @@ from PIL import Image
 
 from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.evaluation import segmentation_masks
-from diffusers_videogpt.evaluation.segmentation import summarize
 from diffusers_videogpt.evaluation.segmentation_masks import (
     evaluate_segmentation,
     propagate_by_flow,
     score_folder,
     segment_videos,
 )
+from diffusers_videogpt.metrics.segmentation import summarize
 from diffusers_videogpt.tasks.segmentation_data import read_mask, read_masked_videos, write_masks
 
 

@@ -8,6 +8,7 @@ import torch
 from masked_videos import make_davis, make_youtube_vos
 from PIL import Image
 
+from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.tasks.segmentation_data import (
     SegmentationTable,
     SimulatedMasks,
@@ -18,7 +19,6 @@ from diffusers_videogpt.tasks.segmentation_data import (
     write_masks,
 )
 from diffusers_videogpt.tasks.video_object_segmentation import BACKGROUND, COLOURS
-from diffusers_videogpt.training.sampling import Sampling
 from diffusers_videogpt.video_io import VideoReadError
 
 

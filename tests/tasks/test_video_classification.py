@@ -7,10 +7,10 @@ from diffusers import AutoModel
 from run_scripts import make_videos
 
 from diffusers_videogpt import VideoGPTForVideoClassification
+from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.tasks.token_pooling import pool_clean_tokens
 from diffusers_videogpt.tasks.video_classification import UNUSED_PARTS, classify_videos
 from diffusers_videogpt.tasks.video_features import clip_latents, clips_of
-from diffusers_videogpt.training.sampling import Sampling
 
 
 NAMES = ["run", "jump", "swim"]

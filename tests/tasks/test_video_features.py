@@ -6,11 +6,11 @@ import torch
 from peft import LoraConfig
 from run_scripts import make_videos
 
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.tasks import video_features
 from diffusers_videogpt.tasks.token_pooling import POOLINGS, pool_clean_tokens, pool_latents, resolve_layer
 from diffusers_videogpt.tasks.video_features import clip_latents, clips_of, extract_features, extract_layers
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.videos import VideoTable
 from diffusers_videogpt.video_io import write_video
 
 

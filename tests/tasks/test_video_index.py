@@ -10,7 +10,7 @@ from run_scripts import make_videos
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
 from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.tasks import video_index
 from diffusers_videogpt.tasks.video_index import build_index, search_index
 

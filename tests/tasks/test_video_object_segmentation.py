@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.evaluation.segmentation import region_similarity
+from diffusers_videogpt.metrics.segmentation import region_similarity
 from diffusers_videogpt.tasks.video_object_segmentation import (
     BACKGROUND,
     COLOURS,

@@ -20,9 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
 from diffusers_videogpt.conditions import encode_text
+from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.tasks.token_pooling import pool_clean_tokens
 from diffusers_videogpt.tasks.video_retrieval import contrastive_loss, pool_text, text_feature_dim
-from diffusers_videogpt.training.sampling import Sampling
 
 
 TEXTS = ["one red ball falls", "two blue boxes bounce off the walls", "a box"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from diffusers_videogpt.data.latents import sample_latents
+from diffusers_videogpt.data.sampling import seeded_generator
 from diffusers_videogpt.training.feed import LatentFeed
-from diffusers_videogpt.training.latents import sample_latents
 from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.sampling import seeded_generator
 
 
 MOMENTS = torch.randn(4, 9, 8, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.training.latents import LatentCache, encode_moments, make_cache_key
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.videos import VideoTable
+from diffusers_videogpt.data.latents import LatentCache, encode_moments, make_cache_key
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.video_io import write_video
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from run_scripts import TWO_PROCESSES, make_videos, run_script
 
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.tasks.classification_training import (
     add_classification_arguments,
     check_classification_arguments,

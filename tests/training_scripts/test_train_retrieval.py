@@ -10,7 +10,7 @@ from run_scripts import TINY, TWO_PROCESSES, run_script
 from text_encoders import make_text_encoder, make_tokenizer
 
 from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTTransformerModel
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
 
 
 CAPTIONS = ["one red ball falls", "two blue boxes fall", "a box"]

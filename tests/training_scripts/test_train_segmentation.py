@@ -12,7 +12,7 @@ from run_scripts import TWO_PROCESSES, run_script
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from diffusers_videogpt.cli import main
+from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.tasks.video_object_segmentation import segment_video
 
 

@@ -21,7 +21,7 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .store import hash_file
+from ..files import hash_file
 
 
 # All that a pickle of arrays may name. Where numpy keeps `_reconstruct` changes, what pickles call it does not.

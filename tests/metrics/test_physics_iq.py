@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from diffusers_videogpt.cli import main
-from diffusers_videogpt.evaluation.physics_iq import (
+from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.metrics.physics_iq import (
     COLUMNS,
     PERSPECTIVES,
     change_rate,

@@ -16,7 +16,7 @@ import torch
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, __version__
-from diffusers_videogpt.cli import SAMPLE_HISTORY, main
+from diffusers_videogpt.commands.main import SAMPLE_HISTORY, main
 from diffusers_videogpt.video_io import read_video, write_video
 
 
@@ -209,7 +209,7 @@ def test_options_are_refused_when_they_are_parsed(capsys, arguments, message):
 
 
 def test_version_and_module():
-    code = [sys.executable, "-m", "diffusers_videogpt.cli", "--version"]
+    code = [sys.executable, "-m", "diffusers_videogpt.commands.main", "--version"]
     result = subprocess.run(code, capture_output=True, text=True)
     assert result.stdout == f"videogpt {__version__}\n", result.stderr
     assert "requires torchvision" not in result.stderr  # importing the package is as silent as importing diffusers

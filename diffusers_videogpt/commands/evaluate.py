@@ -9,15 +9,9 @@ from pathlib import Path
 import torch
 
 from .. import BUNDLED_MODEL
-from ..command_arguments import (
-    add_device_argument,
-    add_lora_argument,
-    check_output,
-    load_loras,
-    positive_float,
-    positive_int,
-)
+from ..arguments import add_device_argument, check_output, positive_float, positive_int
 from ..pipeline_videogpt import VideoGPTPipeline
+from .lora import add_lora_argument, load_loras
 
 
 def parse_compared(text: str) -> tuple[str, str, int | None]:
@@ -42,8 +36,8 @@ def parse_shard(text: str) -> tuple[int, int]:
 def evaluate_physics_box(args: argparse.Namespace) -> None:
     """Scores models on simulated physics, beside the truth and baselines."""
     check_output(args.output)
-    from .physics_box import RolloutSettings
-    from .physics_box_report import evaluate_models, format_scores, where_not_ahead
+    from ..evaluation.physics_box import RolloutSettings
+    from ..evaluation.physics_box_report import evaluate_models, format_scores, where_not_ahead
 
     results = evaluate_models(
         args.model,
@@ -63,11 +57,11 @@ def evaluate_physics_box(args: argparse.Namespace) -> None:
 
 def evaluate_videos(args: argparse.Namespace) -> None:
     """Scores a model on videos of a folder: some frames given, the rest predicted, errors beside those of repeating."""
+    from ..data.sampling import Sampling
+    from ..data.videos import VideoTable
+    from ..metrics.frame_similarity import format_measures, make_measures
     from ..training.model_card import format_scores
-    from ..training.sampling import Sampling
     from ..training.validation import validation_rollout
-    from ..training.videos import VideoTable
-    from .frame_similarity import format_measures, make_measures
 
     check_output(args.output)
     measures = make_measures(args.measures, args.device, args.cache)
@@ -110,8 +104,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
 
 def evaluate_physics_iq(args: argparse.Namespace) -> None:
     """Scores a model, or videos made by any other, on the Physics-IQ benchmark."""
-    from .physics_iq import format_score, score_set, write_csv
-    from .physics_iq_videos import (
+    from ..evaluation.physics_iq_videos import (
         Benchmark,
         PredictionSettings,
         predict_views,
@@ -119,7 +112,8 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
         rows_by_scenario,
         score_views,
     )
-    from .store import Store
+    from ..files import Store
+    from ..metrics.physics_iq import format_score, score_set, write_csv
 
     if (args.height is None) != (args.width is None):
         raise ValueError("--height and --width go together.")
@@ -160,8 +154,8 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
 
 def evaluate_fvd(args: argparse.Namespace) -> None:
     """Fréchet video distance between a folder of real videos and another folder, or what a model predicts of them."""
-    from . import fvd
-    from .i3d import load_i3d
+    from ..evaluation import fvd
+    from ..metrics.i3d import load_i3d
 
     chosen = {"seed": args.seed, "resize": args.resize, "frame_interval": args.frame_interval}
     asked = {
@@ -204,7 +198,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
 
 def evaluate_probe(args: argparse.Namespace) -> None:
     """Scores a classifier of videos; or compares what linear probes read from features of simulated scenes."""
-    from . import probe
+    from ..evaluation import probe
 
     check_output(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -228,7 +222,7 @@ def evaluate_probe(args: argparse.Namespace) -> None:
 
 def evaluate_segmentation(args: argparse.Namespace) -> None:
     """J and F of masks: a folder of them, or those that a model finds."""
-    from . import segmentation, segmentation_masks
+    from ..evaluation import segmentation, segmentation_masks
 
     check_output(args.output)
     pipe = None
@@ -262,8 +256,8 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
 
 def evaluate_retrieval(args: argparse.Namespace) -> None:
     """Scores a retriever on videos with captions, or on simulated scenes."""
+    from ..evaluation import retrieval
     from ..tasks.video_retrieval import VideoGPTRetrievalPipeline
-    from . import retrieval
 
     if args.output is not None:
         check_output(args.output.parent)

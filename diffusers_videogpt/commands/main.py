@@ -15,19 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import BUNDLED_MODEL, SAMPLE_VIDEO, __version__
-from .command_arguments import (
-    add_device_argument,
-    add_lora_argument,
-    check_output,
-    load_loras,
-    positive_float,
-    positive_int,
-)
-from .convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
-from .pipeline_videogpt import VideoGPTPipeline
-from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
-from .video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
+from .. import BUNDLED_MODEL, SAMPLE_VIDEO, __version__
+from ..arguments import add_device_argument, check_output, positive_float, positive_int
+from ..convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
+from ..video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
+from .lora import add_lora_argument, load_loras
 
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
@@ -205,7 +199,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def export_hub(args: argparse.Namespace) -> None:
     """A folder to upload: a pipeline, LoRA, classifier, retriever or cached latents, with the page."""
-    from .hub import export_to_hub_folder, push_to_hub
+    from ..hub import export_to_hub_folder, push_to_hub
 
     if args.push and args.repo_id is None:
         raise ValueError("--push needs --repo-id: where to.")
@@ -223,7 +217,7 @@ def export_hub(args: argparse.Namespace) -> None:
 
 def index(args: argparse.Namespace) -> None:
     """Makes a folder of videos searchable by text, or adds what is new in it."""
-    from .tasks.video_index import build_index
+    from ..tasks.video_index import build_index
 
     check_output(args.output)
     report = build_index(args.folder, args.model, args.output, args.device)
@@ -233,7 +227,7 @@ def index(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace) -> None:
     """Prints the videos of an index that fit a text best."""
-    from .tasks.video_index import search_index
+    from ..tasks.video_index import search_index
 
     for hit in search_index(args.index, args.text, args.top, args.model, args.device):
         note = "" if hit.is_current else "  (changed since: run `videogpt index` again)"
@@ -256,7 +250,7 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from .evaluation.commands import add_benchmarks
+    from .evaluate import add_benchmarks
 
     parser = argparse.ArgumentParser(prog="videogpt", description="Video-GPT: what happens next in a video.")
     parser.add_argument("--version", action="version", version=f"videogpt {__version__}")

@@ -1,4 +1,4 @@
-"""What commands have in common: `--lora`, numbers and devices as they are typed, and the folder for the output."""
+"""Values as they are typed on a command line: numbers, devices and folders, refused before any work begins."""
 
 import argparse
 import tempfile
@@ -6,9 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-
-from .pipeline_videogpt import VideoGPTPipeline
-from .saved_models import refuse_unreachable
 
 
 def positive_int(text: str) -> int:
@@ -71,42 +68,3 @@ def check_output(folder: Path, option: str = "--output") -> None:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
-
-
-def parse_lora(text: str) -> tuple[str, float]:
-    """ "DIR:0.8" → ("DIR", 0.8), "DIR" → ("DIR", 1.0)."""
-    source, _, weight = text.rpartition(":")
-    try:
-        return (source, float(weight)) if source else (text, 1.0)
-    except ValueError:
-        return text, 1.0
-
-
-def add_lora_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        type=parse_lora,
-        metavar="SOURCE[:WEIGHT]",
-        help="folder, file or Hub id of a LoRA and its weight (default: 1); give it several times to mix them",
-    )
-
-
-def load_loras(pipe: VideoGPTPipeline, loras: list[tuple[str, float]]) -> None:
-    """Loads all of them and makes them active together.
-
-    Raises:
-        OSError: one is no file or folder, and the Hub does not have it or could not be asked.
-        ValueError: one does not fit the model, or is none.
-    """
-    names = [f"lora_{index}" for index in range(len(loras))]
-    for name, (source, _) in zip(names, loras, strict=True):
-        if not Path(source).is_file():
-            try:
-                refuse_unreachable(source)
-            except OSError as error:
-                raise OSError(f"--lora: {error}") from error
-        pipe.load_lora_weights(source, adapter_name=name)
-    if loras:
-        pipe.set_adapters(names, [weight for _, weight in loras])

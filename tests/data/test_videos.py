@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusers_videogpt.training.sampling import Sampling, Window, seeded_generator
-from diffusers_videogpt.training.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped
+from diffusers_videogpt.data.sampling import Sampling, Window, seeded_generator
+from diffusers_videogpt.data.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped
 from diffusers_videogpt.video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, write_video
 from diffusers_videogpt.worlds import draw_order, simulate
 

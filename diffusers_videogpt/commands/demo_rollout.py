@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .cli import PICTURE_FPS
-from .history import VideoGPTStream
-from .pipeline_videogpt import VideoGPTPipeline
-from .video_io import (
+from ..history import VideoGPTStream
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..video_io import (
     Video,
     VideoReadError,
     read_video,
@@ -28,6 +27,7 @@ from .video_io import (
     write_film_strip,
     write_video,
 )
+from .main import PICTURE_FPS
 
 
 # Containers that hold their own frames. FFmpeg knows others that name further files or addresses, for it to open.

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusers_videogpt.evaluation.i3d import I3D, MIXED_CHANNELS, convert_i3d_weights, load_i3d, max_pool_same
+from diffusers_videogpt.metrics.i3d import I3D, MIXED_CHANNELS, convert_i3d_weights, load_i3d, max_pool_same
 
 
 @pytest.mark.parametrize(

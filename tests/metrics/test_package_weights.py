@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusers_videogpt.evaluation.package_weights import (
+from diffusers_videogpt.metrics.package_weights import (
     PackageWeights,
     hash_tensors,
     load_package_weights,

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.streaming import StreamedBatches
-from diffusers_videogpt.training.videos import report_dropped
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.streaming import StreamedBatches
+from diffusers_videogpt.data.videos import report_dropped
 from diffusers_videogpt.video_io import write_video
 
 

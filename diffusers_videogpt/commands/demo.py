@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import SAMPLE_VIDEO
-from .cli import PICTURE_FPS, SAMPLE_HISTORY
+from .. import SAMPLE_VIDEO
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..video_io import Video
 from .demo_rollout import (
     MAX_PREDICTED,
     PREVIEW_SIDE,
@@ -30,8 +31,7 @@ from .demo_rollout import (
     read_upload,
     write_views,
 )
-from .pipeline_videogpt import VideoGPTPipeline
-from .video_io import Video
+from .main import PICTURE_FPS, SAMPLE_HISTORY
 
 
 try:

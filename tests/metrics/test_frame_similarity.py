@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_videogpt.evaluation import frame_similarity
-from diffusers_videogpt.evaluation.frame_similarity import LPIPS, format_measures, make_measures
+from diffusers_videogpt.metrics import frame_similarity
+from diffusers_videogpt.metrics.frame_similarity import LPIPS, format_measures, make_measures
 from diffusers_videogpt.training.validation import RolloutScores
 
 

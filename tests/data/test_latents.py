@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.utils.data import DataLoader, Dataset
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.training.latents import (
+from diffusers_videogpt.data.latents import (
     LatentCache,
     encode_moments,
     hash_weights,
@@ -22,8 +22,8 @@ from diffusers_videogpt.training.latents import (
     sample_latents,
     write_latent_cache,
 )
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.videos import VideoTable
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.video_io import write_video
 
 
@@ -230,9 +230,9 @@ def test_complete_shards_are_kept_and_only_the_missing_one_is_encoded(tmp_path, 
 KILLED_IN_THE_FOURTH_VIDEO = """
 import os, signal, sys
 from diffusers import AutoencoderKL
-from diffusers_videogpt.training.latents import make_cache_key, write_latent_cache
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.videos import VideoTable
+from diffusers_videogpt.data.latents import make_cache_key, write_latent_cache
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable
 
 class Killed(VideoTable):
     def read(self, index, window):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusers_videogpt.evaluation.segmentation import (
+from diffusers_videogpt.metrics.segmentation import (
     boundary,
     boundary_radius,
     boundary_similarity,

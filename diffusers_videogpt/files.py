@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-
-from ..pipeline_videogpt import VideoGPTPipeline
+from diffusers import DiffusionPipeline
 
 
 class Store:
@@ -59,7 +58,7 @@ def hash_file(path: Path) -> str:
     return sha256.hexdigest()
 
 
-def hash_of_model(pipe: VideoGPTPipeline) -> str:
+def hash_of_model(pipe: DiffusionPipeline) -> str:
     """Of every weight and of the scheduler's configuration."""
     digest = hashlib.sha256(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode())
     for part, component in sorted(pipe.components.items()):

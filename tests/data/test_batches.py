@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_videogpt.training.batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
-from diffusers_videogpt.training.sampling import Sampling
-from diffusers_videogpt.training.videos import VideoTable, report_dropped
+from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable, report_dropped
 from diffusers_videogpt.video_io import VideoReadError, write_video
 
 

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
-from diffusers_videogpt.cli import main
-from diffusers_videogpt.demo_rollout import (
+from diffusers_videogpt.commands.demo_rollout import (
     GIVEN,
     MAX_WALKED,
     NEXT,
@@ -30,6 +29,7 @@ from diffusers_videogpt.demo_rollout import (
     side_by_side,
     write_views,
 )
+from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.video_io import Video, read_video, write_video
 
 
@@ -226,7 +226,7 @@ def test_videos_side_by_side(tmp_path):
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "diffusers_videogpt.demo", raising=False)
+    monkeypatch.delitem(sys.modules, "diffusers_videogpt.commands.demo", raising=False)
     with pytest.raises(SystemExit, match=re.escape('pip install ".[demo]"')):
         main(["demo"])
 
@@ -246,7 +246,7 @@ def browser():
 
 def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
-    from diffusers_videogpt.demo import running_page
+    from diffusers_videogpt.commands.demo import running_page
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
