@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..history import VideoGPTStream
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..stream import VideoGPTStream
 from ..video_io import (
     Video,
     VideoReadError,
