@@ -386,6 +386,17 @@ def test_multistep_schedulers_come_near_the_exact_solution(pipe, history, schedu
     assert error < euler_error
 
 
+def test_heun_comes_nearer_than_as_many_calls_of_euler(pipe, history):
+    noise = torch.randn(1, 4, 2, 4, 6, generator=seeded(5))
+    arguments = {"video_latents": history, "latents": noise}
+    exact = predict(pipe, num_inference_steps=400, **arguments)
+    euler_error = (predict(pipe, num_inference_steps=39, **arguments) - exact).abs().mean()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    error = (predict(pipe, num_inference_steps=20, **arguments) - exact).abs().mean()
+    print(error, euler_error)
+    assert pipe.num_timesteps == 39 and error < 0.5 * euler_error
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [
