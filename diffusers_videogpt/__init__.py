@@ -15,13 +15,14 @@ from transformers.utils import import_utils
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
 from .history import VideoGPTStream
+from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 from .modular_pipeline_videogpt import VideoGPTBlocks, VideoGPTModularPipeline
 from .pipeline_output import VideoGPTPipelineOutput
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .tasks.video_classification import VideoGPTForVideoClassification
 from .tasks.video_retrieval import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
-from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoGPTTransformerModel
+from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTTransformerModel
 
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "VideoGPTForVideoClassification",
     "VideoGPTForVideoRetrieval",
     "VideoGPTKVCache",
+    "VideoGPTLayerCache",
     "VideoGPTModularPipeline",
     "VideoGPTPipeline",
     "VideoGPTPipelineOutput",

@@ -14,6 +14,7 @@ PACKAGE = Path(diffusers_videogpt.__file__).parent
 ROAD = [
     "video_io",
     "clips",
+    "kv_cache",
     "tile_attention",
     "transformer_videogpt",
     "scheduling_next_clip_flow_match",
