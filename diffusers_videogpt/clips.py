@@ -407,7 +407,7 @@ class AttentionTiles:
     meta: torch.Tensor
 
 
-def make_attention_tiles(layout: ClipLayout, tile_size: int = 128, first_query: int = 0) -> AttentionTiles:
+def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, first_query: int = 0) -> AttentionTiles:
     """Cuts the mask of `layout` into tiles.
 
     Args:

@@ -64,6 +64,9 @@ MASKED_BACKENDS = (
 # one dense call is faster.
 MIN_SPARSE_TOKENS = 2048
 
+# The same under bf16 autocast on a CPU, where tiles are computed in fp32 and a dense call in bf16, which is slower there.
+MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST = 512
+
 # Uncompiled, as diffusers calls it, FlexAttention makes all T × T scores.
 compiled_flex_attention = torch.compile(flex_attention)
 
@@ -753,7 +756,9 @@ class VideoGPTTransformerModel(
         backend = getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
         if backend is None:
             backend, _ = _AttentionBackendRegistry.get_active_backend()
-            if backend == AttentionBackendName.NATIVE and layout.num_tokens >= MIN_SPARSE_TOKENS and not num_cached:
+            in_cpu_autocast = layout.stream.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+            least = MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST if in_cpu_autocast else MIN_SPARSE_TOKENS
+            if backend == AttentionBackendName.NATIVE and layout.num_tokens >= least and not num_cached:
                 if layout.stream.device.type == "cpu":
                     return layout.attention_tiles, layout.output_attention_tiles
                 if layout.stream.device.type == "cuda":

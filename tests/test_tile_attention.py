@@ -90,6 +90,20 @@ def test_bfloat16_gradients_are_as_near_as_those_of_dense_bfloat16():
         assert (of_tiles - expected).norm() < 1.2 * (of_dense - expected).norm()
 
 
+def test_half_precision_is_computed_in_fp32():
+    """And rounded once, at the end: forward and backward."""
+    layout = make_clip_layout([4, 3, 2], (2, 3))
+    inputs, grad, _ = random_inputs(layout)
+    halves, tiles = [x.detach().bfloat16().requires_grad_() for x in inputs], make_attention_tiles(layout)
+    floats = [x.detach().float().requires_grad_() for x in halves]
+    output, expected = tile_attention(*halves, tiles), tile_attention(*floats, tiles)
+    assert torch.equal(output, expected.bfloat16())
+    grads = torch.autograd.grad(output, halves, grad.bfloat16())
+    expected_grads = torch.autograd.grad(expected, floats, grad.bfloat16().float())
+    for x, y in zip(grads, expected_grads, strict=True):
+        assert (x - y).norm() < 0.01 * y.norm()  # the backward pass reads the output, which was rounded
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_the_compiler_is_told_is_what_comes_out(dtype):
     """Shapes and dtypes of the operators' fakes."""
@@ -158,6 +172,23 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     tiny_transformer.set_attention_backend("native")  # the twin, by name
     next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
     assert len(asked) == tiny_transformer.config.num_layers
+
+
+def test_model_takes_tiles_earlier_under_autocast_on_a_cpu(tiny_transformer, monkeypatch):
+    """Of 64 × 64 pixels and 24 frames in a few clips there are 600 to 850 tokens: dense in fp32, tiles under autocast."""
+    latents, losses = torch.randn(1, 4, 24, 8, 8, generator=torch.Generator().manual_seed(0)), {}
+    for name in ("fp32", "autocast", "autocast, dense"):
+        asked = []
+        monkeypatch.setattr(
+            transformer_videogpt, "tile_attention", lambda *x, log=asked: log.append(1) or tile_attention(*x)
+        )
+        if name == "autocast, dense":
+            tiny_transformer.set_attention_backend("native")
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "fp32"):
+            loss = next_clip_loss(tiny_transformer, latents, [[6, 10, 8]], torch.Generator().manual_seed(0))
+        losses[name] = loss.item()
+        assert len(asked) == (tiny_transformer.config.num_layers if name == "autocast" else 0)
+    assert abs(losses["autocast"] - losses["fp32"]) < 1.2 * abs(losses["autocast, dense"] - losses["fp32"]) + 1e-4
 
 
 def test_block_mask_compiles_into_few_graphs_for_all_partitions():
