@@ -12,6 +12,7 @@ from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPIN
 from diffusers.pipelines import pipeline_loading_utils
 from transformers.utils import import_utils
 
+from .attention_videogpt import VideoGPTAttnProcessor
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
 from .history import VideoGPTStream
@@ -22,7 +23,7 @@ from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .tasks.video_classification import VideoGPTForVideoClassification
 from .tasks.video_retrieval import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
-from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTTransformerModel
+from .transformer_videogpt import VideoGPTTransformerModel
 
 
 __version__ = "0.1.0"

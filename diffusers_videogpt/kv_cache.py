@@ -76,7 +76,7 @@ class VideoGPTKVCache:
         """Index of the next frame, from which its positions follow: dropped frames count."""
         return self.num_dropped_frames + self.num_frames
 
-    def commit(self, num_condition_tokens: int, num_frames: int, num_patches: int) -> None:
+    def commit(self, num_condition_tokens: int, num_frames: int, *, num_patches: int) -> None:
         """Counts in what every layer has appended: `num_condition_tokens`, then `num_frames` of `num_patches` by rank."""
         frames = torch.arange(self.next_frame, self.next_frame + num_frames)
         conditions = torch.full((num_condition_tokens,), -1)

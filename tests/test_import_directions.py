@@ -16,6 +16,7 @@ ROAD = [
     "clips",
     "kv_cache",
     "tile_attention",
+    "attention_videogpt",
     "transformer_videogpt",
     "scheduling_next_clip_flow_match",
     "conditions",
