@@ -221,7 +221,7 @@ def index(args: argparse.Namespace) -> None:
     from ..tasks.video_index import build_index
 
     check_output(args.output)
-    report = build_index(args.folder, args.model, args.output, args.device)
+    report = build_index(args.folder, args.model, output=args.output, device=args.device)
     left_out = f"{report.dropped.summary()}{report.dropped.first(20)}"
     print(f"{report.num_videos} videos in {args.output}, {report.num_kept} of them from before; {left_out}")
 
@@ -230,7 +230,7 @@ def search(args: argparse.Namespace) -> None:
     """Prints the videos of an index that fit a text best."""
     from ..tasks.video_index import search_index
 
-    for hit in search_index(args.index, args.text, args.top, args.model, args.device):
+    for hit in search_index(args.index, args.text, top=args.top, model=args.model, device=args.device):
         note = "" if hit.is_current else "  (changed since: run `videogpt index` again)"
         print(f"{hit.score:6.3f}  {hit.path}{note}")
 
