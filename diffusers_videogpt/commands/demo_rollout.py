@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from ..film_strips import side_by_side, write_film_strip
-from ..history import VideoGPTStream
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..stream import VideoGPTStream
 from ..video_io import (
     CONTAINERS,
     READABLE,

@@ -21,8 +21,6 @@ from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames, write_video
 
 
-
-
 def validation_rollout(
     pipe: VideoGPTPipeline,
     videos: Iterable[np.ndarray],
