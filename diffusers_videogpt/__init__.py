@@ -13,9 +13,11 @@ from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPIN
 from diffusers.pipelines import pipeline_loading_utils
 from transformers.utils import import_utils
 
+from .attention_videogpt import VideoGPTAttnProcessor
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
 from .guidance_next_clip import NextClipGuidance
+from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 from .modular_pipeline_videogpt import VideoGPTBlocks, VideoGPTModularPipeline
 from .pipeline_output import VideoGPTPipelineOutput
 from .pipeline_videogpt import VideoGPTPipeline
@@ -23,7 +25,7 @@ from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .stream import VideoGPTStream
 from .tasks.video_classification import VideoGPTForVideoClassification
 from .tasks.video_retrieval import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
-from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoGPTTransformerModel
+from .transformer_videogpt import VideoGPTTransformerModel
 
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ __all__ = [
     "VideoGPTForVideoClassification",
     "VideoGPTForVideoRetrieval",
     "VideoGPTKVCache",
+    "VideoGPTLayerCache",
     "VideoGPTModularPipeline",
     "VideoGPTPipeline",
     "VideoGPTPipelineOutput",

@@ -12,9 +12,13 @@ import diffusers_videogpt
 
 PACKAGE = Path(diffusers_videogpt.__file__).parent
 ROAD = [
+    "pictures",
     "video_io",
+    "film_strips",
     "clips",
+    "kv_cache",
     "tile_attention",
+    "attention_videogpt",
     "transformer_videogpt",
     "scheduling_next_clip_flow_match",
     "conditions",

@@ -26,7 +26,7 @@ def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torc
     """
     kind, _, number = clips.partition(":")
     if clips == "random":
-        return lambda num_frames, generator: draw_clip_lengths(num_frames, generator, max_clips)
+        return lambda num_frames, generator: draw_clip_lengths(num_frames, generator, max_clips=max_clips)
     if kind not in ("equal", "first") or not number.isdecimal() or int(number) < 1:
         raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got '{clips}'.")
     if max_clips is not None:
