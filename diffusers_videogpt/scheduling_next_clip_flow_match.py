@@ -404,7 +404,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 def _check_num_inference_steps(num_inference_steps: int):
     is_whole = isinstance(num_inference_steps, Integral) and not isinstance(num_inference_steps, bool)
     if not is_whole or num_inference_steps < 1:
-        raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}, but must be a whole number of at least 1.")
+        raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}, but must be at least 1, and whole.")
 
 
 def _rising_times(values: Sequence[float], noise_value: float, name: str) -> torch.Tensor:

@@ -12,6 +12,9 @@ import diffusers_videogpt
 
 PACKAGE = Path(diffusers_videogpt.__file__).parent
 ROAD = [
+    "files",
+    "config_values",
+    "saved_weights",
     "pictures",
     "video_io",
     "film_strips",

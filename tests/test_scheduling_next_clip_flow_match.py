@@ -549,7 +549,13 @@ def test_a_path_is_no_config():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"shift": "3"}, {"shift": float("nan")}, {"shift": 0}, {"num_train_timesteps": 10**9}, {"num_train_timesteps": 2.5}],
+    [
+        {"shift": "3"},
+        {"shift": float("nan")},
+        {"shift": 0},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": 2.5},
+    ],
     ids=str,
 )
 def test_a_config_of_wrong_values_is_refused_by_name(setting):

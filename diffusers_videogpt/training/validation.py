@@ -115,8 +115,6 @@ def validation_rollout(
     return scores
 
 
-
-
 def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:
     """Step → scores, in order, of the complete rollouts in the folders `step-<number>` of a folder."""
     paths = Path(validation_folder).glob("step-*/scores.json")
