@@ -304,8 +304,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         super().save_pretrained(str(save_directory), **kwargs)
 
     @property
-    def guidance_scale(self) -> float:
-        """History guidance of the running or the last call."""
+    def guidance_scale(self) -> float:  # by history, of the running or the last call
         return self._guider.guidance_scale
 
     @property
