@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..files import write_json
-from ..metrics.rollout import RolloutScores, mse_by_frame, psnr_of
+from ..metrics.rollout_scores import RolloutScores, mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames, write_film_strip, write_video
 
