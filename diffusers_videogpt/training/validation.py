@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..files import write_json
 from ..film_strips import side_by_side, write_film_strip
-from ..metrics.rollout import RolloutScores, mse_by_frame, psnr_of
+from ..metrics.rollout_scores import RolloutScores, mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames, write_video
 
