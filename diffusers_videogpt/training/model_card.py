@@ -1,7 +1,6 @@
 """What the Hub shows of a trained model, and the way there."""
 
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..hub import (
     RETRIEVAL_EXAMPLE,
     export_to_hub_folder,
 )
+from .settings import hub_id
 from .validation import RolloutScores
 
 
@@ -165,12 +165,6 @@ def write_model_card(
     path = folder / "README.md"
     ModelCard("\n\n".join(parts) + "\n").save(path)
     return path
-
-
-def hub_id(name: str | None) -> str | None:
-    """Only what is on the Hub is linked: a link to a folder of this machine would lead nowhere."""
-    is_id = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_id else None
 
 
 def _count(model: torch.nn.Module) -> str:

@@ -26,8 +26,8 @@ def seeded(seed=0):
 
 
 def test_loss_is_the_mean_error_of_all_frames(tiny_transformer):
-    assert next_clip_loss(Recorder(lambda noisy: LATENTS), LATENTS, CLIPS, seeded()) == 0
-    ones = next_clip_loss(Recorder(lambda noisy: LATENTS + 1), LATENTS, CLIPS, seeded())
+    assert next_clip_loss(Recorder(lambda noisy: LATENTS), LATENTS, clip_lengths=CLIPS, generator=seeded()) == 0
+    ones = next_clip_loss(Recorder(lambda noisy: LATENTS + 1), LATENTS, clip_lengths=CLIPS, generator=seeded())
     torch.testing.assert_close(ones, torch.tensor(1.0))
 
     def wrong_in_first_frame(noisy):
@@ -35,13 +35,13 @@ def test_loss_is_the_mean_error_of_all_frames(tiny_transformer):
         answer[:, :, 0] += 1
         return answer
 
-    first = next_clip_loss(Recorder(wrong_in_first_frame), LATENTS, CLIPS, seeded())
+    first = next_clip_loss(Recorder(wrong_in_first_frame), LATENTS, clip_lengths=CLIPS, generator=seeded())
     torch.testing.assert_close(first, torch.tensor(1 / 5))
 
 
 def test_every_clip_has_one_noise_level_and_the_formula_holds():
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded())
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded())
     alphas, noisy = recorder.inputs["timestep"], recorder.inputs["hidden_states"]
     assert alphas.shape == (2, 5) and (alphas >= 0).all() and (alphas < 1).all()
     for row, lengths in zip(alphas, CLIPS, strict=True):
@@ -58,7 +58,13 @@ def test_noise_is_that_of_a_twin_that_makes_one_video_after_the_other(one_a_vide
         [seeded(1), seeded(2)] if one_a_video else [generator] * 2 for generator in (seeded(), seeded())
     )
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, generators if one_a_video else generators[0], min_retention=0.8)
+    next_clip_loss(
+        recorder,
+        LATENTS,
+        clip_lengths=CLIPS,
+        generator=generators if one_a_video else generators[0],
+        min_retention=0.8,
+    )
     made = (recorder.inputs[name] for name in ("timestep", "hidden_states", "clean_hidden_states"))
     for video, lengths, twin, alphas, noisy, clean in zip(LATENTS, CLIPS, twins, *made, strict=True):
         alpha = torch.rand(len(lengths), generator=twin).repeat_interleave(torch.tensor(lengths))
@@ -72,24 +78,26 @@ def test_noise_is_that_of_a_twin_that_makes_one_video_after_the_other(one_a_vide
 
 def test_clean_frames_are_slightly_noisy_and_leave_out_the_last_clip():
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded())
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded())
     clean, layout = recorder.inputs["clean_hidden_states"], recorder.inputs["clip_layout"]
     assert clean.shape[2] == 3  # the first video needs 3 clean frames, the second 1 and padding
     expected = make_clip_layout(CLIPS, (2, 3))
     assert all(torch.equal(a, b) for a, b in zip(layout.meta(), expected.meta(), strict=True))
     error = (clean - LATENTS[:, :, :3]).abs().mean()
     assert 0 < error < 0.2
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded(), min_retention=1.0)
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded(), min_retention=1.0)
     torch.testing.assert_close(recorder.inputs["clean_hidden_states"], LATENTS[:, :, :3])
 
 
 def test_one_clip_has_no_clean_frames(tiny_transformer):
-    loss = next_clip_loss(tiny_transformer, LATENTS, [[5], [5]], seeded())
+    loss = next_clip_loss(tiny_transformer, LATENTS, clip_lengths=[[5], [5]], generator=seeded())
     assert loss.isfinite()
 
 
 def test_same_seed_same_loss(tiny_transformer):
-    losses = [next_clip_loss(tiny_transformer, LATENTS, CLIPS, seeded(s)).item() for s in (0, 0, 1)]
+    losses = [
+        next_clip_loss(tiny_transformer, LATENTS, clip_lengths=CLIPS, generator=seeded(s)).item() for s in (0, 0, 1)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -100,7 +108,7 @@ def test_training_learns(make_tiny_transformer):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(60):
-        loss = next_clip_loss(model, LATENTS, CLIPS, seeded(step))
+        loss = next_clip_loss(model, LATENTS, clip_lengths=CLIPS, generator=seeded(step))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -110,21 +118,23 @@ def test_training_learns(make_tiny_transformer):
 
 def test_clips_that_do_not_sum_to_the_frames(tiny_transformer):
     with pytest.raises(ValueError, match=r"\[2, 2\] have 4 frames, the latents have 5"):
-        next_clip_loss(tiny_transformer, LATENTS, [[2, 2], [5]])
+        next_clip_loss(tiny_transformer, LATENTS, clip_lengths=[[2, 2], [5]])
 
 
 def test_generators_are_one_or_one_a_video():
     with pytest.raises(ValueError, match="3 generators for 2 videos: give one, or one a video"):
-        next_clip_loss(Recorder(lambda noisy: noisy), LATENTS, CLIPS, [seeded(s) for s in range(3)])
+        next_clip_loss(
+            Recorder(lambda noisy: noisy), LATENTS, clip_lengths=CLIPS, generator=[seeded(s) for s in range(3)]
+        )
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_layout_is_of_the_models_patches(make_tiny_transformer, patch_size):
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded(), patch_size=patch_size)
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded(), patch_size=patch_size)
     assert recorder.inputs["clip_layout"].patch_grids == ((4 // patch_size, 6 // patch_size),) * 2
     model = make_tiny_transformer(patch_size=patch_size)
-    assert next_clip_loss(model, LATENTS, CLIPS, seeded(), patch_size=patch_size).isfinite()
+    assert next_clip_loss(model, LATENTS, clip_lengths=CLIPS, generator=seeded(), patch_size=patch_size).isfinite()
 
 
 def test_how_samples_are_cut_into_clips():
