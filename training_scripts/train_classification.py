@@ -49,6 +49,7 @@ class Settings(TrainingSettings):
             )
         # The numbers of an optimizer may be given, as one YAML file serves both modes; these would be missed.
         missed = {
+            "posterior": latents.posterior != "sample",
             "validation_data_root": latents.validation_data_root,
             "resume_from_checkpoint": loop.resume_from_checkpoint,
             "ema_decay": self.optimizer.ema_decay,

@@ -29,7 +29,12 @@ class Settings(PipelineSettings):
     latents: LatentSettings = part(without=["same_clips_in_step"])
     objective: ObjectiveSettings = part(
         clips="equal:1",
-        without={"clips": "the baseline predicts frame after frame, leave --clips out", "max_clips": ""},
+        without={
+            "clips": "the baseline predicts frame after frame, leave --clips out",
+            # Its noise is always all noise.
+            **dict.fromkeys(["max_clips", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"], ""),
+            **dict.fromkeys(["uniform_share", "loss_weighting", "max_loss_weight"], ""),
+        },
     )
 
 

@@ -38,6 +38,7 @@ class Settings(TrainingSettings):
 
     def __post_init__(self):
         given = {
+            "posterior": self.latents.posterior != "sample",
             "cached_latents": self.latents.cached_latents,
             "windows_per_video": self.latents.windows_per_video,
             "streaming": self.videos.streaming,

@@ -231,7 +231,7 @@ class VideoObjectSegmentationTraining(NextClipTraining):
         pipe.register_to_config(max_context_frames=sampling.max_num_frames + 1, longest_side=sampling.longest_pixels)
 
     def objective_fields(self) -> dict:
-        return {"min_retention": self.objective.min_retention}
+        return {"min_retention": self.objective.min_retention, **self.objective.noise_fields()}
 
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """J of held-out clips, also in `segmentation.json`, and a film strip of each."""

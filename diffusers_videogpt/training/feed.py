@@ -212,7 +212,10 @@ class LatentFeed:
     def run_fields(self) -> dict:
         """What a checkpoint must agree with."""
         sampling = json.loads(json.dumps(asdict(make_sampling(self.sampling))))
-        return {"seed": self.sampling.seed, "sampling": sampling, "vae": self._vae_hash} | self.source.run_fields()
+        fields = {"seed": self.sampling.seed, "sampling": sampling, "vae": self._vae_hash}
+        if self.latents.posterior != "sample":  # checkpoints from before know no other
+            fields["posterior"] = self.latents.posterior
+        return fields | self.source.run_fields()
 
     @cached_property
     def _vae_hash(self) -> str:
@@ -234,7 +237,11 @@ class LatentFeed:
         if moments is None:
             moments = self._encode(batch["frames"])
         moments = moments.to(self.accelerator.device)
-        latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
+        if self.latents.posterior == "mean":
+            means = moments[:, :, : self.vae.config.latent_channels]
+            latents = [sample_latents(mean, self.vae.config) for mean in means]
+        else:
+            latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
         clip_lengths = [self.draw_clips(moments.shape[1], g) for g in clip_generators]
         return MicroBatch(
             torch.stack(latents), generators, clip_lengths, batch["ids"], batch["captions"], batch["labels"]

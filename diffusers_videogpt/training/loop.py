@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
+from .noise_levels import ErrorsByAlpha
 from .settings import BatchSettings, LoopSettings, OptimizerSettings
 from .throughput import Throughput
 
@@ -126,6 +127,7 @@ class TrainingLoop:
         gradient_accumulation_steps: micro-batches of a step.
         trainable_only: checkpoints hold only the trained parameters (adapters).
         options: of the run, plain values by name, which a tracker shows.
+        errors: what `loss` counts beside, for the log.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class TrainingLoop:
         gradient_accumulation_steps: int = 1,
         trainable_only: bool = False,
         options: dict | None = None,
+        errors: ErrorsByAlpha | None = None,
     ):
         self.accelerator, self.feed, self.loss = accelerator, feed, loss
         self.settings, self.max_grad_norm, self.options = settings, optimizer.max_grad_norm, options or {}
@@ -170,6 +173,8 @@ class TrainingLoop:
             self.ema.to(accelerator.device)
         self.log_path = settings.output_dir / "train_log.csv"
         self.log, self.losses, self.step = [], [], 0
+        self.errors = errors or ErrorsByAlpha()
+        self.error_sums = self.errors.take()  # since the last row of the log, over all processes
         self.first_step = 0  # later than 0 in a run that was resumed
         # Asked is this process alone; stopping is what all have agreed on, or one would wait for the others for ever.
         self._stop_asked = self._stopping = False
@@ -248,7 +253,9 @@ class TrainingLoop:
                 torch.tensor(float(self._stop_asked), dtype=torch.float64, device=loss.device),
             ]
         )
-        mean_loss, num_bad, asked = reduce(numbers, reduction="sum").tolist()
+        numbers = reduce(torch.cat([numbers, self.errors.take(loss.device)]), reduction="sum").cpu()
+        mean_loss, num_bad, asked = numbers[:3].tolist()
+        self.error_sums += numbers[3:]
         if num_bad:
             mine = None if finite else f"process {self.accelerator.process_index}: {', '.join(names)}"
             bad = [mine]
@@ -270,7 +277,10 @@ class TrainingLoop:
             "learning_rate": repr(self.schedulers[0].get_last_lr()[0]),
             "validation_loss": repr(validation["loss"]) if "loss" in validation else "",
         }
-        self.losses = []
+        by_alpha = self.errors.describe(self.error_sums)
+        row |= {name: f"{value:.4g}" for name, value in by_alpha.items()}
+        row |= {f"validation_{name}": f"{value:.4g}" for name, value in validation.items() if "_at_" in name}
+        self.losses, self.error_sums = [], self.errors.take()
         timing = throughput.read()
         row |= {name: f"{value:.4g}" for name, value in timing.items()}
         self.log.append(row)
@@ -283,6 +293,7 @@ class TrainingLoop:
                 writer.writerows(self.log)
             os.replace(unfinished, self.log_path)
         numbers = {"train/loss": float(row["loss"]), "train/learning_rate": float(row["learning_rate"])}
+        numbers |= {f"train/{name}": value for name, value in by_alpha.items()}
         numbers |= {f"speed/{name}": value for name, value in timing.items()}
         numbers |= {f"validation/{name}": value for name, value in validation.items()}
         self.accelerator.log(numbers, step=self.step)
@@ -306,6 +317,7 @@ class TrainingLoop:
         return {
             "step": self.step,
             "losses": self.losses,
+            "error_sums": self.error_sums.tolist(),
             "run": self.run_fields,
             "feed": self.feed.source.state_dict(),
         }
@@ -337,6 +349,8 @@ class TrainingLoop:
             return
         state = load_checkpoint(path, **self._parts(), expected=self.run_fields, trainable_only=self.trainable_only)
         self.step, self.losses = state["step"], state["losses"]
+        if "error_sums" in state:  # not in checkpoints from before
+            self.error_sums = torch.tensor(state["error_sums"], dtype=torch.float64)
         self.first_step = self.step
         self.feed.source.load_state_dict(state["feed"])
         if self.log_path.exists():

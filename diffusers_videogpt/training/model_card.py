@@ -102,6 +102,7 @@ def write_model_card(
     dataset: str | None = None,
     license: str | None = None,
     results: str | None = None,
+    noise_levels: str = "",
     strip: str | Path | None = None,
     curve: str | Path | None = None,
     is_adapter: bool = False,
@@ -121,6 +122,7 @@ def write_model_card(
         base_model, dataset: id on the Hub, which is linked; or a path or other words, which are only written down.
         license: of the weights, as the Hub abbreviates it.
         results: a paragraph on how good it is.
+        noise_levels: a table of how well held-out latents are denoised, from [`~noise_levels.format_errors`].
         strip: film strip of a rollout.
         curve: what [`plot_curve`] drew.
         is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
@@ -154,6 +156,8 @@ def write_model_card(
         parts.append(f"![{words.strip}]({PREDICTION})")
     if results is not None:
         parts += ["## How good it is", results]
+    if noise_levels:
+        parts += ["## One denoising of held-out latents, by noise level", noise_levels]
     used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
     parts += ["## How to use it", (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]

@@ -4,26 +4,24 @@ import torch
 from torch import nn
 
 from .feed import MicroBatch
-from .objective import next_clip_loss
+from .objective import AlphaDrawer, DenoisedClips
 from .recipe import NextClipTraining
 
 
 class NextFrameRegression(NextClipTraining):
     """The loss of next clip diffusion where every noise weight is that of pure noise, α = 0, and tells nothing."""
 
-    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
+        given = []
+
         def from_noise_alone(hidden_states: torch.Tensor, timestep: torch.Tensor, **inputs):
             noise = torch.stack([torch.randn(hidden_states.shape[1:], generator=g) for g in batch.generators])
-            return model(hidden_states=noise.to(hidden_states), timestep=torch.zeros_like(timestep), **inputs)
+            given.extend([noise.to(hidden_states), torch.zeros_like(timestep)])
+            return model(hidden_states=given[0], timestep=given[1], **inputs)
 
-        return next_clip_loss(
-            from_noise_alone,
-            batch.latents,
-            clip_lengths=batch.clip_lengths,
-            generator=batch.generators,
-            min_retention=self.objective.min_retention,
-            patch_size=self.patch_size,
-        )
+        from_noise_alone.training = model.training
+        clips = super().denoise(from_noise_alone, batch, draw_alphas=draw_alphas)
+        return DenoisedClips(clips.predicted, clips.target, *given)
 
     def objective_fields(self) -> dict:
         return super().objective_fields() | {"objective": "next frame regression"}

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..scheduling_next_clip_flow_match import sample_alphas
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .arguments import plain_values
 from .checkpoints import find_checkpoint
@@ -20,7 +21,8 @@ from .feed import ClipDrawer, LatentFeed, MicroBatch
 from .loading import load_pipeline
 from .loop import TrainingLoop, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
-from .objective import next_clip_loss
+from .noise_levels import ErrorsByAlpha, format_errors
+from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
 from .settings import (
     BatchSettings,
     HubSettings,
@@ -41,10 +43,12 @@ class Training:
     Attributes:
         model: the network; what requires gradients when the run begins is trained.
         trainable_only: whether checkpoints leave out the weights that are not trained.
+        errors: what the loss counts beside, for the log.
     """
 
     model: nn.Module
     trainable_only = False
+    errors: ErrorsByAlpha | None = None
 
     def settle_parameters(self) -> None:
         """Freezes what no step uses, before the run begins."""
@@ -110,6 +114,8 @@ class NextClipTraining(Training):
         self.patch_size = pipe.transformer.config.patch_size
         self.folder = loop.output_dir / "validation"
         self.predicted: set[int] = set()  # steps whose predictions in the folder are of this run
+        self.errors = ErrorsByAlpha()
+        self.validation_errors: dict[str, float] = {}  # by α, at the last validation
 
     @property
     def model(self) -> VideoGPTTransformerModel:
@@ -135,6 +141,7 @@ class NextClipTraining(Training):
             "max_clips": self.objective.max_clips,
             "min_retention": self.objective.min_retention,
             "same_clips_in_step": self.feed.latents.same_clips_in_step,
+            **self.objective.noise_fields(),
         }
 
     def run_fields(self) -> dict[str, Any]:
@@ -144,25 +151,38 @@ class NextClipTraining(Training):
         """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
         return {}
 
-    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
-        return next_clip_loss(
+    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
+        """The clips of a batch, made noisy and denoised by the model."""
+        return denoise_clips(
             model,
             batch.latents,
             clip_lengths=batch.clip_lengths,
             generator=batch.generators,
             noisy=self.noisy,
             min_retention=self.objective.min_retention,
+            draw_alphas=draw_alphas,
             patch_size=self.patch_size,
             **self.conditions(batch, model.training),
         )
 
+    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+        clips = self.denoise(model, batch, draw_alphas=make_alpha_drawer(self.objective))
+        self.errors.add(clips)
+        return clips.loss(self.objective.max_loss_weight if self.objective.loss_weighting == "velocity" else None)
+
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
-        """The loss on held-out videos, with the same clips and noise every time; at times, predictions of some."""
-        losses = []  # one a video: batches may be of different sizes
+        """The loss on held-out videos, with the same clips and noise every time; at times, predictions of some.
+
+        It is the paper's, of uniform noise levels without weights, whatever is trained with: so runs can be compared.
+        """
+        losses, errors = [], ErrorsByAlpha()  # one loss a video: batches may be of different sizes
         for batch in self.feed.validation_batches():
             with self.accelerator.autocast():
-                losses += [self.loss(loop.model, batch).item()] * len(batch.ids)
-        numbers = {"loss": sum(losses) / len(losses)} if losses else {}
+                clips = self.denoise(loop.model, batch, draw_alphas=sample_alphas)
+                losses += [clips.loss().item()] * len(batch.ids)
+            errors.add(clips)
+        self.validation_errors = errors.describe(errors.take())
+        numbers = {"loss": sum(losses) / len(losses), **self.validation_errors} if losses else {}
         every = self.rollouts.validation_rollout_steps
         if every and (step % every == 0 or step == self.settings.max_train_steps):
             numbers |= self.predict(loop, step)
@@ -221,6 +241,7 @@ class NextClipTraining(Training):
                 "caption": self.caption,
             },
             "results": format_results(rollouts[max(rollouts)]) if rollouts else None,
+            "noise_levels": format_errors(self.validation_errors),
             "strip": strips[-1] if strips else None,
             "curve": plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts=rollouts),
             "is_adapter": self.is_adapter,
@@ -361,6 +382,7 @@ def run_training(
         gradient_accumulation_steps=batches.gradient_accumulation_steps,
         trainable_only=training.trainable_only,
         options=record.options,
+        errors=training.errors,
     )
     trainer.run()
     weights = trainer.trained_state_dict()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import natural_int, positive_int
+from ..arguments import natural_int, positive_float, positive_int
 from .arguments import option, part, share
 
 
@@ -235,6 +235,9 @@ class LatentSettings:
         False, "cut all samples of a step alike: nothing is padded where clips are few and long"
     )
     vae_batch_size: int = option(16, "frames encoded at once", type=positive_int)
+    posterior: Literal["sample", "mean"] = option(
+        "sample", "of the autoencoder, which training sees: drawn anew at every step as in the paper, or its mean"
+    )
     num_validation_videos: int | None = option(
         8,
         "videos kept from training for validation",
@@ -274,13 +277,30 @@ class LatentSettings:
 
 @dataclass(kw_only=True)
 class ObjectiveSettings:
-    """The loss of next clip diffusion."""
+    """The loss of next clip diffusion.
+
+    The noise levels are named as diffusers' flow-matching examples name them. There, u runs from noise to clean latents,
+    which is α here, the share of signal: a `logit_mean` above 0 trains on less noise.
+    """
 
     clips: str = option("random", "of a sample: random, equal:N (frames each), or first:N (given, then the rest)")
     max_clips: int | None = option(
         None, "with random: most clips of a sample; default: one a frame", type=positive_int
     )
     min_retention: float = option(0.9, "least share of signal in a clean clip", type=share)
+    weighting_scheme: Literal["none", "logit_normal", "mode"] = option(
+        "none", "which noise levels α are drawn: none for uniform ones, as the paper; 1 is clean"
+    )
+    logit_mean: float = option(0.0, "of logit_normal: above 0 for less noise")
+    logit_std: float = option(1.0, "of logit_normal")
+    mode_scale: float = option(1.29, "of mode: above 0 for more levels in the middle")
+    uniform_share: float = option(
+        0.0, "share of the clips whose level is uniform whatever the scheme: a mixture", type=share
+    )
+    loss_weighting: Literal["none", "velocity"] = option(
+        "none", "of a frame's error: none as the paper, or 1/(1-α)², which makes it that of the velocity"
+    )
+    max_loss_weight: float = option(25.0, "where --loss_weighting velocity is capped", type=positive_float)
 
     def __post_init__(self):
         try:
@@ -291,6 +311,30 @@ class ObjectiveSettings:
             raise ValueError(
                 "--max_clips 1: random clips are 2 at least; one clip a sample is --clips equal:N of all N frames"
             )
+        if not self.logit_std > 0:
+            raise ValueError(f"--logit_std {self.logit_std}: a spread is above 0")
+        if not -1 <= self.mode_scale <= 1.75:
+            raise ValueError(f"--mode_scale {self.mode_scale} must lie in -1..1.75: beyond, levels leave [0, 1]")
+        # What the scheme does not read would be missed.
+        of_schemes = {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}
+        for name, scheme in of_schemes.items():
+            if getattr(self, name) != getattr(ObjectiveSettings, name) and self.weighting_scheme != scheme:
+                raise ValueError(f"--{name} has an effect only with --weighting_scheme {scheme}")
+        if self.uniform_share and self.weighting_scheme == "none":
+            raise ValueError("--uniform_share has an effect only with another --weighting_scheme than none")
+        if self.max_loss_weight != ObjectiveSettings.max_loss_weight and self.loss_weighting == "none":
+            raise ValueError("--max_loss_weight has an effect only with --loss_weighting velocity")
+
+    def noise_fields(self) -> dict[str, str | float]:
+        """What a checkpoint must agree with; empty for the paper's objective, as checkpoints from before know no other."""
+        fields = {}
+        if self.weighting_scheme != "none":
+            fields = {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
+            names = ("mode_scale",) if self.weighting_scheme == "mode" else ("logit_mean", "logit_std")
+            fields |= {name: getattr(self, name) for name in names}
+        if self.loss_weighting != "none":
+            fields |= {"loss_weighting": self.loss_weighting, "max_loss_weight": self.max_loss_weight}
+        return fields
 
     def check_sampling(self, sampling: SamplingSettings) -> None:
         """
