@@ -8,20 +8,24 @@ from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines.modular_pipeline import MODULAR_PIPELINE_MAPPING
 from diffusers.pipelines import pipeline_loading_utils
 from transformers.utils import import_utils
 
+from .attention_videogpt import VideoGPTAttnProcessor
 from .clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from .convert_checkpoint import register_single_file
-from .history import VideoGPTStream
+from .guidance_next_clip import NextClipGuidance
+from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 from .modular_pipeline_videogpt import VideoGPTBlocks, VideoGPTModularPipeline
 from .pipeline_output import VideoGPTPipelineOutput
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
+from .stream import VideoGPTStream
 from .tasks.video_classification import VideoGPTForVideoClassification
 from .tasks.video_retrieval import VideoGPTForVideoRetrieval, VideoGPTRetrievalPipeline
-from .transformer_videogpt import VideoGPTAttnProcessor, VideoGPTKVCache, VideoGPTTransformerModel
+from .transformer_videogpt import VideoGPTTransformerModel
 
 
 __version__ = "0.1.0"
@@ -35,11 +39,13 @@ __all__ = [
     "SAMPLE_VIDEO",
     "ClipLayout",
     "NextClipFlowMatchScheduler",
+    "NextClipGuidance",
     "VideoGPTAttnProcessor",
     "VideoGPTBlocks",
     "VideoGPTForVideoClassification",
     "VideoGPTForVideoRetrieval",
     "VideoGPTKVCache",
+    "VideoGPTLayerCache",
     "VideoGPTModularPipeline",
     "VideoGPTPipeline",
     "VideoGPTPipelineOutput",
@@ -63,6 +69,7 @@ def _register() -> None:
         VideoGPTPipeline,
         VideoGPTTransformerModel,
         NextClipFlowMatchScheduler,
+        NextClipGuidance,
         VideoGPTForVideoClassification,
         VideoGPTForVideoRetrieval,
         VideoGPTRetrievalPipeline,
@@ -72,7 +79,7 @@ def _register() -> None:
         setattr(diffusers, public_class.__name__, public_class)
     base_classes = {
         base.__name__: ["save_pretrained", "from_pretrained"]
-        for base in (ModelMixin, SchedulerMixin, DiffusionPipeline)
+        for base in (ModelMixin, SchedulerMixin, BaseGuidance, DiffusionPipeline)
     }
     pipeline_loading_utils.LOADABLE_CLASSES[__name__] = base_classes
     # Blocks know their modular pipeline by the model's name, and so does the folder of a standard pipeline.

@@ -12,7 +12,7 @@ its metadata (stream, clip, frame, rank); where it stands for RoPE in its positi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from numbers import Integral
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def equal_clip_lengths(num_frames: int, frames_per_clip: int) -> list[int]:
 
 
 def draw_clip_lengths(
-    num_frames: int, generator: torch.Generator | None = None, max_clips: int | None = None
+    num_frames: int, generator: torch.Generator | None = None, *, max_clips: int | None = None
 ) -> list[int]:
     """Draws a random partition for training: K ~ U{2..N} clips, K − 1 distinct cuts among the N − 1 gaps (paper, §4.1).
 
@@ -186,6 +186,7 @@ class ClipLayout:
 def make_clip_layout(
     clip_lengths: Sequence[int] | Sequence[Sequence[int]],
     patch_grid: tuple[int, int] | Sequence[tuple[int, int]],
+    *,
     clean: slice = slice(None, -1),
     noisy: slice = slice(None),
     condition_lengths: int | Sequence[int] = 0,
@@ -272,6 +273,61 @@ def make_clip_layout(
     )
 
 
+def layout_after_history(
+    num_past_frames: int,
+    num_clean_frames: int,
+    num_noisy_frames: int,
+    *,
+    patch_grid: tuple[int, int],
+    condition_lengths: int | tuple[int, ...] = 0,
+    num_with_past: int = 1,
+    num_alone: int = 0,
+    device: torch.device | str = "cpu",
+) -> ClipLayout:
+    """The layout of a prediction: frames that are cached as one clip, then clean frames as one, then noisy frames as one.
+
+    All steps of a clip ask for the same one or two layouts, so the last few are kept and given again.
+
+    Args:
+        num_past_frames: frames that a cache holds; they only shift the positions.
+        num_clean_frames, num_noisy_frames: the frames that are laid out.
+        patch_grid: rows and columns of patches in a frame.
+        condition_lengths: number of class and text tokens in front, one number for all samples or one a sample.
+        num_with_past, num_alone: with `num_alone`, a batch for both passes of guidance: the noisy frames after what is
+            cached in `num_with_past` samples, then the same frames with nothing before them in `num_alone` samples.
+        device: where the tensors are made.
+    """
+    arguments = (num_past_frames, num_clean_frames, num_noisy_frames, patch_grid, condition_lengths)
+    arguments += (num_with_past, num_alone, device)
+    if torch.compiler.is_compiling():  # what is traced into a graph must not stay behind in the kept layouts
+        return _make_layout_after_history(*arguments)
+    return _kept_layout_after_history(*arguments, in_inference_mode=torch.is_inference_mode_enabled())
+
+
+@lru_cache(maxsize=4)
+def _kept_layout_after_history(*arguments, in_inference_mode: bool) -> ClipLayout:
+    """`in_inference_mode` keeps two kinds apart: a backward pass can't save tensors that were made in inference mode."""
+    return _make_layout_after_history(*arguments)
+
+
+def _make_layout_after_history(
+    num_past, num_clean, num_noisy, patch_grid, condition_lengths, num_with_past, num_alone, device
+) -> ClipLayout:
+    if num_alone:
+        clip_lengths = [[num_past, num_noisy]] * num_with_past + [[num_noisy]] * num_alone
+        return make_clip_layout(clip_lengths, patch_grid, clean=slice(0), noisy=slice(-1, None), device=device)
+    clip_lengths = [n for n in (num_past, num_clean, num_noisy) if n]
+    first_clean, first_noisy = int(num_past > 0), len(clip_lengths) - int(num_noisy > 0)
+    return make_clip_layout(
+        clip_lengths,
+        patch_grid,
+        clean=slice(first_clean, first_noisy),
+        noisy=slice(first_noisy, None),
+        condition_lengths=condition_lengths,
+        device=device,
+    )
+
+
 def _frames_of(clip_lengths: Sequence[int], clips: slice) -> range:
     """Indices of the frames in the chosen clips, which are consecutive."""
     first, last, _ = clips.indices(len(clip_lengths))
@@ -323,7 +379,7 @@ def _frame_tokens(
     return torch.cat(groups, dim=1)
 
 
-def make_block_mask(layout: ClipLayout, block_size: int = 128, first_query: int = 0) -> BlockMask:
+def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: int = 0) -> BlockMask:
     """The hierarchical mask as FlexAttention's `BlockMask`, without ever making a (T, T) tensor.
 
     Neighbouring tokens with equal metadata form a run (a special token of one frame, or all its patches), so the
@@ -407,7 +463,7 @@ class AttentionTiles:
     meta: torch.Tensor
 
 
-def make_attention_tiles(layout: ClipLayout, tile_size: int = 128, first_query: int = 0) -> AttentionTiles:
+def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_query: int = 0) -> AttentionTiles:
     """Cuts the mask of `layout` into tiles.
 
     Args:

@@ -20,11 +20,11 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, logging
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
+from .diffusers_internals import SINGLE_FILE_LOADABLE_CLASSES
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel

@@ -17,10 +17,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+
+from .diffusers_internals import LORA_WEIGHT_NAME_SAFE
 
 
 PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder

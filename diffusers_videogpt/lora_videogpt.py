@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
-from diffusers.utils.peft_utils import unscale_lora_layers
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,6 +19,7 @@ from peft.utils.hotswap import check_hotswap_configs_compatible
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 
+from .diffusers_internals import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, fetch_lora_state_dict, unscale_lora_layers
 from .transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -202,6 +201,15 @@ def _check_hotswap(
     check_hotswap_configs_compatible(configs[adapter_name], LoraConfig(**config))
 
 
+def refuse_lora_layers(transformer: VideoGPTTransformerModel | None) -> None:
+    """Raises a `ValueError` while LoRAs are loaded, for a pipeline that is to be saved whole."""
+    if transformer is not None and any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
+        raise ValueError(
+            "The transformer has LoRA layers, which don't belong into a full pipeline. Call `unload_lora_weights()` "
+            "to save it without them; `fuse_lora()`, then `unload_lora_weights()`, to save it merged."
+        )
+
+
 class VideoGPTLoraLoaderMixin(LoraBaseMixin):
     """LoRA on [`VideoGPTPipeline`], by PEFT, with diffusers' methods.
 
@@ -257,7 +265,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         if not isinstance(source, dict):
             weight_name = _safetensors_name(source, subfolder, weight_name)
         try:
-            state_dict, metadata = _fetch_state_dict(
+            state_dict, metadata = fetch_lora_state_dict(
                 source if isinstance(source, dict) else str(source),
                 weight_name=weight_name,
                 use_safetensors=True,
@@ -487,17 +495,3 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         """
         self._refuse_while_fused("delete_adapters")
         super().delete_adapters(adapter_names)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Saves the pipeline, as everywhere in diffusers.
-
-        Raises:
-            ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
-        """
-        transformer = self.components.get("transformer")
-        if transformer is not None and any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
-            raise ValueError(
-                "The transformer has LoRA layers, which don't belong into a full pipeline. Call `unload_lora_weights()` "
-                "to save it without them; `fuse_lora()`, then `unload_lora_weights()`, to save it merged."
-            )
-        super().save_pretrained(os.fspath(save_directory), **kwargs)

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+
+from .diffusers_internals import LORA_WEIGHT_NAME_SAFE
 
 
 HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same in all versions of huggingface_hub
@@ -98,8 +99,36 @@ def refuse_unreachable(
         raise OSError(f"'{name}' is no folder here, and the Hub could not be asked ({reason}).") from error
 
 
+def refuse_what_is_not(
+    wanted: str,
+    name: str | Path,
+    *,
+    local_files_only: bool | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    **_kwargs,
+) -> None:
+    """Says what is wrong with what `from_pretrained` is to load, before diffusers tries.
+
+    Args:
+        wanted: a class in `HINTS`.
+        name: a folder, or an id on the Hub.
+        local_files_only, subfolder, revision, token, cache_dir: as in `from_pretrained`, whose other arguments don't matter.
+
+    Raises:
+        ValueError: says what the folder holds, and what takes that.
+        OSError: there is no such folder, and the Hub does not have it or could not be asked.
+    """
+    if not local_files_only:
+        refuse_unreachable(name, revision=revision, token=token, cache_dir=cache_dir)
+    if subfolder is None:
+        refuse_other_kinds(name, wanted)
+
+
 class VideoGPTLoadingMixin:
-    """`from_pretrained` of pipelines and models that are loaded by a folder's name."""
+    """`from_pretrained` of models and pipelines of other tasks, with the checks of [`refuse_what_is_not`]."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
@@ -113,11 +142,6 @@ class VideoGPTLoadingMixin:
             ValueError: says what the folder holds, and what takes that.
             OSError: there is no such folder, and the Hub does not have it or could not be asked.
         """
-        if not kwargs.get("local_files_only"):
-            asked = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-            refuse_unreachable(pretrained_model_name_or_path, **asked)
-        if kwargs.get("subfolder") is None:
-            refuse_other_kinds(
-                pretrained_model_name_or_path, next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
-            )
+        wanted = next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
+        refuse_what_is_not(wanted, pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -15,9 +15,10 @@ Ranges = list[tuple[int, int]]  # of tokens, [start, end)
 
 
 def tile_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tiles: AttentionTiles) -> torch.Tensor:
-    """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors on a CPU, with gradients; the shape of `query`.
+    """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors on a CPU, with gradients; the shape and dtype of `query`.
 
-    Queries may be fewer than keys: the last tokens, where the tiles were made for those.
+    Queries may be fewer than keys: the last tokens, where the tiles were made for those. Half-precision inputs are computed
+    in fp32, where attention on a CPU is faster, its backward pass most of all.
 
     It is one operator to `torch.compile`, which does not look into the tiles: a new partition is no new graph.
     """
@@ -63,7 +64,8 @@ def _tile_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: torch.Tensor, meta: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (B, T, N, K), and log-sum-exp (B, T, N) in at least fp32."""
-    precision = torch.promote_types(query.dtype, torch.float32)
+    dtype, precision = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    query, key, value = (x.to(precision) for x in (query, key, value))
     output = torch.zeros(query.shape, dtype=precision)
     lse = torch.full(query.shape[:3], -torch.inf, dtype=precision)
     for samples, queries, keys, mask in _read_plan(plan, meta):
@@ -71,7 +73,7 @@ def _tile_attention(
         tile_output, tile_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=_additive(mask, q.dtype)
         )
-        tile_output, tile_lse = tile_output.transpose(1, 2).to(precision), tile_lse.transpose(1, 2)
+        tile_output, tile_lse = tile_output.transpose(1, 2), tile_lse.transpose(1, 2)
         for (out, taken), (total, _) in zip(
             _scatter(output[samples], queries), _scatter(lse[samples], queries), strict=True
         ):
@@ -79,7 +81,7 @@ def _tile_attention(
             out.mul_((total - merged).exp_()[..., None])
             out.addcmul_(tile_output[:, taken], (tile_lse[:, taken] - merged).exp_()[..., None])
             total.copy_(merged)
-    return output.to(query.dtype), lse
+    return output.to(dtype), lse
 
 
 @torch.library.custom_op("videogpt::tile_attention_backward", mutates_args=(), device_types="cpu")
@@ -94,7 +96,8 @@ def _tile_attention_backward(
     meta: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each tile's share of the gradients: with the whole row's output and log-sum-exp, the shares add up."""
-    precision = torch.promote_types(query.dtype, torch.float32)  # many tiles add to one key
+    dtype, precision = query.dtype, lse.dtype
+    grad_output, query, key, value, output = (x.to(precision) for x in (grad_output, query, key, value, output))
     grads = [torch.zeros(x.shape, dtype=precision) for x in (query, key, value)]
     for samples, queries, keys, mask in _read_plan(plan, meta):
         by_query = [_take(x[samples], queries).transpose(1, 2) for x in (grad_output, query, output, lse)]
@@ -106,7 +109,7 @@ def _tile_attention_backward(
         for whole, share, ranges in zip(grads, shares, (queries, keys, keys), strict=True):
             for x, taken in _scatter(whole[samples], ranges):
                 x += share.transpose(1, 2)[:, taken]
-    return tuple(grad.to(query.dtype) for grad in grads)
+    return tuple(grad.to(dtype) for grad in grads)
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -4,9 +4,7 @@ Shapes: B samples, C latent channels, F frames, H × W latent size, P = (H / 2)(
 D hidden size, N heads of K channels, L condition tokens.
 """
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,12 +12,7 @@ import torch.nn as nn
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _AttentionBackendRegistry,
-    dispatch_attention_fn,
-)
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import (
     PixArtAlphaTextProjection,
@@ -31,10 +24,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils import apply_lora_scale
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from .clips import ClipLayout, make_clip_layout
-from .tile_attention import AttentionTiles, tile_attention
+from .attention_videogpt import AttentionMask, VideoGPTAttention, VideoGPTRotaryPosEmbed, masks_for_attention
+from .clips import ClipLayout, layout_after_history
+from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
 
 # Phi-3-mini-128k's published long factors. The reference always rotates by these, however short the video.
@@ -50,241 +43,6 @@ PHI3_LONG_FACTOR = (
     + (63.48000717163086, 63.66000747680664, 63.850006103515625, 64.08000946044922, 64.760009765625)
     + (64.80001068115234, 64.81001281738281, 64.81001281738281)
 )
-
-# The backends that apply a mask of any pattern; the others drop it or reduce it to a mask over keys.
-MASKED_BACKENDS = (
-    AttentionBackendName.NATIVE,
-    AttentionBackendName._NATIVE_EFFICIENT,
-    AttentionBackendName._NATIVE_MATH,
-    AttentionBackendName.FLEX,
-)
-
-# From here on, the mask is computed sparsely unless a backend was set: by tiles on a CPU, by FlexAttention on a GPU. Below,
-# one dense call is faster.
-MIN_SPARSE_TOKENS = 2048
-
-# Uncompiled, as diffusers calls it, FlexAttention makes all T × T scores.
-compiled_flex_attention = torch.compile(flex_attention)
-
-
-class VideoGPTLayerCache:
-    """One layer's part of a [`VideoGPTKVCache`]: memory for (B, `max_tokens`, N, K) keys and values."""
-
-    def __init__(self, max_tokens: int):
-        self.max_tokens = max_tokens
-        self.num_tokens = 0
-        self.keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-
-    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` behind what is committed; returns all of it as views.
-
-        Raises:
-            ValueError: if more than `max_tokens` would be held, or B changes.
-        """
-        end = self.num_tokens + key.shape[1]
-        if end > self.max_tokens:
-            raise ValueError(
-                f"The cache holds {self.num_tokens} of at most {self.max_tokens} tokens, {key.shape[1]} more do not fit: "
-                "make it with a larger `max_tokens`, or `reset` it and encode a shorter history."
-            )
-        if self.keys is None:
-            self.keys = key.new_empty(key.shape[0], self.max_tokens, *key.shape[2:])
-            self.values = torch.empty_like(self.keys)
-        if self.keys.shape[0] != key.shape[0]:
-            raise ValueError(f"The cache was made for {self.keys.shape[0]} samples, got {key.shape[0]}: make another.")
-        self.keys[:, self.num_tokens : end] = key
-        self.values[:, self.num_tokens : end] = value
-        return self.keys[:, :end], self.values[:, :end]
-
-    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (B, `num_tokens`, N, K) keys and values, as views."""
-        if not self.num_tokens:
-            raise ValueError("The `kv_cache` is empty: encode `clean_hidden_states` into it first, or pass no cache.")
-        return self.keys[:, : self.num_tokens], self.values[:, : self.num_tokens]
-
-
-class VideoGPTKVCache:
-    """Keys and values of the condition tokens and the clean history, one [`VideoGPTLayerCache`] a layer.
-
-    Clean tokens never see noisy ones, so what they contribute to attention is the same at every denoising step: it is
-    computed once, and later clips are appended. The memory is taken once, for `max_tokens`.
-
-    Args:
-        num_layers: number of transformer blocks.
-        max_tokens: the most tokens that will ever be held.
-    """
-
-    def __init__(self, num_layers: int, max_tokens: int):
-        self.num_frames = 0
-        self.num_dropped_frames = 0
-        self._frame_of_token = torch.empty(0, dtype=torch.long)  # −1 for condition tokens
-        self.layers = [VideoGPTLayerCache(max_tokens) for _ in range(num_layers)]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that every layer holds."""
-        return self.layers[0].num_tokens
-
-    @property
-    def batch_size(self) -> int | None:
-        """Samples that it was made for; `None` until something is appended."""
-        keys = self.layers[0].keys
-        return None if keys is None else keys.shape[0]
-
-    @property
-    def next_frame(self) -> int:
-        """Index of the next frame, from which its positions follow: dropped frames count."""
-        return self.num_dropped_frames + self.num_frames
-
-    def commit(self, num_condition_tokens: int, num_frames: int, num_patches: int) -> None:
-        """Counts in what every layer has appended: `num_condition_tokens`, then `num_frames` of `num_patches` by rank."""
-        frames = torch.arange(self.next_frame, self.next_frame + num_frames)
-        conditions = torch.full((num_condition_tokens,), -1)
-        self._frame_of_token = torch.cat(
-            [self._frame_of_token, conditions, frames, frames.repeat_interleave(num_patches), frames]
-        )
-        self._set_num_tokens(len(self._frame_of_token))
-        self.num_frames += num_frames
-
-    def drop_oldest(self, num_frames: int) -> None:
-        """Forgets the `num_frames` oldest frames and moves up the rest, which keeps what it has computed from them."""
-        self.num_dropped_frames += num_frames
-        self.num_frames -= num_frames
-        kept = ((self._frame_of_token < 0) | (self._frame_of_token >= self.num_dropped_frames)).nonzero()[:, 0]
-        for layer in self.layers:
-            for memory in (layer.keys, layer.values):
-                memory[:, : len(kept)] = memory[:, kept.to(memory.device)]
-        self._frame_of_token = self._frame_of_token[kept]
-        self._set_num_tokens(len(kept))
-
-    def reset(self) -> None:
-        """Forgets what it holds, keeps the memory."""
-        self._frame_of_token = self._frame_of_token[:0]
-        self._set_num_tokens(0)
-        self.num_frames = self.num_dropped_frames = 0
-
-    def _set_num_tokens(self, num_tokens: int) -> None:
-        for layer in self.layers:
-            layer.num_tokens = num_tokens
-
-
-def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates the halves of each head: x cos + (−x₂, x₁) sin, for x (B, T, N, K) and cos, sin (B, T, 1, K)."""
-    cos, sin = (table.to(x.dtype) for table in rotary_emb)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-class VideoGPTAttnProcessor:
-    """Self-attention under the hierarchical mask, through diffusers' attention dispatch.
-
-    Three forms, by what is passed: all tokens at once under `attention_mask` (a tensor, a `BlockMask`, or
-    [`~tile_attention.AttentionTiles`]); clean tokens appended to `kv_cache`, under the mask among themselves; or one noisy
-    clip alone, after what `kv_cache` holds. The last needs no mask: tokens lie by rank, and each rank sees the history and
-    a prefix of the clip, so any backend computes it. Samples beyond those of the cache have no history. With `num_queries`,
-    only the last so many tokens are queries, to which mask and `rank_lengths` then belong; keys and values are those of all.
-    """
-
-    _attention_backend = None
-    _parallel_config = None
-
-    def __call__(
-        self,
-        attn: "VideoGPTAttention",
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        kv_cache: VideoGPTLayerCache | None = None,
-        rank_lengths: tuple[int, ...] | None = None,
-        num_queries: int | None = None,
-    ) -> torch.Tensor:
-        """The outputs of the queries, (B, Q, D).
-
-        Args:
-            attn: the module whose projections are used.
-            hidden_states: (B, T, D), all tokens that are new, in the order of the layout.
-            attention_mask: who sees whom, True where seen: boolean (B, 1, Q, T), or one of the sparse forms of it.
-            rotary_emb: cosines and sines of the tokens' positions, each (B, T, 1, K) for heads of width K.
-            kv_cache: of this layer; read, and appended to unless `rank_lengths` is given.
-            rank_lengths: number of tokens of each rank of a noisy clip: what it sees ends with its own rank.
-            num_queries: Q, the last so many tokens; default: all T.
-        """
-        first_query = 0 if num_queries is None else hidden_states.shape[1] - num_queries
-        if attn.fused_projections:
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-            query = query[:, first_query:]
-        else:
-            query = attn.to_q(hidden_states[:, first_query:])
-            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
-        query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
-        key = apply_rotary_emb(key, rotary_emb)
-
-        if rank_lengths is None:
-            if kv_cache is not None:
-                key, value = kv_cache.append(key, value)
-            hidden_states = self._dispatch(query, key, value, attention_mask) if num_queries != 0 else query
-        elif kv_cache is None:
-            hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
-        else:
-            past_key, past_value = kv_cache.read()
-            num_with_past = past_key.shape[0]
-            (query, alone_query), (key, alone_key), (value, alone_value) = (
-                (x[:num_with_past], x[num_with_past:]) for x in (query, key, value)
-            )
-            key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-            hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
-            if alone_query.shape[0]:
-                alone = self._attend_by_rank(alone_query, alone_key, alone_value, rank_lengths)
-                hidden_states = torch.cat([hidden_states, alone])
-
-        hidden_states = hidden_states.flatten(2).to(query.dtype)
-        return attn.to_out[1](attn.to_out[0](hidden_states))
-
-    def _attend_by_rank(self, query, key, value, rank_lengths):
-        outputs, num_visible = [], key.shape[1] - query.shape[1]
-        for rank_query in query.split(rank_lengths, dim=1):
-            num_visible += rank_query.shape[1]
-            outputs.append(self._dispatch(rank_query, key[:, :num_visible], value[:, :num_visible], None))
-        return torch.cat(outputs, dim=1)
-
-    def _dispatch(self, query, key, value, attention_mask):
-        if isinstance(attention_mask, AttentionTiles):
-            return tile_attention(query, key, value, attention_mask)
-        if isinstance(attention_mask, BlockMask) and query.device.type == "cuda":
-            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-            return compiled_flex_attention(query, key, value, block_mask=attention_mask).transpose(1, 2)
-        return dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-
-
-class VideoGPTAttention(nn.Module, AttentionModuleMixin):
-    """The projections of one attention layer; the computation is its processor's."""
-
-    _default_processor_cls = VideoGPTAttnProcessor
-    _available_processors = [VideoGPTAttnProcessor]
-
-    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0):
-        super().__init__()
-        self.heads = heads
-        self.head_dim = head_dim
-        self.use_bias = False
-        inner_dim = heads * head_dim
-        self.to_q = nn.Linear(dim, inner_dim, bias=False)
-        self.to_k = nn.Linear(dim, inner_dim, bias=False)
-        self.to_v = nn.Linear(dim, inner_dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim, bias=False), nn.Dropout(dropout)])
-        self.set_processor(self._default_processor_cls())
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.processor(self, hidden_states, **kwargs)
 
 
 class VideoGPTFeedForward(nn.Module):
@@ -303,17 +61,17 @@ class VideoGPTFeedForward(nn.Module):
 class VideoGPTTransformerBlock(nn.Module):
     """One layer of Phi-3's decoder: attention and MLP, each behind an RMSNorm and added to its input."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, ffn_dim: int, eps: float):
+    def __init__(self, dim: int, heads: int, *, head_dim: int, ffn_dim: int, eps: float):
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=eps)
-        self.attn = VideoGPTAttention(dim, heads, head_dim)
+        self.attn = VideoGPTAttention(dim, heads, head_dim=head_dim)
         self.norm2 = nn.RMSNorm(dim, eps=eps)
         self.ff = VideoGPTFeedForward(dim, ffn_dim)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
+        attention_mask: AttentionMask | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
@@ -338,7 +96,7 @@ class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | BlockMask | AttentionTiles | None = None,
+        attention_mask: AttentionMask | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
@@ -367,93 +125,9 @@ for _block in (VideoGPTTransformerBlock, VideoGPTLastTransformerBlock):
     )
 
 
-class VideoGPTRotaryPosEmbed(nn.Module):
-    """cos and sin of Phi-3's rotary embedding, in fp32, at given positions.
-
-    Args:
-        head_dim: K, even.
-        theta: base of the frequencies.
-        long_factor: K / 2 divisors of the frequencies ("longrope"), or `None` for plain RoPE.
-        max_position_embeddings, original_max_position_embeddings: the ratio of these sets the factor on cos and sin,
-            sqrt(1 + ln(ratio) / ln(original)), applied with `long_factor` only.
-    """
-
-    def __init__(
-        self,
-        head_dim: int,
-        theta: float,
-        long_factor: tuple[float, ...] | None,
-        max_position_embeddings: int,
-        original_max_position_embeddings: int,
-    ):
-        super().__init__()
-        factors = torch.ones(head_dim // 2) if long_factor is None else torch.tensor(long_factor, dtype=torch.float32)
-        if factors.shape != (head_dim // 2,):
-            raise ValueError(
-                f"`rope_long_factor` needs one number for each of the {head_dim // 2} frequencies of a head, "
-                f"got {len(factors)}."
-            )
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-        self.register_buffer("inv_freq", 1.0 / (factors * theta**exponents), persistent=False)
-        ratio = max_position_embeddings / original_max_position_embeddings
-        self.attention_scaling = 1.0
-        if long_factor is not None and ratio > 1:
-            self.attention_scaling = math.sqrt(1 + math.log(ratio) / math.log(original_max_position_embeddings))
-
-    def _apply(self, fn, recurse=True):
-        # Angles of thousands of radians need fp32: a change of dtype moves the frequencies but does not round them.
-        inv_freq = self.inv_freq
-        super()._apply(fn, recurse)
-        self.inv_freq = inv_freq.to(self.inv_freq.device)
-        return self
-
-    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) integer positions → cos and sin, each (B, T, 1, K)."""
-        with torch.autocast(position_ids.device.type, enabled=False):
-            angles = position_ids[:, :, None].float() * self.inv_freq
-            angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-            return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
-
-
-def _clip_after_history(
-    num_past: int,
-    num_clean: int,
-    num_noisy: int,
-    patch_grid: tuple[int, int],
-    condition_lengths: int | tuple[int, ...],
-    device: torch.device,
-    num_with_past: int | None = None,
-    num_alone: int = 0,
-) -> ClipLayout:
-    """What is cached as one clip, then the clean frames as one, then the noisy frames as one.
-
-    With `num_alone`, as many samples are the noisy frames with nothing before them, behind `num_with_past` others.
-    """
-    if num_alone:
-        clip_lengths = [[num_past, num_noisy]] * num_with_past + [[num_noisy]] * num_alone
-        return make_clip_layout(clip_lengths, patch_grid, clean=slice(0), noisy=slice(-1, None), device=device)
-    clip_lengths = [n for n in (num_past, num_clean, num_noisy) if n]
-    first_clean, first_noisy = int(num_past > 0), len(clip_lengths) - int(num_noisy > 0)
-    return make_clip_layout(
-        clip_lengths,
-        patch_grid,
-        clean=slice(first_clean, first_noisy),
-        noisy=slice(first_noisy, None),
-        condition_lengths=condition_lengths,
-        device=device,
-    )
-
-
-@lru_cache(maxsize=4)  # the steps of a clip ask for the same one or two
-def _kept_layout(in_inference_mode: bool, *arguments) -> ClipLayout:
-    return _clip_after_history(*arguments)
-
-
-def _lay_out(*arguments) -> ClipLayout:
-    """[`_clip_after_history`], kept between calls: what inference mode makes is apart, as no backward pass takes it."""
-    if torch.compiler.is_compiling():  # nothing of a graph that is traced may stay behind
-        return _clip_after_history(*arguments)
-    return _kept_layout(torch.is_inference_mode_enabled(), *arguments)
+def _has_one_clip(layout: ClipLayout) -> bool:
+    # While a graph is traced, the values are not known.
+    return torch.compiler.is_compiling() or bool((layout.clip == layout.clip[:, :1]).all())
 
 
 class VideoGPTTransformerModel(
@@ -533,14 +207,13 @@ class VideoGPTTransformerModel(
         self.rope = VideoGPTRotaryPosEmbed(
             attention_head_dim,
             rope_theta,
-            rope_long_factor,
-            max_position_embeddings,
-            original_max_position_embeddings,
+            long_factor=rope_long_factor,
+            max_position_embeddings=max_position_embeddings,
+            original_max_position_embeddings=original_max_position_embeddings,
         )
         block_classes = [VideoGPTTransformerBlock] * (num_layers - 1) + [VideoGPTLastTransformerBlock]
-        self.transformer_blocks = nn.ModuleList(
-            [block(dim, num_attention_heads, attention_head_dim, ffn_dim, norm_eps) for block in block_classes]
-        )
+        sizes = {"head_dim": attention_head_dim, "ffn_dim": ffn_dim, "eps": norm_eps}
+        self.transformer_blocks = nn.ModuleList([block(dim, num_attention_heads, **sizes) for block in block_classes])
         self.norm = nn.RMSNorm(dim, eps=norm_eps)
 
         # 5. Output
@@ -658,80 +331,101 @@ class VideoGPTTransformerModel(
         Raises:
             ValueError: if latents, layout and conditions do not belong together.
         """
-        reads_cache = kv_cache is not None and hidden_states is not None
-        is_one_clip = clip_layout is None and clean_hidden_states is None
         self._check_inputs(hidden_states, timestep, clean_hidden_states, kv_cache)
         conditions = self._embed_conditions(class_labels, encoder_hidden_states)
-        latents, size = clean_hidden_states if hidden_states is None else hidden_states, self.config.patch_size
-        patch_grid = (latents.shape[3] // size, latents.shape[4] // size)
-        num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
-        if clip_layout is None:
-            num_conditions = 0 if conditions is None else conditions.shape[1]
-            if encoder_attention_mask is not None:
-                num_padding = (~encoder_attention_mask.bool()).sum(1)
-                num_conditions = tuple((num_conditions - num_padding).tolist())
-                conditions = conditions[:, : max(num_conditions)]
-            num_past = 0 if kv_cache is None else kv_cache.next_frame
-            samples = ()
-            if reads_cache and kv_cache.num_tokens:
-                samples = (kv_cache.batch_size, latents.shape[0] - kv_cache.batch_size)
-            clip_layout = _lay_out(
-                num_past, num_clean, num_noisy, patch_grid, num_conditions, latents.device, *samples
-            )
-        elif reads_cache and not torch.compiler.is_compiling() and (clip_layout.clip != clip_layout.clip[:, :1]).any():
-            raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
-        inputs = (0 if conditions is None else conditions.shape[1], num_clean, num_noisy, patch_grid)
-        self._check_layout(clip_layout, latents.shape[0], inputs)
-        if conditions is not None and kv_cache is not None and (reads_cache or kv_cache.num_tokens):
+        if conditions is not None and kv_cache is not None and (hidden_states is not None or kv_cache.num_tokens):
             raise ValueError(
                 "Conditions are encoded into a `kv_cache` once, with the first clean frames: don't pass them again."
             )
+        is_clip_alone = all(x is None for x in (clean_hidden_states, clip_layout, conditions, kv_cache))
+        if clip_layout is None:
+            clip_layout, conditions = self._default_layout(
+                hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
+            )
+        elif kv_cache is not None and hidden_states is not None and not _has_one_clip(clip_layout):
+            raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
+        self._check_layout(clip_layout, hidden_states, clean_hidden_states, conditions)
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
-        # 1. Tokens: conditions, clean frames by rank, noisy frames by rank
+        if hidden_states is None:
+            sample = self._encode_history(clean_hidden_states, conditions, clip_layout, kv_cache)
+        elif kv_cache is not None or is_clip_alone:
+            sample = self._denoise_clip(hidden_states, timestep, clip_layout, kv_cache)
+        else:
+            sample = self._denoise_under_mask(hidden_states, timestep, clean_hidden_states, conditions, clip_layout)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _denoise_under_mask(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        clean_hidden_states: torch.Tensor | None,
+        conditions: torch.Tensor | None,
+        clip_layout: ClipLayout,
+    ) -> torch.Tensor:
+        """Noisy clips with everything before them, all tokens at once: in training, and where no history is cached."""
         pos_embed = self._padded_pos_embed(clip_layout)
-        begin, end, hint = self.hint_embed(torch.arange(3, device=clip_layout.stream.device))
         tokens = [] if conditions is None else [conditions]
         if clean_hidden_states is not None:
-            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, begin, end)
-            patches = tokens[-2]
-        if hidden_states is not None:
-            batch_size, channels = hidden_states.shape[:2]
-            patches = self._embed_patches(self.noisy_patch_embed, hidden_states, pos_embed)
-            timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
-            timestep = timestep.expand(batch_size, num_noisy).flatten()
-            time_proj = self.time_proj(timestep).to(patches.dtype)
-            time_tokens = self.time_token_embed(time_proj).unflatten(0, (batch_size, num_noisy))
-            tokens += [hint.expand(batch_size, num_noisy, -1), time_tokens, patches]
-        tokens = torch.cat([token.to(patches.dtype) for token in tokens], dim=1)
-
-        # 2. Decoder. After the last block only the noisy patches are read, so it computes nothing else.
-        num_outputs = 0 if hidden_states is None else patches.shape[1]
-        masks, rank_lengths, last_rank_lengths = (None, None), None, None
-        if reads_cache or (is_one_clip and conditions is None):
-            rank_lengths, last_rank_lengths = (num_noisy, num_noisy, num_outputs), (num_outputs,)
-        else:
-            masks = self._attention_masks(clip_layout, kv_cache, num_outputs)
+            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed)
+        time_proj = self._embed_timestep(timestep, hidden_states)
+        tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
+        mask, output_mask = self._attention_masks(clip_layout)
         rotary_emb = self.rope(clip_layout.position_ids)
-        for i, block in enumerate(self.transformer_blocks):
-            layer_cache = None if kv_cache is None else kv_cache.layers[i]
-            block_args = (tokens, masks[0], rotary_emb, layer_cache, rank_lengths)
-            if i == len(self.transformer_blocks) - 1:
-                block_args = (tokens, masks[1], rotary_emb, layer_cache, last_rank_lengths, num_outputs)
-            tokens = self._run_block(block, *block_args)
 
-        if hidden_states is None:
-            kv_cache.commit(inputs[0], num_clean, patch_grid[0] * patch_grid[1])
-            return Transformer2DModelOutput(sample=None) if return_dict else (None,)
+        for block in self.transformer_blocks[:-1]:
+            tokens = self._run_block(block, tokens, mask, rotary_emb)
+        num_outputs = clip_layout.num_tokens - clip_layout.first_output
+        tokens = self._run_block(self.transformer_blocks[-1], tokens, output_mask, rotary_emb, None, None, num_outputs)
 
-        # 3. Output: only the noisy patches are read
-        patches = self.norm(tokens[:, -num_outputs:])
-        patches = patches.unflatten(1, (num_noisy, -1)).flatten(0, 1)  # (B F, P, D)
-        patches = self.proj_out(self.norm_out(patches, self.time_embed(time_proj)))
-        patches = patches.view(batch_size, num_noisy, *patch_grid, size, size, channels)
-        sample = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        return self._project_out(tokens[:, clip_layout.first_output :], time_proj, hidden_states)
+
+    def _encode_history(
+        self,
+        clean_hidden_states: torch.Tensor,
+        conditions: torch.Tensor | None,
+        clip_layout: ClipLayout,
+        kv_cache: VideoGPTKVCache,
+    ) -> None:
+        """Clean frames, behind the conditions, into a cache: every layer appends their keys and values."""
+        tokens = [] if conditions is None else [conditions]
+        tokens += self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout))
+        tokens = self._join(tokens)
+        mask, _ = self._attention_masks(clip_layout, num_cached=kv_cache.num_tokens)
+        rotary_emb = self.rope(clip_layout.position_ids)
+
+        for block, layer_cache in zip(self.transformer_blocks[:-1], kv_cache.layers[:-1], strict=True):
+            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache)
+        # Nothing is read of the last layer but its keys and values: no token is a query.
+        self._run_block(self.transformer_blocks[-1], tokens, None, rotary_emb, kv_cache.layers[-1], None, 0)
+
+        rows, columns = clip_layout.padded_grid
+        kv_cache.commit(clip_layout.num_condition_tokens, clip_layout.num_clean_frames, num_patches=rows * columns)
+
+    def _denoise_clip(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        clip_layout: ClipLayout,
+        kv_cache: VideoGPTKVCache | None,
+    ) -> torch.Tensor:
+        """One noisy clip after the history that a cache holds; without a cache, the clip alone. No mask is needed."""
+        time_proj = self._embed_timestep(timestep, hidden_states)
+        pos_embed = self._padded_pos_embed(clip_layout)
+        tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
+        rotary_emb = self.rope(clip_layout.position_ids)
+        layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
+        num_frames, num_outputs = hidden_states.shape[2], clip_layout.num_tokens - clip_layout.first_output
+        rank_lengths = (num_frames, num_frames, num_outputs)  # hints, times, patches
+
+        for block, layer_cache in zip(self.transformer_blocks[:-1], layer_caches[:-1], strict=True):
+            tokens = self._run_block(block, tokens, None, rotary_emb, layer_cache, rank_lengths)
+        tokens = self._run_block(
+            self.transformer_blocks[-1], tokens, None, rotary_emb, layer_caches[-1], (num_outputs,), num_outputs
+        )
+
+        return self._project_out(tokens[:, clip_layout.first_output :], time_proj, hidden_states)
 
     def encode_clean(self, clean_hidden_states: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """What the clean frames of a video are after some of the blocks: features for other tasks.
@@ -746,18 +440,17 @@ class VideoGPTTransformerModel(
             For each of `layers` the patch tokens (B, F, P, D), as the next block would read them.
         """
         self._check_latents(clean_hidden_states)
-        num_frames, size = clean_hidden_states.shape[2], self.config.patch_size
-        patch_grid = (clean_hidden_states.shape[3] // size, clean_hidden_states.shape[4] // size)
-        layout = _lay_out(0, num_frames, 0, patch_grid, 0, clean_hidden_states.device)
-        begin, end, _ = self.hint_embed(torch.arange(3, device=layout.stream.device))
-        frames = self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(layout), begin, end)
-        tokens = torch.cat([token.to(frames[1].dtype) for token in frames], dim=1)
-        mask, rotary_emb = self._attention_masks(layout, None, 0)[0], self.rope(layout.position_ids)
+        num_frames = clean_hidden_states.shape[2]
+        clip_layout, _ = self._default_layout(None, clean_hidden_states, None, None, None)
+        tokens = self._join(self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout)))
+        mask, _ = self._attention_masks(clip_layout)
+        rotary_emb = self.rope(clip_layout.position_ids)
+
         states = {0: tokens}
-        for passed, block in enumerate(self.transformer_blocks[: max(layers)], start=1):
+        for num_passed, block in enumerate(self.transformer_blocks[: max(layers)], start=1):
             tokens = self._run_block(block, tokens, mask, rotary_emb)
-            if passed in layers:
-                states[passed] = tokens
+            if num_passed in layers:
+                states[num_passed] = tokens
         return [states[layer][:, num_frames:-num_frames].unflatten(1, (num_frames, -1)) for layer in layers]
 
     def _run_block(self, block: VideoGPTTransformerBlock, *block_args) -> torch.Tensor:
@@ -785,10 +478,8 @@ class VideoGPTTransformerModel(
                 )
         latents = hidden_states if hidden_states is not None else clean_hidden_states
         num_cached = None if kv_cache is None else kv_cache.batch_size
-        if num_cached is not None and latents.shape[0] not in (
-            num_cached,
-            num_cached * (1 if hidden_states is None else 2),
-        ):
+        allowed = (num_cached,) if hidden_states is None or num_cached is None else (num_cached, 2 * num_cached)
+        if num_cached is not None and latents.shape[0] not in allowed:
             raise ValueError(
                 f"The `kv_cache` holds {num_cached} samples, the latents are of {latents.shape[0]}: pass as many, or of noisy "
                 "latents twice as many."
@@ -803,13 +494,47 @@ class VideoGPTTransformerModel(
                 f"got {list(latents.shape)}."
             )
 
-    def _check_layout(self, layout: ClipLayout, batch_size: int, inputs: tuple) -> None:
+    def _check_layout(self, layout, hidden_states, clean_hidden_states, conditions) -> None:
+        latents = clean_hidden_states if hidden_states is None else hidden_states
+        num_conditions = 0 if conditions is None else conditions.shape[1]
+        num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
         described = (layout.num_condition_tokens, layout.num_clean_frames, layout.num_noisy_frames, layout.padded_grid)
-        if described != inputs or layout.batch_size not in (1, batch_size):
+        passed = (num_conditions, num_clean, num_noisy, self._patch_grid(latents))
+        if described != passed or layout.batch_size not in (1, latents.shape[0]):
             raise ValueError(
                 "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
-                f"{described} for {layout.batch_size} samples in it, {inputs} for {batch_size} in what was passed."
+                f"{described} for {layout.batch_size} samples in it, {passed} for {latents.shape[0]} in what was passed."
             )
+
+    def _default_layout(
+        self, hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
+    ) -> tuple[ClipLayout, torch.Tensor | None]:
+        """What is cached, then the clean frames as one clip, then the noisy frames as one; and the conditions, cut to the
+        longest text of the batch."""
+        latents = clean_hidden_states if hidden_states is None else hidden_states
+        num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
+        condition_lengths = 0 if conditions is None else conditions.shape[1]
+        if encoder_attention_mask is not None:
+            num_padding = (~encoder_attention_mask.bool()).sum(1)
+            condition_lengths = tuple((condition_lengths - num_padding).tolist())
+            conditions = conditions[:, : max(condition_lengths)]
+        samples = {}
+        if kv_cache is not None and kv_cache.num_tokens and hidden_states is not None:
+            num_with_past = kv_cache.batch_size
+            samples = {"num_with_past": num_with_past, "num_alone": latents.shape[0] - num_with_past}
+        layout = layout_after_history(
+            0 if kv_cache is None else kv_cache.next_frame,
+            num_clean,
+            num_noisy,
+            patch_grid=self._patch_grid(latents),
+            condition_lengths=condition_lengths,
+            device=latents.device,
+            **samples,
+        )
+        return layout, conditions
+
+    def _patch_grid(self, latents: torch.Tensor) -> tuple[int, int]:
+        return latents.shape[3] // self.config.patch_size, latents.shape[4] // self.config.patch_size
 
     def _embed_conditions(self, class_labels, encoder_hidden_states) -> torch.Tensor | None:
         """Class token, then text tokens: (B, L, D)."""
@@ -822,19 +547,49 @@ class VideoGPTTransformerModel(
             conditions.append(self.text_projection(encoder_hidden_states))
         return torch.cat(conditions, dim=1) if conditions else None
 
-    def _embed_clean_frames(self, latents, pos_embed, begin, end) -> list[torch.Tensor]:
-        """Begin tokens (B, F, D), patches (B, F P, D) and end tokens (B, F, D)."""
-        patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed)
+    def _embed_clean_frames(self, latents: torch.Tensor, pos_embed: torch.Tensor) -> list[torch.Tensor]:
+        """By rank: begin tokens (B, F, D), patches (B, F P, D), end tokens (B, F, D)."""
+        begin, end = self.hint_embed(torch.arange(2, device=latents.device))
+        patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed.to(begin.dtype))
         frame_shape = (latents.shape[0], latents.shape[2], -1)
         return [begin.expand(frame_shape), patches, end.expand(frame_shape)]
 
+    def _embed_noisy_frames(
+        self, latents: torch.Tensor, time_proj: torch.Tensor, pos_embed: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """By rank: hint tokens (B, F, D), time tokens (B, F, D), patches (B, F P, D)."""
+        hint = self.hint_embed(torch.arange(2, 3, device=latents.device))
+        patches = self._embed_patches(self.noisy_patch_embed, latents, pos_embed.to(hint.dtype))
+        frame_shape = (latents.shape[0], latents.shape[2])
+        time_tokens = self.time_token_embed(time_proj.to(hint.dtype)).unflatten(0, frame_shape)
+        return [hint.expand(*frame_shape, -1), time_tokens, patches]
+
+    def _embed_timestep(self, timestep: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Sinusoids (B F, 256) of the frames' α."""
+        timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
+        return self.time_proj(timestep.expand(hidden_states.shape[0], hidden_states.shape[2]).flatten())
+
     def _embed_patches(self, patch_embed: nn.Conv2d, latents: torch.Tensor, pos_embed: torch.Tensor) -> torch.Tensor:
         """(B, C, F, H, W) latents → (B, F P, D) tokens with their place in the frame."""
-        batch_size = latents.shape[0]
         patches = patch_embed(latents.transpose(1, 2).flatten(0, 1))  # (B F, D, rows, columns)
-        patches = patches.permute(0, 2, 3, 1).unflatten(0, (batch_size, -1))  # (B, F, rows, columns, D)
-        # In the weights' dtype: loaded in bf16, the table is still fp32; under autocast the residual stream stays fp32.
-        return (patches + pos_embed[:, None].to(patch_embed.weight.dtype)).flatten(1, 3)
+        patches = patches.permute(0, 2, 3, 1).unflatten(0, (latents.shape[0], -1))  # (B, F, rows, columns, D)
+        return (patches + pos_embed[:, None]).flatten(1, 3)
+
+    def _join(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+        """(B, T, D) in the dtype of the last: under autocast patches and learned tokens are fp32, the others are not."""
+        return torch.cat([group.to(tokens[-1].dtype) for group in tokens], dim=1)
+
+    def _project_out(
+        self, patches: torch.Tensor, time_proj: torch.Tensor, hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, F P, D) tokens of the noisy patches → the predicted latents, of the shape of `hidden_states`."""
+        batch_size, channels, num_frames = hidden_states.shape[:3]
+        size = self.config.patch_size
+        time_emb = self.time_embed(time_proj.to(patches.dtype))
+        patches = self.norm(patches).unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B F, P, D)
+        patches = self.proj_out(self.norm_out(patches, time_emb))
+        patches = patches.view(batch_size, num_frames, *self._patch_grid(hidden_states), size, size, channels)
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
 
     def _padded_pos_embed(self, layout: ClipLayout) -> torch.Tensor:
         """(B or 1, rows, columns, D) position tables, each sample's own in the top-left corner of the padded grid."""
@@ -846,27 +601,7 @@ class VideoGPTTransformerModel(
         pad = nn.functional.pad
         return torch.stack([pad(t, (0, 0, 0, columns - t.shape[1], 0, rows - t.shape[0])) for t in tables])
 
-    def _attention_masks(
-        self, layout: ClipLayout, kv_cache: VideoGPTKVCache | None, num_outputs: int
-    ) -> tuple[torch.Tensor | BlockMask | AttentionTiles, torch.Tensor | BlockMask | AttentionTiles]:
-        """The hierarchical mask in the form that the attention backend takes: all rows, and those of the outputs alone."""
-        num_cached = 0 if kv_cache is None else kv_cache.num_tokens
+    def _attention_masks(self, layout: ClipLayout, num_cached: int = 0) -> tuple[AttentionMask, AttentionMask]:
+        """The hierarchical mask of all rows, and of the outputs' rows alone, in the form that the attention backend takes."""
         backend = getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
-        if backend is None:
-            backend, _ = _AttentionBackendRegistry.get_active_backend()
-            if backend == AttentionBackendName.NATIVE and layout.num_tokens >= MIN_SPARSE_TOKENS and not num_cached:
-                if layout.stream.device.type == "cpu":
-                    return layout.attention_tiles, layout.output_attention_tiles
-                if layout.stream.device.type == "cuda":
-                    return layout.block_mask, layout.output_block_mask
-        if backend not in MASKED_BACKENDS:
-            raise ValueError(
-                f"Attention backend '{backend.value}' can't apply the hierarchical mask. Choose one of "
-                f"{', '.join(repr(b.value) for b in MASKED_BACKENDS)} by `set_attention_backend`."
-            )
-        if backend == AttentionBackendName.FLEX and not num_cached:
-            return layout.block_mask, layout.output_block_mask
-        mask = layout.dense_mask
-        if num_cached:
-            mask = torch.cat([mask.new_ones(*mask.shape[:3], num_cached), mask], dim=-1)
-        return mask, mask[:, :, layout.num_tokens - num_outputs :]
+        return masks_for_attention(layout, backend, num_cached=num_cached)

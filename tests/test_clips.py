@@ -321,7 +321,7 @@ def test_block_mask_of_small_blocks(seed):
     layout = make_layout(*random_batch(seed))
     assert_block_mask_is(make_block_mask(layout, block_size=8), layout)
     if layout.num_noisy_frames:
-        assert_block_mask_is(make_block_mask(layout, 8, layout.first_output), layout, layout.first_output)
+        assert_block_mask_is(make_block_mask(layout, 8, first_query=layout.first_output), layout, layout.first_output)
 
 
 def test_block_mask_of_default_blocks():

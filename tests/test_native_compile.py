@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.package import load_package
 
-from diffusers_videogpt.transformer_videogpt import VideoGPTKVCache
+from diffusers_videogpt import VideoGPTKVCache
 
 
 def inputs(num_clean: int, height: int = 4, width: int = 6) -> dict[str, torch.Tensor]:

@@ -19,8 +19,9 @@ from diffusers import (
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, pipeline_videogpt
 from diffusers_videogpt.history import History
+from diffusers_videogpt.rollout import prepare_noise
 from diffusers_videogpt.video_io import VideoReadError, read_video, write_video
 
 
@@ -243,7 +244,7 @@ def test_of_a_long_file_only_the_last_frames_are_held(pipe, tmp_path, monkeypatc
         held.append(len(clip.frames))
         return clip
 
-    monkeypatch.setattr("diffusers_videogpt.frame_coding.read_video", read)
+    monkeypatch.setattr("diffusers_videogpt.frame_latents.read_video", read)
     logging.getLogger("diffusers_videogpt").propagate = True
     with caplog.at_level(logging.WARNING):
         result = predict(pipe, video=path)
@@ -310,26 +311,26 @@ def test_rolling_cache_is_filled_anew_before_its_positions_are_far(pipe, history
     torch.testing.assert_close(predict(pipe, rolling_cache=True, **arguments), expected)
 
     monkeypatch.setattr("diffusers_videogpt.history.MAX_PAST_FRAMES", 8)
-    positions, encode = [], VideoGPTPipeline.encode_history
+    positions, encode = [], pipeline_videogpt.encode_history
 
-    def record(self, history: History):
-        encode(self, history)
+    def record(history: History, transformer, **kwargs):
+        encode(history, transformer, **kwargs)
         positions.append(history.kv_cache.next_frame)
 
-    monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
+    monkeypatch.setattr(pipeline_videogpt, "encode_history", record)
     predict(pipe, rolling_cache=True, **arguments)
     assert positions == [3, 5, 7, 9, 5, 7, 9, 5, 7, 9]
 
 
 def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):
     sizes = []
-    encode = VideoGPTPipeline.encode_history
+    encode = pipeline_videogpt.encode_history
 
-    def record(self, history: History):
-        encode(self, history)
+    def record(history: History, transformer, **kwargs):
+        encode(history, transformer, **kwargs)
         sizes.append(sum(layer.keys.numel() + layer.values.numel() for layer in history.kv_cache.layers))
 
-    monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
+    monkeypatch.setattr(pipeline_videogpt, "encode_history", record)
     predict(pipe, video_latents=history, num_frames=12, num_inference_steps=1)
     assert len(sizes) == 6 and len(set(sizes)) == 1
 
@@ -482,8 +483,9 @@ def test_bfloat16(pipe, video):
 def test_noise_is_in_fp32_whatever_the_model_and_the_given_noise_are_in(pipe):
     noise = torch.randn(1, 4, 2, 4, 6, generator=seeded())
     pipe.to(torch.bfloat16)
-    assert torch.equal(pipe.prepare_latents(1, 2, 32, 48, seeded()), noise)
-    given = pipe.prepare_latents(1, 2, 32, 48, latents=noise.bfloat16())
+    place = {"shape": noise.shape, "device": noise.device}
+    assert torch.equal(prepare_noise(generator=seeded(), **place), noise)
+    given = prepare_noise(latents=noise.bfloat16(), **place)
     assert given.dtype == torch.float32 and torch.equal(given, noise.bfloat16().float())
 
 

@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_videogpt import transformer_videogpt
+from diffusers_videogpt import attention_videogpt
 from diffusers_videogpt.clips import PADDING, attends, draw_clip_lengths, make_attention_tiles, make_clip_layout
 from diffusers_videogpt.tile_attention import tile_attention
 from diffusers_videogpt.training.objective import next_clip_loss
@@ -90,6 +90,20 @@ def test_bfloat16_gradients_are_as_near_as_those_of_dense_bfloat16():
         assert (of_tiles - expected).norm() < 1.2 * (of_dense - expected).norm()
 
 
+def test_half_precision_is_computed_in_fp32():
+    """And rounded once, at the end: forward and backward."""
+    layout = make_clip_layout([4, 3, 2], (2, 3))
+    inputs, grad, _ = random_inputs(layout)
+    halves, tiles = [x.detach().bfloat16().requires_grad_() for x in inputs], make_attention_tiles(layout)
+    floats = [x.detach().float().requires_grad_() for x in halves]
+    output, expected = tile_attention(*halves, tiles), tile_attention(*floats, tiles)
+    assert torch.equal(output, expected.bfloat16())
+    grads = torch.autograd.grad(output, halves, grad.bfloat16())
+    expected_grads = torch.autograd.grad(expected, floats, grad.bfloat16().float())
+    for x, y in zip(grads, expected_grads, strict=True):
+        assert (x - y).norm() < 0.01 * y.norm()  # the backward pass reads the output, which was rounded
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_the_compiler_is_told_is_what_comes_out(dtype):
     """Shapes and dtypes of the operators' fakes."""
@@ -143,9 +157,9 @@ def test_mask_of_a_long_video_is_small():
 def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeypatch):
     latents = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     losses, grads, asked = {}, {}, []
-    monkeypatch.setattr(transformer_videogpt, "tile_attention", lambda *args: asked.append(1) or tile_attention(*args))
+    monkeypatch.setattr(attention_videogpt, "tile_attention", lambda *args: asked.append(1) or tile_attention(*args))
     for name, least in (("dense", 10_000), ("tiles", 0)):
-        monkeypatch.setattr(transformer_videogpt, "MIN_SPARSE_TOKENS", least)
+        monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", least)
         tiny_transformer.zero_grad()
         loss = next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
         loss.backward()
@@ -158,6 +172,24 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     tiny_transformer.set_attention_backend("native")  # the twin, by name
     next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
     assert len(asked) == tiny_transformer.config.num_layers
+
+
+def test_model_takes_tiles_earlier_under_autocast_on_a_cpu(tiny_transformer, monkeypatch):
+    """Of 64 × 64 pixels and 24 frames in a few clips there are 600 to 850 tokens: dense in fp32, tiles under autocast."""
+    latents, losses = torch.randn(1, 4, 24, 8, 8, generator=torch.Generator().manual_seed(0)), {}
+    for name in ("fp32", "autocast", "autocast, dense"):
+        asked = []
+        monkeypatch.setattr(
+            attention_videogpt, "tile_attention", lambda *x, log=asked: log.append(1) or tile_attention(*x)
+        )
+        if name == "autocast, dense":
+            tiny_transformer.set_attention_backend("native")
+        with torch.autocast("cpu", torch.bfloat16, enabled=name != "fp32"):
+            loss = next_clip_loss(tiny_transformer, latents, [[6, 10, 8]], torch.Generator().manual_seed(0))
+        losses[name] = loss.item()
+        assert len(asked) == (tiny_transformer.config.num_layers if name == "autocast" else 0)
+    assert losses["autocast"] == pytest.approx(losses["fp32"], rel=2e-4)
+    assert losses["autocast, dense"] == pytest.approx(losses["fp32"], rel=2e-4)
 
 
 def test_block_mask_compiles_into_few_graphs_for_all_partitions():
@@ -181,11 +213,11 @@ def test_block_mask_compiles_into_few_graphs_for_all_partitions():
 def test_model_takes_a_block_mask_on_a_gpu_where_there_are_many_tokens(make_tiny_transformer, monkeypatch, dtype):
     """Like the twin that is asked for dense attention; in bf16 as near to it in fp32 as the twin."""
     calls = []
-    compiled = transformer_videogpt.compiled_flex_attention
+    compiled = attention_videogpt.compiled_flex_attention
     monkeypatch.setattr(
-        transformer_videogpt, "compiled_flex_attention", lambda *x, **y: calls.append(1) or compiled(*x, **y)
+        attention_videogpt, "compiled_flex_attention", lambda *x, **y: calls.append(1) or compiled(*x, **y)
     )
-    monkeypatch.setattr(transformer_videogpt, "MIN_SPARSE_TOKENS", 0)
+    monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", 0)
     latents = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
     model, grads = make_tiny_transformer(attention_head_dim=96, rope_long_factor=None).cuda(), {}
     for name, backend, precision in (

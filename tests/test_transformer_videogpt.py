@@ -10,14 +10,10 @@ from diffusers import ContextParallelConfig
 from diffusers.models.attention_dispatch import AttentionBackendName
 from peft import LoraConfig
 
+from diffusers_videogpt.attention_videogpt import VideoGPTAttnProcessor, VideoGPTRotaryPosEmbed
 from diffusers_videogpt.clips import CLEAN, NOISY, ClipLayout, make_clip_layout
-from diffusers_videogpt.transformer_videogpt import (
-    PHI3_LONG_FACTOR,
-    VideoGPTAttnProcessor,
-    VideoGPTKVCache,
-    VideoGPTRotaryPosEmbed,
-    VideoGPTTransformerModel,
-)
+from diffusers_videogpt.kv_cache import VideoGPTKVCache
+from diffusers_videogpt.transformer_videogpt import PHI3_LONG_FACTOR, VideoGPTTransformerModel
 
 
 ROWS, COLUMNS = 2, 3
@@ -109,13 +105,23 @@ def test_save_and_load(conditional_transformer, tmp_path):
 # Rotary embedding
 
 
+def make_rope(long_factor, max_position_embeddings, original_max_position_embeddings, head_dim=96, theta=10000.0):
+    return VideoGPTRotaryPosEmbed(
+        head_dim,
+        theta,
+        long_factor=long_factor,
+        max_position_embeddings=max_position_embeddings,
+        original_max_position_embeddings=original_max_position_embeddings,
+    )
+
+
 def test_rope_scaling_of_the_published_model():
-    rope = VideoGPTRotaryPosEmbed(96, 10000.0, PHI3_LONG_FACTOR, 131072, 4096)
+    rope = make_rope(PHI3_LONG_FACTOR, 131072, 4096)
 
     assert rope.attention_scaling == pytest.approx(1.1902, abs=1e-4)
     assert rope.attention_scaling == pytest.approx(math.sqrt(1 + math.log(131072 / 4096) / math.log(4096)))
-    assert VideoGPTRotaryPosEmbed(96, 10000.0, None, 131072, 4096).attention_scaling == 1.0
-    assert VideoGPTRotaryPosEmbed(96, 10000.0, PHI3_LONG_FACTOR, 4096, 4096).attention_scaling == 1.0
+    assert make_rope(None, 131072, 4096).attention_scaling == 1.0
+    assert make_rope(PHI3_LONG_FACTOR, 4096, 4096).attention_scaling == 1.0
 
 
 def test_rope_factors_of_the_published_model(shared_dir):
@@ -125,7 +131,7 @@ def test_rope_factors_of_the_published_model(shared_dir):
 
 def test_rope_angles():
     factors = (1.0, 2.0, 5.0)
-    cos, sin = VideoGPTRotaryPosEmbed(6, 100.0, factors, 64, 16)(torch.tensor([[0, 3, -2]]))
+    cos, sin = make_rope(factors, 64, 16, head_dim=6, theta=100.0)(torch.tensor([[0, 3, -2]]))
 
     scale = math.sqrt(1 + math.log(4) / math.log(16))
     for i, position in enumerate([0, 3, -2]):

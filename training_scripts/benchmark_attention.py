@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
+from diffusers_videogpt.attention_videogpt import compiled_flex_attention
 from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.tile_attention import tile_attention
 from diffusers_videogpt.training.arguments import make_parser
-from diffusers_videogpt.transformer_videogpt import compiled_flex_attention
 
 
 def dense_attention(query, key, value, mask):

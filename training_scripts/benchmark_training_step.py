@@ -30,8 +30,9 @@ class DenseEverywhere:
 
     def __enter__(self):
         def with_dense_mask(_block, args):
-            tokens, _mask, rotary_emb, kv_cache, _rank_lengths, *num_queries = args
-            return tokens, self.mask, rotary_emb, kv_cache, None, *(tokens.shape[1] for _ in num_queries)
+            tokens, _mask, rotary_emb, *others = args
+            # The last block is also told how many tokens are read of it; here it computes all.
+            return tokens, self.mask, rotary_emb, *((None, None, tokens.shape[1]) if others else ())
 
         self.hooks = [block.register_forward_pre_hook(with_dense_mask) for block in self.blocks]
 

@@ -42,7 +42,7 @@ def evaluate_physics_box(args: argparse.Namespace) -> None:
     results = evaluate_models(
         args.model,
         args.output,
-        RolloutSettings(args.steps, guidance_scale=args.guidance_scale, seed=args.seed),
+        settings=RolloutSettings(args.steps, guidance_scale=args.guidance_scale, seed=args.seed),
         frames_per_clip=args.frames_per_clip,
         compare=args.compare,
         num_scenes=args.num_scenes,
@@ -64,7 +64,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     from ..training.validation import validation_rollout
 
     check_output(args.output)
-    measures = make_measures(args.measures, args.device, args.cache)
+    measures = make_measures(args.measures, args.device, cache_dir=args.cache)
     pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
     load_loras(pipe, args.lora)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
@@ -119,7 +119,7 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
         raise ValueError("--height and --width go together.")
     check_output(args.output)
     fps = args.fps if args.videos is None else rate_of_videos(args.videos)
-    benchmark = Benchmark(args.data, fps, args.descriptions)
+    benchmark = Benchmark(args.data, fps, descriptions=args.descriptions)
     shard, num_shards = args.shard
     views = benchmark.views[shard::num_shards]
     print(f"{len(benchmark.views)} views at {fps} frames/s (all of Physics-IQ is 198), {len(views)} to do here")
@@ -137,9 +137,9 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
             width=args.width,
             seed=args.seed,
         )
-        predict_views(pipe, benchmark, views, store, settings)
+        predict_views(pipe, benchmark, views=views, store=store, settings=settings)
         videos = store.videos
-    scores = score_views(benchmark, videos, views, store, args.mask_mode, args.masks)
+    scores = score_views(benchmark, videos, views=views, store=store, mask_mode=args.mask_mode, masks=args.masks)
     if num_shards > 1:
         print(f"shard {shard}/{num_shards} is done; when all are, the same command without --shard gives the score")
         return
@@ -181,14 +181,14 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
         made = fvd.PredictedClips(
             pipe,
             real,
-            args.output,
-            args.seed,
+            output=args.output,
+            seed=args.seed,
             num_inference_steps=args.steps,
             frames_per_clip=args.frames_per_clip,
             guidance_scale=args.guidance_scale,
             condition_guidance_scale=args.condition_guidance_scale,
         )
-    distance = fvd.evaluate_fvd(i3d, real, made, args.cache, args.batch_size)
+    distance = fvd.evaluate_fvd(i3d, real, made, cache_dir=args.cache, batch_size=args.batch_size)
     print(
         f"{len(real)} clips of {settings.clip_length} frames a set, at {settings.resolution} × {settings.resolution} "
         f"({settings.resize})"
@@ -205,7 +205,12 @@ def evaluate_probe(args: argparse.Namespace) -> None:
     if args.simulated:
         pipe = VideoGPTPipeline.from_pretrained(args.model or BUNDLED_MODEL).to(args.device)
         results = probe.compare_features(
-            pipe, args.num_training_scenes, args.num_scenes, args.layers, args.pooling, args.seed
+            pipe,
+            args.num_training_scenes,
+            num_test=args.num_scenes,
+            layers=args.layers,
+            pooling=args.pooling,
+            seed=args.seed,
         )
         probe.write_features(results, args.output)
         print(probe.format_features(results))
@@ -213,7 +218,13 @@ def evaluate_probe(args: argparse.Namespace) -> None:
         raise ValueError("give --model and --data, or --simulated.")
     else:
         scores = probe.score_saved_classifier(
-            args.model, args.data, args.dataset_file, args.label_column, args.num_clips, args.workers, args.device
+            args.model,
+            args.data,
+            dataset_file=args.dataset_file,
+            label_column=args.label_column,
+            num_clips=args.num_clips,
+            num_workers=args.workers,
+            device=args.device,
         )
         probe.write_scores(scores, args.output)
         print(f"top-1: {100 * scores.top1:.2f} %\ntop-5: {100 * scores.top5:.2f} %")
@@ -222,7 +233,8 @@ def evaluate_probe(args: argparse.Namespace) -> None:
 
 def evaluate_segmentation(args: argparse.Namespace) -> None:
     """J and F of masks: a folder of them, or those that a model finds."""
-    from ..evaluation import segmentation, segmentation_masks
+    from ..evaluation import segmentation_masks
+    from ..metrics.segmentation import format_scores
 
     check_output(args.output)
     pipe = None
@@ -239,7 +251,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
     results = segmentation_masks.evaluate_segmentation(
         pipe,
         args.data,
-        args.split,
+        split=args.split,
         masks=args.masks,
         num_simulated=args.simulated,
         num_frames=args.num_frames,
@@ -248,7 +260,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
         **settings,
     )
     if results:
-        print(segmentation.format_scores(results))
+        print(format_scores(results))
     else:
         print("Nothing to score: only first frames have true masks.")
     print(f"written to {args.output}")
@@ -257,6 +269,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
 def evaluate_retrieval(args: argparse.Namespace) -> None:
     """Scores a retriever on videos with captions, or on simulated scenes."""
     from ..evaluation import retrieval
+    from ..metrics.retrieval import format_retrieval
     from ..tasks.video_retrieval import VideoGPTRetrievalPipeline
 
     if args.output is not None:
@@ -265,10 +278,15 @@ def evaluate_retrieval(args: argparse.Namespace) -> None:
             raise ValueError(f"--output {args.output} is a folder: name a JSON file.")
     pipe = VideoGPTRetrievalPipeline.from_pretrained(args.model).to(args.device)
     table = retrieval.captioned_videos(
-        pipe.sampling, args.dataset_file, args.data, args.caption_column, args.simulated, args.simulated_world
+        pipe.sampling,
+        args.dataset_file,
+        data=args.data,
+        caption_column=args.caption_column,
+        simulated=args.simulated,
+        world=args.simulated_world,
     )
     scores = retrieval.evaluate_retrieval(pipe, table)
-    print(f"{table.dropped.summary()}{table.dropped.first()}\n\n{retrieval.format_retrieval(scores)}")
+    print(f"{table.dropped.summary()}{table.dropped.first()}\n\n{format_retrieval(scores)}")
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps({name: asdict(way) for name, way in scores.items()}, indent=1))

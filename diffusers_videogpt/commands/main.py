@@ -18,9 +18,10 @@ import torch
 from .. import BUNDLED_MODEL, SAMPLE_VIDEO, __version__
 from ..arguments import add_device_argument, check_output, positive_float, positive_int
 from ..convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
-from ..video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
+from ..video_io import read_video, resize_and_crop, resize_to_cover, write_video
 from .lora import add_lora_argument, load_loras
 
 
@@ -220,7 +221,7 @@ def index(args: argparse.Namespace) -> None:
     from ..tasks.video_index import build_index
 
     check_output(args.output)
-    report = build_index(args.folder, args.model, args.output, args.device)
+    report = build_index(args.folder, args.model, output=args.output, device=args.device)
     left_out = f"{report.dropped.summary()}{report.dropped.first(20)}"
     print(f"{report.num_videos} videos in {args.output}, {report.num_kept} of them from before; {left_out}")
 
@@ -229,7 +230,7 @@ def search(args: argparse.Namespace) -> None:
     """Prints the videos of an index that fit a text best."""
     from ..tasks.video_index import search_index
 
-    for hit in search_index(args.index, args.text, args.top, args.model, args.device):
+    for hit in search_index(args.index, args.text, top=args.top, model=args.model, device=args.device):
         note = "" if hit.is_current else "  (changed since: run `videogpt index` again)"
         print(f"{hit.score:6.3f}  {hit.path}{note}")
 

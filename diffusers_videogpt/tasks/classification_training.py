@@ -84,7 +84,10 @@ def train_probe(
         labels = torch.tensor([names.index(video.label) for video in records])
         ids = [video.id for video in records]
         _, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
-        probes = [fit_linear_probe(normalized(of_layer.values), labels, len(names), held_out) for of_layer in found]
+        probes = [
+            fit_linear_probe(normalized(of_layer.values), labels, num_classes=len(names), held_out=held_out)
+            for of_layer in found
+        ]
         best = max(range(len(layers)), key=lambda index: probes[index].held_out_accuracy)
         for layer, probe in zip(layers, probes, strict=True):
             print(f"layer {layer}: {100 * probe.held_out_accuracy:.1f} % of held-out videos")

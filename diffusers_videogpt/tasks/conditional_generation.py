@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 
 from ..data.videos import VideoRecord
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.feed import LatentFeed, PlannedBatches, records_of
 from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
 from ..training.validation import log_pictures
 from ..transformer_videogpt import VideoGPTTransformerModel
-from ..video_io import to_uint8_frames, write_film_strip, write_video
+from ..video_io import to_uint8_frames, write_video
 
 
 def add_condition_tokens(transformer: VideoGPTTransformerModel, *, seed: int, **sizes: int) -> None:

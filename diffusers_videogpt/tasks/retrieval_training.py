@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from ..conditions import encode_text
 from ..data.latents import hash_weights
 from ..data.videos import report_dropped
-from ..evaluation.retrieval import score_both_ways
+from ..metrics.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.feed import (
     CachedWindows,
@@ -219,7 +219,7 @@ class RetrievalTraining(Training):
         return model(**videos, text_features=self.text_features(batch.captions))
 
     def loss(self, model, batch: MicroBatch) -> torch.Tensor:
-        return contrastive_loss(*self.embed(model, batch), batch.captions)
+        return contrastive_loss(*self.embed(model, batch), captions=batch.captions)
 
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """The loss over all held-out videos as one batch, and how well their texts find them."""
@@ -235,9 +235,11 @@ class RetrievalTraining(Training):
         videos, texts = torch.cat(videos), torch.cat(texts)
         distinct = sorted(set(captions))
         rows = [captions.index(text) for text in distinct]
-        scores = score_both_ways(videos.cpu().numpy(), texts[rows].cpu().numpy(), captions, distinct)["text → video"]
+        scores = score_both_ways(videos.cpu().numpy(), texts[rows].cpu().numpy(), captions=captions, texts=distinct)[
+            "text → video"
+        ]
         return {
-            "loss": contrastive_loss(videos, texts, logit_scale, captions).item(),
+            "loss": contrastive_loss(videos, texts, logit_scale, captions=captions).item(),
             "recall_at_1": scores.recall[1],
             "median_rank": scores.median_rank,
         }

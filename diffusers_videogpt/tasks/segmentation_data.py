@@ -8,7 +8,6 @@ Shapes: F frames of a video, N frames of a clip, H × W pixels, h × w after sca
 255 for pixels that are left open (they count as background), any other number for an object.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +23,12 @@ from ..data.batches import WindowDataset
 from ..data.latents import LatentCache, make_cache_key, write_latent_cache
 from ..data.sampling import Sampling, Window, seeded_generator
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
+from ..files import path_inside, read_json
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off
 from ..training.loading import make_sampling
 from ..training.settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
 from ..video_io import VideoInfo, VideoReadError
+from ..worlds import simulate
 from .video_object_segmentation import (
     BACKGROUND,
     COLOURS,
@@ -62,7 +63,7 @@ def index_colours() -> np.ndarray:
     return colours
 
 
-def write_masks(folder: str | Path, masks: np.ndarray, names: Sequence[str]) -> Path:
+def write_masks(folder: str | Path, masks: np.ndarray, *, names: Sequence[str]) -> Path:
     """Writes uint8 (F, H, W) as index PNGs, `name.png` each, as DAVIS has them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,9 +179,6 @@ class SimulatedMasks:
         return f"scene {self.seed}"
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        # worlds needs packages that only those who simulate install.
-        from ..worlds import simulate
-
         scene = simulate(seed=self.seed, num_frames=self.num_frames, size=self.size)
         return scene.frames[indices], scene.masks[indices]
 
@@ -213,7 +211,7 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         names = path.read_text(encoding="utf-8").split()
     elif meta.exists():
         try:
-            names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
+            names = sorted(read_json(meta)["videos"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{meta} does not list videos as YouTube-VOS's does ({error!r}): copy it again."
@@ -222,21 +220,21 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         names = sorted(path.name for path in masks_root.iterdir() if path.is_dir())
     videos = []
     for name in names:
-        frames = tuple(
-            sorted(path for path in (frames_root / name).glob("*") if path.suffix.lower() in FRAME_SUFFIXES)
-        )
-        masks = {path.stem: path for path in sorted((masks_root / name).glob("*.png"))}
+        # The names are from a file, and masks that a model finds are written under them.
+        frames_folder, masks_folder = path_inside(frames_root, name), path_inside(masks_root, name)
+        frames = tuple(sorted(path for path in frames_folder.glob("*") if path.suffix.lower() in FRAME_SUFFIXES))
+        masks = {path.stem: path for path in sorted(masks_folder.glob("*.png"))}
         if not frames:
-            raise ValueError(f"The video '{name}' has no frames in {frames_root / name}.")
+            raise ValueError(f"The video '{name}' has no frames in {frames_folder}.")
         first = frames[0].stem
         if not masks or (first not in masks and not meta.exists()):
             raise ValueError(
-                f"The video '{name}' has no mask of its first frame: {masks_root / name / first}.png is missing."
+                f"The video '{name}' has no mask of its first frame: {masks_folder / first}.png is missing."
             )
         without = [path.stem for path in frames if path.stem not in masks]
         if len(masks) > 1 and without and lists.is_dir():
             raise ValueError(
-                f"The video '{name}' has masks of some frames only: {masks_root / name / without[0]}.png is missing "
+                f"The video '{name}' has masks of some frames only: {masks_folder / without[0]}.png is missing "
                 f"({len(without)} in all). Copy them again."
             )
         videos.append(MaskedVideo(name, frames, masks))

@@ -29,7 +29,7 @@ def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torc
     """
     kind, size = split_clips(clips, max_clips)
     if kind == "random":
-        return lambda num_frames, generator: draw_clip_lengths(num_frames, generator, max_clips)
+        return lambda num_frames, generator: draw_clip_lengths(num_frames, generator, max_clips=max_clips)
     if kind == "equal":
         return lambda num_frames, generator: equal_clip_lengths(num_frames, size)
     return lambda num_frames, generator: [size, num_frames - size] if size < num_frames else [num_frames]

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from diffusers_videogpt.metrics.package_weights import (
     PackageWeights,
-    hash_tensors,
     load_package_weights,
     unpickle_arrays,
 )
+from diffusers_videogpt.weights import hash_tensors
 
 
 ARRAYS = {"params": {"Conv_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3)}}}

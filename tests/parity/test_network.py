@@ -4,8 +4,7 @@ import pytest
 import torch
 from golden_cases import CASES, golden_latents, golden_tensors, load_golden_model, training_batch
 
-from diffusers_videogpt import transformer_videogpt
-from diffusers_videogpt.transformer_videogpt import VideoGPTKVCache
+from diffusers_videogpt import VideoGPTKVCache, attention_videogpt
 
 
 BACKENDS = ("native", "_native_math", "flex", "tiles")
@@ -22,7 +21,7 @@ def golden_model():
 def model(request, golden_model, monkeypatch):
     if request.param == "tiles":  # what a CPU does by itself where there are many tokens
         golden_model.reset_attention_backend()
-        monkeypatch.setattr(transformer_videogpt, "MIN_SPARSE_TOKENS", 0)
+        monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", 0)
     else:
         golden_model.set_attention_backend(request.param)
     return golden_model

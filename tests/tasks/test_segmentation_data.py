@@ -39,7 +39,7 @@ def test_index_colours():
 
 def test_masks_are_written_as_davis_has_them(tmp_path):
     masks = np.random.default_rng(0).integers(0, 5, (2, 7, 9), dtype=np.uint8)
-    write_masks(tmp_path / "bear", masks, ["00000", "00001"])
+    write_masks(tmp_path / "bear", masks, names=["00000", "00001"])
     with Image.open(tmp_path / "bear" / "00001.png") as image:
         assert image.mode == "P" and image.size == (9, 7)
         assert image.getpalette()[: 3 * 4] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
@@ -150,7 +150,7 @@ def test_simulated_scenes():
 
 def test_windows_without_objects_are_not_shown(davis):
     for path in (davis / "Annotations" / "480p" / "ant").glob("*.png"):
-        write_masks(path.parent, np.zeros((1, 32, 48), np.uint8), [path.stem])
+        write_masks(path.parent, np.zeros((1, 32, 48), np.uint8), names=[path.stem])
     table = SegmentationTable.of(read_masked_videos(davis), SAMPLING)
     assert len(list(table.clips(2, seed=0))) == 1
 

@@ -60,12 +60,16 @@ def test_probe(tmp_path, ucf, arguments, capsys, refusal_of):
     with torch.no_grad():
         features = [
             pool_clean_tokens(
-                model.transformer, clip_latents(vae, clips_of(ucf / "videos" / name, model.sampling, 2)), -1
+                model.transformer,
+                clip_latents(vae, clips_of(ucf / "videos" / name, model.sampling, num_clips=2)),
+                layer=-1,
             )
             for name in names
         ]
     labels = torch.tensor([model.labels[name.split("/")[0]] for name in names])
-    probe = fit_linear_probe(normalized(torch.stack(features)), labels, 2, split_off(names, 3, 0)[1])
+    probe = fit_linear_probe(
+        normalized(torch.stack(features)), labels, num_classes=2, held_out=split_off(names, 3, 0)[1]
+    )
     torch.testing.assert_close(model.head.weight, probe.weight, atol=1e-2, rtol=1e-2)
 
     main(

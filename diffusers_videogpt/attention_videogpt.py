@@ -1,0 +1,277 @@
+"""Attention of Video-GPT: rotary positions, the hierarchical mask in the form that suits the device, and one layer of it.
+
+| where | form of the mask | computed by |
+|---|---|---|
+| few tokens, or a backend chosen by name | boolean tensor (B, 1, T, T) | diffusers' attention dispatch |
+| many tokens on a CPU | [`~clips.AttentionTiles`] | [`~tile_attention.tile_attention`] |
+| many tokens on a GPU, or the backend "flex" | `BlockMask` | FlexAttention |
+
+Shapes: B samples, T tokens, Q of them queries, N heads of K channels.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn as nn
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .clips import AttentionTiles, ClipLayout
+from .kv_cache import VideoGPTLayerCache
+from .tile_attention import tile_attention
+
+
+AttentionMask = torch.Tensor | BlockMask | AttentionTiles
+
+# The backends that apply a mask of any pattern; the others drop it or reduce it to a mask over keys.
+MASKED_BACKENDS = (
+    AttentionBackendName.NATIVE,
+    AttentionBackendName._NATIVE_EFFICIENT,
+    AttentionBackendName._NATIVE_MATH,
+    AttentionBackendName.FLEX,
+)
+
+# From here on, the mask is computed sparsely unless a backend was set: by tiles on a CPU, by FlexAttention on a GPU. Below,
+# one dense call is faster.
+MIN_SPARSE_TOKENS = 2048
+
+# The same under bf16 autocast on a CPU, where tiles are computed in fp32 and a dense call in bf16, which is slower there.
+MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST = 512
+
+# Uncompiled, as diffusers calls it, FlexAttention makes all T × T scores.
+compiled_flex_attention = torch.compile(flex_attention)
+
+
+def masks_for_attention(
+    layout: ClipLayout, backend: AttentionBackendName | None = None, *, num_cached: int = 0
+) -> tuple[AttentionMask, AttentionMask]:
+    """The hierarchical mask in the form that the attention backend takes: all rows, and those of the outputs alone.
+
+    Args:
+        layout: the tokens.
+        backend: as `set_attention_backend` chose it; `None`: the one that diffusers has active.
+        num_cached: so many tokens stand in a cache before these, and all of these see them.
+
+    Raises:
+        ValueError: if the backend can't apply a mask of any pattern.
+    """
+    device = layout.stream.device.type
+    if backend is None:
+        backend, _ = _AttentionBackendRegistry.get_active_backend()
+        in_cpu_autocast = device == "cpu" and torch.is_autocast_enabled("cpu")
+        least = MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST if in_cpu_autocast else MIN_SPARSE_TOKENS
+        if backend == AttentionBackendName.NATIVE and layout.num_tokens >= least and not num_cached:
+            if device == "cpu":
+                return layout.attention_tiles, layout.output_attention_tiles
+            if device == "cuda":
+                return layout.block_mask, layout.output_block_mask
+    if backend not in MASKED_BACKENDS:
+        raise ValueError(
+            f"Attention backend '{backend.value}' can't apply the hierarchical mask. Choose one of "
+            f"{', '.join(repr(b.value) for b in MASKED_BACKENDS)} by `set_attention_backend`."
+        )
+    if backend == AttentionBackendName.FLEX and not num_cached:
+        return layout.block_mask, layout.output_block_mask
+    mask = layout.dense_mask
+    if num_cached:
+        mask = torch.cat([mask.new_ones(*mask.shape[:3], num_cached), mask], dim=-1)
+    return mask, mask[:, :, layout.first_output :]
+
+
+def masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: AttentionMask | None = None,
+    backend: AttentionBackendName | None = None,
+    parallel_config: Any = None,
+) -> torch.Tensor:
+    """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors; the shape of `query`.
+
+    Args:
+        query: may have fewer tokens than `key` and `value`.
+        mask: as [`masks_for_attention`] gives it; `None`: every query sees every key.
+        backend, parallel_config: of the attention processor, for diffusers' dispatch.
+    """
+    if isinstance(mask, AttentionTiles):
+        return tile_attention(query, key, value, mask)
+    if isinstance(mask, BlockMask) and query.device.type == "cuda":
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return compiled_flex_attention(query, key, value, block_mask=mask).transpose(1, 2)
+    return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend, parallel_config=parallel_config)
+
+
+class VideoGPTRotaryPosEmbed(nn.Module):
+    """cos and sin of Phi-3's rotary embedding, in fp32, at given positions.
+
+    Args:
+        head_dim: K, even.
+        theta: base of the frequencies.
+        long_factor: K / 2 divisors of the frequencies ("longrope"), or `None` for plain RoPE.
+        max_position_embeddings, original_max_position_embeddings: the ratio of these sets the factor on cos and sin,
+            sqrt(1 + ln(ratio) / ln(original)), applied with `long_factor` only.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        theta: float,
+        *,
+        long_factor: tuple[float, ...] | None,
+        max_position_embeddings: int,
+        original_max_position_embeddings: int,
+    ):
+        super().__init__()
+        factors = torch.ones(head_dim // 2) if long_factor is None else torch.tensor(long_factor, dtype=torch.float32)
+        if factors.shape != (head_dim // 2,):
+            raise ValueError(
+                f"`rope_long_factor` needs one number for each of the {head_dim // 2} frequencies of a head, "
+                f"got {len(factors)}."
+            )
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+        self.register_buffer("inv_freq", 1.0 / (factors * theta**exponents), persistent=False)
+        ratio = max_position_embeddings / original_max_position_embeddings
+        self.attention_scaling = 1.0
+        if long_factor is not None and ratio > 1:
+            self.attention_scaling = math.sqrt(1 + math.log(ratio) / math.log(original_max_position_embeddings))
+
+    def _apply(self, fn, recurse=True):
+        # Angles of thousands of radians need fp32: a change of dtype moves the frequencies but does not round them.
+        inv_freq = self.inv_freq
+        super()._apply(fn, recurse)
+        self.inv_freq = inv_freq.to(self.inv_freq.device)
+        return self
+
+    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) integer positions → cos and sin, each (B, T, 1, K)."""
+        with torch.autocast(position_ids.device.type, enabled=False):
+            angles = position_ids[:, :, None].float() * self.inv_freq
+            angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+            return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates the halves of each head: x cos + (−x₂, x₁) sin, for x (B, T, N, K) and cos, sin (B, T, 1, K)."""
+    cos, sin = (table.to(x.dtype) for table in rotary_emb)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class VideoGPTAttnProcessor:
+    """Self-attention of Video-GPT, in three forms: all tokens under the hierarchical mask, clean tokens appended to a cache
+    under the mask among themselves, and one noisy clip.
+
+    The noisy clip needs no mask: its tokens lie by rank, and those of a rank see the history and all tokens of the clip up to
+    their own rank. So it is one call of plain attention a rank, which any backend computes.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "VideoGPTAttention",
+        hidden_states: torch.Tensor,
+        *,
+        attention_mask: AttentionMask | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        kv_cache: VideoGPTLayerCache | None = None,
+        rank_lengths: tuple[int, ...] | None = None,
+        num_queries: int | None = None,
+    ) -> torch.Tensor:
+        """The outputs of the queries, (B, Q, D).
+
+        Args:
+            attn: the module whose projections are used.
+            hidden_states: (B, T, D), all tokens that are new, in the order of the layout.
+            attention_mask: which of the T keys, and of those in the cache before them, each of the Q queries sees: one of
+                the forms that [`masks_for_attention`] gives.
+            rotary_emb: cosines and sines of the tokens' positions, each (B, T, 1, K) for heads of width K.
+            kv_cache: of this layer; read, and appended to unless `rank_lengths` is given. Samples beyond those of the cache
+                have no history.
+            rank_lengths: number of queries of each rank of a noisy clip; then no mask is passed.
+            num_queries: Q, only the last so many tokens are queries; default: all T.
+        """
+        first_query = 0 if num_queries is None else hidden_states.shape[1] - num_queries
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            query = query[:, first_query:]
+        else:
+            query = attn.to_q(hidden_states[:, first_query:])
+            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
+        query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
+        key = apply_rotary_emb(key, rotary_emb)
+
+        if rank_lengths is None:
+            if kv_cache is not None:
+                key, value = kv_cache.append(key, value)
+            # Without a query the keys and values were only to be cached.
+            hidden_states = self._attend(query, key, value, attention_mask) if num_queries != 0 else query
+        elif kv_cache is None:
+            hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
+        else:
+            hidden_states = self._attend_after_history(query, key, value, rank_lengths, kv_cache)
+
+        hidden_states = hidden_states.flatten(2).to(query.dtype)
+        return attn.to_out[0](hidden_states)
+
+    def _attend_after_history(self, query, key, value, rank_lengths, kv_cache):
+        """The first samples have the history that the cache holds, the others none."""
+        past_key, past_value = kv_cache.read()
+        num_with_past = past_key.shape[0]
+        (query, alone_query), (key, alone_key), (value, alone_value) = (
+            (x[:num_with_past], x[num_with_past:]) for x in (query, key, value)
+        )
+        key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
+        hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
+        if not alone_query.shape[0]:
+            return hidden_states
+        return torch.cat([hidden_states, self._attend_by_rank(alone_query, alone_key, alone_value, rank_lengths)])
+
+    def _attend_by_rank(self, query, key, value, rank_lengths):
+        """The queries are the last tokens of the clip, which are the last keys; those of each rank see the keys up to theirs."""
+        outputs, num_visible = [], key.shape[1] - query.shape[1]
+        for rank_query in query.split(rank_lengths, dim=1):
+            num_visible += rank_query.shape[1]
+            outputs.append(self._attend(rank_query, key[:, :num_visible], value[:, :num_visible], None))
+        return torch.cat(outputs, dim=1)
+
+    def _attend(self, query, key, value, attention_mask):
+        return masked_attention(
+            query,
+            key,
+            value,
+            mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+
+
+class VideoGPTAttention(nn.Module, AttentionModuleMixin):
+    """The projections of one attention layer; the computation is its processor's."""
+
+    _default_processor_cls = VideoGPTAttnProcessor
+    _available_processors = [VideoGPTAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, *, head_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.use_bias = False
+        inner_dim = heads * head_dim
+        self.to_q = nn.Linear(dim, inner_dim, bias=False)
+        self.to_k = nn.Linear(dim, inner_dim, bias=False)
+        self.to_v = nn.Linear(dim, inner_dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, dim, bias=False)])  # its name in diffusers is "to_out.0"
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.processor(self, hidden_states, **kwargs)
