@@ -28,6 +28,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
+from diffusers_videogpt.arguments import positive_int
 from diffusers_videogpt.evaluation.autoencoder import (
     add_latent_noise,
     correlation_penalty,
@@ -37,9 +38,10 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.training.arguments import make_parser, positive_int
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.checkpoints import refuse_existing
-from diffusers_videogpt.training.loop import SCHEDULES, ema_decay, hold_process_group
+from diffusers_videogpt.training.loop import hold_process_group
+from diffusers_videogpt.training.settings import SCHEDULES, ema_decay
 
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999

@@ -3,7 +3,6 @@
 Shapes: B videos, L text tokens, E width of the text encoder.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -19,8 +18,9 @@ from ..conditions import Conditions, encode_text, text_width
 from ..data.latents import hash_weights
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_unreachable
-from ..training.feed import LatentFeed, MicroBatch
+from ..training.feed import MicroBatch, StreamSource
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
+from .settings import TextSettings
 
 
 TextStates = Callable[[Sequence[str]], tuple[torch.Tensor, torch.Tensor]]  # B texts → (B, L, E), boolean (B, L)
@@ -97,6 +97,9 @@ class TextToVideoTraining(ConditionalTraining):
 
     Captions of a stream are encoded as they come, all others once, before the first step.
 
+    Args:
+        text: as the condition.
+
     Raises:
         ValueError: if there is no text encoder, a video has no caption, or the model takes text of another width.
     """
@@ -104,26 +107,28 @@ class TextToVideoTraining(ConditionalTraining):
     task = "text"
     condition = "text_projection"
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
-        super().__init__(args, accelerator, pipe, feed, args.caption_dropout)
-        if args.pretrained_text_encoder_path is not None:
-            text_encoder, tokenizer = load_text_encoder(args.pretrained_text_encoder_path)
+    def __init__(self, accelerator: Accelerator, pipe: VideoGPTPipeline, *, text: TextSettings, **training):
+        scale = text.condition_guidance_scale
+        super().__init__(accelerator, pipe, dropout=text.caption_dropout, guidance_scale=scale, **training)
+        if text.pretrained_text_encoder_path is not None:
+            text_encoder, tokenizer = load_text_encoder(text.pretrained_text_encoder_path)
             pipe.register_modules(text_encoder=text_encoder, tokenizer=tokenizer)
         if pipe.text_encoder is None:
             raise ValueError("There is no text encoder: name one by --pretrained_text_encoder_path.")
-        add_condition_tokens(pipe.transformer, args.seed, text_embed_dim=text_width(pipe.text_encoder))
+        seed = self.feed.sampling.seed
+        add_condition_tokens(pipe.transformer, seed=seed, text_embed_dim=text_width(pipe.text_encoder))
         pipe.text_encoder.to(accelerator.device)
 
-        records = all_records(feed)
+        records = all_records(self.feed)
         check_captions([record.caption for record in records], [record.id for record in records])
         captions = sorted({record.caption for record in records})
         self.caption = next(iter(captions), "")
-        if args.streaming:
+        if isinstance(self.feed.source, StreamSource):
             self.states = lambda texts: encode_text(pipe.text_encoder, pipe.tokenizer, texts)
             return
         with accelerator.main_process_first():
             self.states = cache_texts(
-                args.output_dir / "texts", sorted({"", *captions}), pipe.text_encoder, pipe.tokenizer
+                self.settings.output_dir / "texts", sorted({"", *captions}), pipe.text_encoder, pipe.tokenizer
             )
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:

@@ -84,7 +84,7 @@ def train(run, first_step, last_step):
         generators = [torch.Generator().manual_seed(100 * step + slot) for slot in range(BATCH_SIZE)]
         mine = slice(run.accelerator.process_index, None, run.accelerator.num_processes)
         clips = [[1, 3], [2, 2], [1, 1, 2], [4]]
-        loss = next_clip_loss(run.model, latents[mine], clips[mine], generators[mine])
+        loss = next_clip_loss(run.model, latents[mine], clip_lengths=clips[mine], generator=generators[mine])
         run.accelerator.backward(loss)
         for optimizer, scheduler in zip(run.optimizers, run.schedulers, strict=True):
             optimizer.step()
@@ -485,7 +485,7 @@ def in_two_processes(folder):
     torch.manual_seed(accelerator.process_index)
     losses = {"straight": train(run, 0, 2)}
     with torch.no_grad():  # leaves parameters unsharded
-        next_clip_loss(run.model, torch.zeros(1, 4, 2, 4, 4), [[1, 1]])
+        next_clip_loss(run.model, torch.zeros(1, 4, 2, 4, 4), clip_lengths=[[1, 1]])
     save(run, folder / "straight", 2)
     next_draws = draws()
     losses["straight"] += train(run, 2, 4)
