@@ -50,6 +50,7 @@ LOG_EVERY = 20
 LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
 EMA = "ema.pt"
 REPORT = "latents.json"
+LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 
 
 def parse_args():
@@ -95,7 +96,7 @@ def parse_args():
         "--correlation_weight",
         type=float,
         default=1e-2,
-        help="weight of the squared correlations of a channel with the others, summed, a mean over the channels",
+        help="weight of the squared correlations of the channels, summed over all pairs in both orders",
     )
     parser.add_argument(
         "--foreground_weight",
@@ -264,7 +265,8 @@ def whiten_latents(vae, statistics):
 
     z' = W (z − mean) with W = covariance^(-1/2), of all such matrices the one that changes the channels least, goes into
     `quant_conv`; z = W⁻¹ z' + mean into `post_quant_conv`. The scale and shift of the config become 1 and none.
-    A posterior of independent channels stays one: W carries over each channel's noise in the mean, not its correlation.
+    The posterior's noise, mixed by W, would no longer be independent from channel to channel, as the class has it, and no
+    model of the latents can make use of it: it is taken away, down to the smallest variance that diffusers knows.
 
     Args:
         statistics: [`~diffusers_videogpt.evaluation.autoencoder.LatentStatistics`] of what the autoencoder encodes.
@@ -273,13 +275,12 @@ def whiten_latents(vae, statistics):
     values = values.clamp_min(1e-6 * values.max())  # a direction without variance is left small
     whiten, colour = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.5, 0.5))
     mean, channels = statistics.mean.cpu(), len(values)
-    noise = statistics.noise.cpu()
 
     convolution = vae.quant_conv
     weight, bias = convolution.weight.double(), convolution.bias.double()
     weight[:channels] = torch.einsum("ij,jkhw->ikhw", whiten, weight[:channels])
     bias[:channels] = whiten @ (bias[:channels] - mean)
-    bias[channels:] += (whiten.square() @ noise / noise).log()
+    weight[channels:], bias[channels:] = 0, LEAST_LOG_VARIANCE
     convolution.weight.copy_(weight)
     convolution.bias.copy_(bias)
 

@@ -25,8 +25,8 @@ from ..training.latents import encode_moments
 
 
 NOISE_LEVELS = (0.1, 0.2, 0.3)
-# The gates: the bundled autoencoder of 2026 had a smallest eigenvalue of 0.01 and lost a ball in every fourth frame at a noise
-# of 0.3, and so did the videos that were predicted with it.
+# The gates: with a smallest eigenvalue of 0.01 and objects lost from every fourth frame at a noise of 0.3, predicted videos
+# lose them too.
 LEAST_EIGENVALUE = 0.5
 LEAST_KEPT = {0.0: 0.99, 0.3: 0.98}  # share of frames with all their objects, by level of noise
 FRAMES_PER_CALL = 16
@@ -47,12 +47,12 @@ def channel_correlation(latents: torch.Tensor) -> torch.Tensor:
 
 
 def correlation_penalty(latents: torch.Tensor) -> torch.Tensor:
-    """Sum of the squared correlations of a channel with the others, averaged over the channels: (N, C, h, w) → ().
+    """Sum of the squared correlations of every channel with every other one, (N, C, h, w) → ().
 
-    It is 0 for uncorrelated channels and C − 1 for channels that all tell the same.
+    It is 0 for uncorrelated channels and C (C − 1) for channels that all tell the same.
     """
     correlation = channel_correlation(latents)
-    return (correlation - torch.diag(correlation.diag())).square().sum() / len(correlation)
+    return (correlation - torch.diag(correlation.diag())).square().sum()
 
 
 def add_latent_noise(latents: torch.Tensor, level: torch.Tensor | float, noise: torch.Tensor) -> torch.Tensor:
