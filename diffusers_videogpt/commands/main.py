@@ -18,9 +18,10 @@ import torch
 from .. import BUNDLED_MODEL, SAMPLE_VIDEO, __version__
 from ..arguments import add_device_argument, check_output, positive_float, positive_int
 from ..convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
-from ..video_io import read_video, resize_and_crop, resize_to_cover, write_film_strip, write_video
+from ..video_io import read_video, resize_and_crop, resize_to_cover, write_video
 from .lora import add_lora_argument, load_loras
 
 

@@ -76,12 +76,12 @@ class Sampling:
         """(height, width) of a video's frames after scaling; a `ValueError` if it is too thin."""
         if self.height is not None:
             return self.height, self.width
-        return target_size(info.width, info.height, self.longest_side)[1][::-1]
+        return target_size(info.width, info.height, longest_side=self.longest_side)[1][::-1]
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """`uint8` (H, W, 3) → (h, w, 3)."""
         if self.height is not None:
-            return resize_to_cover(frame, self.height, self.width)
+            return resize_to_cover(frame, height=self.height, width=self.width)
         return resize_and_crop(frame, self.longest_side)
 
     def length(self, info: VideoInfo) -> int:

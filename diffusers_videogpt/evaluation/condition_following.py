@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..video_io import to_uint8_frames, write_film_strip, write_video
+from ..video_io import to_uint8_frames, write_video
 from ..worlds.orders import Order, draw_order, read_objects
 
 

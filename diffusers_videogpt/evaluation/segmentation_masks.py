@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..film_strips import write_film_strip
 from ..metrics.segmentation import (
     LEAST_FRAMES,
     SegmentationScores,
@@ -33,7 +34,7 @@ from ..tasks.video_object_segmentation import (
     object_ids,
     segment_video,
 )
-from ..video_io import to_uint8_frames, write_film_strip
+from ..video_io import to_uint8_frames
 
 
 NUM_STRIPS = 8  # simulated scenes shown as pictures

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.videos import VideoRecord
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.arguments import share
 from ..training.feed import LatentFeed, PlannedBatches, records_of
@@ -15,7 +16,7 @@ from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
 from ..training.validation import log_pictures
 from ..transformer_videogpt import VideoGPTTransformerModel
-from ..video_io import to_uint8_frames, write_film_strip, write_video
+from ..video_io import to_uint8_frames, write_video
 
 
 def add_condition_arguments(parser: argparse.ArgumentParser, dropout: str) -> None:

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..film_strips import write_film_strip
 from ..metrics.segmentation import region_scores
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
@@ -25,7 +26,7 @@ from ..training.feed import LatentFeed, MicroBatch
 from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
 from ..training.validation import log_pictures
-from ..video_io import target_size, to_uint8_frames, write_film_strip
+from ..video_io import target_size, to_uint8_frames
 
 
 # Far apart in RGB, and what the bundled autoencoder was trained on: the colours and a background of the simulated world.
@@ -174,7 +175,7 @@ def segment_video(
     if (height is None) != (width is None):
         raise ValueError(f"Pass both `height` and `width`, or neither; got {height} and {width}.")
     if height is None:
-        width, height = target_size(frames.shape[2], frames.shape[1], pipe.config.longest_side)[1]
+        width, height = target_size(frames.shape[2], frames.shape[1], longest_side=pipe.config.longest_side)[1]
     pipe.check_size(height, width)
 
     video = _encode(pipe, resize_frames(frames, height, width)[None], generator)

@@ -16,11 +16,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..film_strips import side_by_side, write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..video_io import to_uint8_frames, write_film_strip, write_video
+from ..video_io import to_uint8_frames, write_video
 
 
-GIVEN, NEXT = (44, 110, 203), (226, 125, 32)  # blue and orange, as in the film strip
 LEAST_MSE = 1e-10  # 100 dB: keeps the PSNR of equal frames, and the ratio to a baseline without error, finite
 
 
@@ -128,7 +128,11 @@ def validation_rollout(
             by_frame[name]["autoencoder"].append(function(decoded, truth))
         if folder is not None:
             continued = np.concatenate([given, predicted])
-            write_video(Path(folder) / f"{index}.mp4", _side_by_side(video, continued, num_given), fps=fps)
+            write_video(
+                Path(folder) / f"{index}.mp4",
+                side_by_side({"truth": video, "predicted": continued}, num_given=num_given),
+                fps=fps,
+            )
             write_film_strip(
                 Path(folder) / f"{index}.png", {"truth": video, "predicted": continued}, num_given=num_given, fps=fps
             )
@@ -155,15 +159,6 @@ def _mse_by_frame(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _psnr(mse: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(mse, LEAST_MSE))
-
-
-def _side_by_side(truth: np.ndarray, continued: np.ndarray, num_given: int) -> np.ndarray:
-    """(F + N, H + 6, 2 W + 4, 3): both videos under a bar that says which frames were given."""
-    gap = np.full((*truth.shape[:2], 4, 3), 255, np.uint8)
-    pictures = np.concatenate([truth, gap, continued], axis=2)
-    bar = np.zeros((len(truth), 6, *pictures.shape[2:]), np.uint8)
-    bar[:num_given], bar[num_given:] = GIVEN, NEXT
-    return np.concatenate([bar, pictures], axis=1)
 
 
 def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:

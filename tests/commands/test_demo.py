@@ -15,9 +15,7 @@ from PIL import Image
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands.demo_rollout import (
-    GIVEN,
     MAX_WALKED,
-    NEXT,
     Limits,
     Rollouts,
     Settings,
@@ -26,10 +24,10 @@ from diffusers_videogpt.commands.demo_rollout import (
     format_psnr,
     psnr_by_clip,
     read_upload,
-    side_by_side,
     write_views,
 )
 from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.film_strips import GIVEN, NEXT, side_by_side
 from diffusers_videogpt.video_io import Video, read_video, write_video
 
 
@@ -207,7 +205,7 @@ def test_psnr_by_clip():
 
 def test_videos_side_by_side(tmp_path):
     frames = noise(4)
-    beside = side_by_side({"truth": frames[:3], "prediction": frames}, num_given=2)
+    beside = side_by_side({"truth": frames[:3], "prediction": frames}, num_given=2, preview_side=256, gap=8)
     assert beside.shape == (4, 28 + 256, 256 + 8 + 256, 3)
     assert tuple(beside[1, 0, 0]) == GIVEN and tuple(beside[2, 0, -1]) == NEXT
     np.testing.assert_array_equal(beside[1, 28 : 28 + 256 : 8, :256:8], frames[1])
