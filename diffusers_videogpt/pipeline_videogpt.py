@@ -400,6 +400,7 @@ class VideoGPTPipeline(
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
             for example `CLIPTextModel`, as in the paper, or `BertModel`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
+        trained_on (`str`, *optional*): what the training videos show, in a few words, for who gives the model others.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -419,6 +420,7 @@ class VideoGPTPipeline(
         id2label: dict | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        trained_on: str | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -431,6 +433,7 @@ class VideoGPTPipeline(
             guidance_scale=guidance_scale,
             condition_guidance_scale=condition_guidance_scale,
             id2label=id2label,
+            trained_on=trained_on,
         )
         self.vae_scale_factor = get_vae_scale_factor(vae)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)

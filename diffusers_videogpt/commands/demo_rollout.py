@@ -29,7 +29,7 @@ from ..video_io import (
     target_size,
     write_video,
 )
-from .main import PICTURE_FPS
+from .predict import PICTURE_FPS
 
 
 PICTURES = ("BMP", "JPEG", "PNG", "WEBP")
