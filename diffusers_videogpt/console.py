@@ -37,8 +37,12 @@ def say(*lines: object) -> None:
 class _Lines:
     """A file for tqdm that prints each state of its bar as a line to stderr."""
 
+    def __init__(self):
+        self.last = ""
+
     def write(self, text: str) -> None:
-        if text := text.strip():
+        if (text := text.strip()) and text != self.last:  # at its end the bar is drawn once more
+            self.last = text
             print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:

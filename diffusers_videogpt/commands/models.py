@@ -50,6 +50,14 @@ class SavedModel:
             )
         return value
 
+    def check_settings(self) -> None:
+        """Raises a `ValueError` for a setting of another kind than it should have."""
+        for setting in DEFAULTS:
+            self.number(setting)
+        names = self.index.get("id2label")
+        if names is not None and not isinstance(names, dict):
+            raise ValueError(f"{self.name}: `id2label` in model_index.json is no object of numbers and names.")
+
     @property
     def size_multiple(self) -> int:
         """Height and width of a frame are divisible by this: a patch in pixels."""
@@ -117,13 +125,11 @@ def look_at_model(name: str, wanted: str = "VideoGPTPipeline") -> SavedModel:
 
     refuse_unreachable(name)
     with told_of(f"the model in {name}"):
+        files = ("model_index.json", "transformer/config.json", "vae/config.json")
+        saved = SavedModel(name, *(_read_json(name, file) for file in files))
         refuse_other_kinds(name, wanted)
-        return SavedModel(
-            name,
-            _read_json(name, "model_index.json"),
-            _read_json(name, "transformer/config.json"),
-            _read_json(name, "vae/config.json"),
-        )
+    saved.check_settings()
+    return saved
 
 
 def _read_json(name: str, file: str) -> dict[str, Any]:
