@@ -24,7 +24,6 @@ from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, l
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
-from .diffusers_internals import SINGLE_FILE_LOADABLE_CLASSES
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel
@@ -250,28 +249,6 @@ def convert_to_reference_checkpoint(
         "output_dir": output_dir,
         "num_parameters": sum(tensor.numel() for name, tensor in state_dict.items() if name != POS_EMBED),
         "files": ["model.safetensors"],
-    }
-
-
-def register_single_file() -> None:
-    """Makes `VideoGPTTransformerModel.from_single_file` work, for the authors' file and for one of ours.
-
-        VideoGPTTransformerModel.from_single_file(
-            "Video-GPT/model.safetensors", original_config="Video-GPT/config.json", tokenizer="Video-GPT"
-        )
-        VideoGPTTransformerModel.from_single_file("ours.safetensors", config="folder_with_config_json")
-
-    diffusers hands the mapping a state dict without its path, so the authors' file needs `tokenizer`: the folder of the
-    tokenizer's files, which tell the rows of the hint tokens. `config` or `original_config` must be given: without,
-    diffusers guesses the model from the file and takes it for another. For shards, use
-    [`convert_reference_checkpoint`].
-    """
-    # diffusers looks the names of this table up in itself.
-    diffusers.VideoGPTTransformerModel = VideoGPTTransformerModel
-    SINGLE_FILE_LOADABLE_CLASSES["VideoGPTTransformerModel"] = {
-        "checkpoint_mapping_fn": _map_single_file,
-        "config_mapping_fn": _map_single_file_config,
-        "default_subfolder": "transformer",
     }
 
 

@@ -21,10 +21,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, Mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .diffusers_internals import LORA_WEIGHT_NAME_SAFE
+from .saved_models import LORA_WEIGHTS
 
 
-PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
+PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHTS, "index.json"  # what each has in its folder
 CLASSIFIER = "config.json"  # and the autoencoder in the folder `vae`
 # In the text of a page: what is loaded, where training began and on what, and absolute paths, but not those of URLs.
 LOADED = re.compile(r"""\b(from_pretrained|load_lora_weights|load_classifier)\((["'])(.+?)\2""")

@@ -7,11 +7,12 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .diffusers_internals import LORA_WEIGHT_NAME_SAFE
-
 
 HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same in all versions of huggingface_hub
 
+
+# diffusers' LORA_WEIGHT_NAME_SAFE, whose file imports PyTorch: a wrong folder is to be told before that.
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 # Class or kind of what is in a folder → what to do with it, where something else was wanted.
 HINTS = {
@@ -34,7 +35,7 @@ def kind_of(folder: Path) -> str | None:
     class_name = _read_json(folder / "model_index.json").get("_class_name")
     if class_name is not None:
         return class_name
-    if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+    if (folder / LORA_WEIGHTS).is_file():
         return "LoRA"
     config = _read_json(folder / "config.json") | _read_json(folder / "scheduler_config.json")
     if config.get("_class_name") in HINTS:
