@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from diffusers_videogpt.commands.evaluate.autoencoder import add_autoencoder_benchmark
 from diffusers_videogpt.evaluation.autoencoder import (
     LatentReport,
     add_latent_noise,
@@ -16,7 +17,6 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.evaluation.autoencoder_command import add_autoencoder_command
 from diffusers_videogpt.video_io import write_video
 
 
@@ -221,7 +221,7 @@ def test_report_in_words():
 
 def run_command(*options):
     parser = argparse.ArgumentParser()
-    add_autoencoder_command(parser.add_subparsers())
+    add_autoencoder_benchmark(parser.add_subparsers())
     args = parser.parse_args(["autoencoder", *map(str, options)])
     args.run(args)
 
