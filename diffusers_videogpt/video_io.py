@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
@@ -455,7 +456,8 @@ def _warn_of_hdr(name: str, kind: str) -> None:
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How the display matrix turns a stored frame upright: rows and columns change places; then it is mirrored along x;
     along y. FFmpeg's `rotation` alone does not tell of mirroring."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # Not `frame.side_data`, which keeps the frame and its decoder in a circle of references.
+    data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return False, False, False
     # x' = a x + c y, y' = b x + d y

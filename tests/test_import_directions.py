@@ -12,9 +12,7 @@ import diffusers_videogpt
 
 PACKAGE = Path(diffusers_videogpt.__file__).parent
 ROAD = [
-    "pictures",
     "video_io",
-    "film_strips",
     "clips",
     "tile_attention",
     "transformer_videogpt",

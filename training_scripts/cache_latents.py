@@ -63,7 +63,7 @@ def main():
     if accelerator.is_main_process:
         report_dropped(table.dropped, args.output_dir)
     vae = load_vae(args).to(accelerator.device)
-    key = make_cache_key(vae, make_sampling(args), args.seed) | describe_source(args)
+    key = make_cache_key(vae, make_sampling(args), seed=args.seed) | describe_source(args)
     write_latent_cache(
         args.output_dir,
         table,

@@ -89,7 +89,7 @@ def train_probe(args: argparse.Namespace, accelerator: Accelerator, pipe: VideoG
     """
     with accelerator.main_process_first():
         table = load_video_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, args.output_dir, is_main_process=accelerator.is_main_process)
     names = class_names([record.label for record in table], args.dataset_file)
     # Too few videos are told before their features are computed.
     split_off([record.id for record in table], args.num_validation_videos, args.seed)

@@ -110,7 +110,7 @@ def make_retrieval_feed(args: argparse.Namespace, accelerator: Accelerator, pipe
         return make_feed(args, accelerator, pipe.vae, one_clip)
     with accelerator.main_process_first():
         table = load_video_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, args.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before their features are computed.
     split_off([record.id for record in table.records], args.num_validation_videos, args.seed)
     pipe.transformer.to(accelerator.device)

@@ -345,12 +345,12 @@ def make_segmentation_feed(args: argparse.Namespace, accelerator: Accelerator, v
     """
     with accelerator.main_process_first():
         table = load_segmentation_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, args.output_dir, is_main_process=accelerator.is_main_process)
     kept, held_out = split_off([record.id for record in table.records], args.num_validation_videos, args.seed)
     table, held_out = table.subset(kept), table.subset(held_out)
     train = WindowDataset(table, args.seed)
     if args.windows_per_video is not None:
-        key = make_cache_key(vae, make_sampling(args), args.seed)
+        key = make_cache_key(vae, make_sampling(args), seed=args.seed)
         key |= {"colours": COLOURS.tolist(), "background": BACKGROUND.tolist(), "partly_marked": PARTLY_MARKED}
         folder = args.output_dir / "latents"
         write_latent_cache(

@@ -164,7 +164,7 @@ class PlannedBatches:
             "num_workers": args.dataloader_num_workers,
         }
         global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-        self.plan = BatchPlan(table_of(dataset), global_batch_size, args.seed)
+        self.plan = BatchPlan(table_of(dataset), global_batch_size, seed=args.seed)
 
     def run_fields(self) -> dict:
         digest = hashlib.sha256("\n".join(ids_of(self.dataset)).encode()).hexdigest()
@@ -258,7 +258,7 @@ class LatentFeed:
         )
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return encode_moments(self.vae, frames, self.args.vae_batch_size)
+        return encode_moments(self.vae, frames, batch_size=self.args.vae_batch_size)
 
     def validation_batches(self) -> Iterator[MicroBatch]:
         """The held-out videos, all of them on every process, with the same windows, clips and noise every time."""
@@ -338,7 +338,7 @@ def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae) -> Pa
     """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
     with accelerator.main_process_first():
         table = load_video_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, args.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
     split_off([record.id for record in table.records], num_held_out(args, len(table)), args.seed)
     folder = args.output_dir / "latents"
@@ -346,7 +346,7 @@ def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae) -> Pa
         folder,
         table,
         vae,
-        make_cache_key(vae, make_sampling(args), args.seed),
+        make_cache_key(vae, make_sampling(args), seed=args.seed),
         num_windows=args.windows_per_video,
         batch_size=args.vae_batch_size,
         rank=accelerator.process_index,
@@ -372,7 +372,7 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
         stream = StreamedBatches(
             args.dataset_name,
             make_sampling(args),
-            args.train_batch_size,
+            batch_size=args.train_batch_size,
             seed=args.seed,
             rank=accelerator.process_index,
             num_processes=accelerator.num_processes,
@@ -385,14 +385,14 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
             label_column=args.label_column,
             max_bad_fraction=args.max_bad_fraction,
         )
-        report_dropped(stream.dropped, args.output_dir, accelerator.is_main_process)
+        report_dropped(stream.dropped, args.output_dir, is_main_process=accelerator.is_main_process)
         return LatentFeed(args, accelerator, vae, draw_clips, StreamSource(accelerator, stream), validation)
 
     dropped, cached = None, args.cached_latents
     if cached is None and args.windows_per_video is not None:
         cached = cache_latents(args, accelerator, vae)
     if cached is not None:
-        expected = make_cache_key(vae, make_sampling(args), args.seed)
+        expected = make_cache_key(vae, make_sampling(args), seed=args.seed)
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
         cache = LatentCache(cached, expected)
         ids = cache.ids
@@ -402,7 +402,7 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
         with accelerator.main_process_first():
             table = load_video_table(args)
         dropped = table.dropped
-        report_dropped(dropped, args.output_dir, accelerator.is_main_process)
+        report_dropped(dropped, args.output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]
         kept, held_out = split_off(ids, num_held_out(args, len(ids)), args.seed)
         train, held_out = (WindowDataset(subset(table, indices), args.seed) for indices in (kept, held_out))
