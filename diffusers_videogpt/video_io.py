@@ -258,7 +258,8 @@ def _check_source(path: str | Path | bytes) -> Path | bytes:
         return path
     path = Path(path)
     if not path.is_file():
-        raise VideoReadError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give the path of a video.")
+        problem = "not a file" if path.exists() else "no such file"
+        raise VideoReadError(f"{name_of(path)}: {problem}; give the path of a video.")
     return path
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import pickle
 import resource
@@ -448,3 +449,62 @@ def test_moments_are_kept_in_the_precision_of_the_vae(tmp_path, folder, vae):
     size = sum(path.stat().st_size for path in (tmp_path / "cache").glob("latents-*"))
     write(tmp_path / "full", folder, vae)
     assert size < 0.8 * sum(path.stat().st_size for path in (tmp_path / "full").glob("latents-*"))
+
+
+def flip_a_byte(path):
+    """The last byte of the file is a latent's."""
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 64
+    path.write_bytes(data)
+
+
+def test_a_changed_shard_is_found_by_its_content(tmp_path, folder, vae):
+    cache_dir = tmp_path / "cache"
+    cache, table, key = write(cache_dir, folder, vae)
+    before = {index: cache.read(index, 0) for index in range(len(cache))}
+    content = cache.content_hash()
+    for path in sorted(cache_dir.glob("*.safetensors")):
+        flip_a_byte(path)
+    damaged = LatentCache(cache_dir, key)  # of the same size
+    found = []
+    for index in range(len(damaged)):
+        try:
+            damaged.read(index, 0)
+        except ValueError as error:
+            found.append(str(error))
+    assert found and all("are not those that were written: copy it again, or run" in message for message in found)
+    # Writing it again mends it.
+    cache, _, _ = write(cache_dir, folder, vae)
+    assert all(torch.equal(cache.read(index, 0), moments) for index, moments in before.items())
+    assert cache.content_hash() == content != cache.content_hash([0])
+
+
+def test_a_cache_of_an_earlier_version_is_read(tmp_path, folder, vae):
+    cache_dir = tmp_path / "cache"
+    _, _, key = write(cache_dir, folder, vae)
+    index = json.loads((cache_dir / "index.json").read_text())
+    for video in index["videos"]:
+        del video["digest"], video["source_digest"]
+    (cache_dir / "index.json").write_text(json.dumps(index))
+    assert LatentCache(cache_dir, key).read(0, 0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"file": "../elsewhere.safetensors"}, r"names a file outside of its folder \(../elsewhere"),
+        ({"file": "/etc/passwd"}, "names a file outside of its folder"),
+        (None, "is not the index of a latent cache"),
+        ("text", "is no JSON"),
+    ],
+)
+def test_an_index_that_is_not_to_be_trusted(tmp_path, folder, vae, change, message):
+    cache_dir = tmp_path / "cache"
+    _, _, key = write(cache_dir, folder, vae)
+    path = cache_dir / "index.json"
+    index = json.loads(path.read_text())
+    if isinstance(change, dict):
+        index["shards"][0] |= change
+    path.write_text("no json" if change == "text" else json.dumps([1] if change is None else index))
+    with pytest.raises(ValueError, match=message):
+        LatentCache(cache_dir, key)
