@@ -18,6 +18,7 @@ from ..video_io import VideoReadError
 from .batches import collate
 from .sampling import Sampling, seeded_generator
 from .videos import DroppedVideos, check_usable, undecoded, video_of
+from .workers import check_shared_memory, until_timeout, worker_options
 
 
 MIN_SEEN = 20  # videos a worker looks at before it judges the share of bad ones
@@ -47,15 +48,15 @@ class StreamedBatches:
         dropped: the unusable videos so far.
 
     Raises:
-        ValueError: there is no such column, or there are fewer shards than workers.
+        ValueError: there is no such column, there are fewer shards than workers, or they have too little shared memory.
     """
 
     def __init__(
         self,
         name: str | Path,
         sampling: Sampling,
-        batch_size: int,
         *,
+        batch_size: int,
         seed: int = 0,
         rank: int = 0,
         num_processes: int = 1,
@@ -86,8 +87,12 @@ class StreamedBatches:
         columns = {"video": video_column, "caption": caption_column, "label": label_column}
         samples = _SampleStream(stream, sampling, batch_size, seed, rank, columns, pool_size, max_bad_fraction)
         # A generator of its own: else the seed of the workers would be drawn from that of the training.
+        # The least that a batch can have: no video is known yet.
+        height, width = sampling.height or 16, sampling.width or min(sampling.longest_side, 16)
+        num_frames = sampling.min_num_frames or sampling.max_num_frames
+        check_shared_memory(num_workers, batch_size * num_frames * height * width * 3)
         self.loader = StatefulDataLoader(
-            samples, batch_size=None, num_workers=num_workers, generator=torch.Generator()
+            samples, batch_size=None, **worker_options(num_workers), generator=torch.Generator()
         )
         self.run = {"num_processes": num_processes, "rank": rank, "num_workers": num_workers, "batch_size": batch_size}
         self.run |= {"accumulation": accumulation, "dataset": str(name), "split": split, "config_name": config_name}
@@ -104,7 +109,7 @@ class StreamedBatches:
             ValueError: too many videos are unusable, or there are none.
         """
         if self.iterator is None:
-            self.iterator = iter(self.loader)
+            self.iterator = until_timeout(self.loader)
         batch = next(self.iterator, None)
         if batch is None:
             raise ValueError(f"{self.name} holds no rows for process {self.run['rank']}.")

@@ -148,7 +148,7 @@ def latent_statistics(moments: torch.Tensor, latent_channels: int) -> LatentStat
 
 def encode_videos(vae, videos: Iterable[np.ndarray]) -> torch.Tensor:
     """What the autoencoder says of every frame of videos of one size, uint8 (F, H, W, 3) each: fp32 (N, c, h, w)."""
-    return torch.cat([encode_moments(vae, frames, FRAMES_PER_CALL) for frames in videos])
+    return torch.cat([encode_moments(vae, frames, batch_size=FRAMES_PER_CALL) for frames in videos])
 
 
 @torch.no_grad()

@@ -102,7 +102,7 @@ def make_retrieval_feed(
         return make_feed(accelerator, pipe.vae, videos=videos, batches=batches, output_dir=output_dir, **common)
     with accelerator.main_process_first():
         table = load_video_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before their features are computed.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
     pipe.transformer.to(accelerator.device)
