@@ -22,6 +22,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, Mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .files import read_json, write_json, write_safetensors_header
+
 
 PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
 CLASSIFIER = "config.json"  # and the autoencoder in the folder `vae`
@@ -191,18 +193,18 @@ def export_to_hub_folder(
 
     facts: dict[str, Any] = {"base": base_model, "input": 'video="given.mp4"', "caption": "two red balls fall"}
     if kind == PIPELINE:
-        index = _as_diffusers_own(_read_json(source / PIPELINE))
+        index = _as_diffusers_own(read_json(source / PIPELINE))
         facts |= index | {"num_frames": index.get("frames_per_clip")}
-        _write_json(output_dir / PIPELINE, index)
+        write_json(output_dir / PIPELINE, index, indent=2)
         (output_dir / "pipeline.py").write_text(STUB.format(name=index["_class_name"]), encoding="utf-8")
     elif kind == CLASSIFIER:
-        config = _read_json(source / CLASSIFIER)
+        config = read_json(source / CLASSIFIER)
         facts |= config | {"num_classes": len(config["id2label"])}
     elif kind == LATENTS:
-        index = _without_local_paths(_read_json(source / LATENTS))
+        index = _without_local_paths(read_json(source / LATENTS))
         for shard in index["shards"]:
             shard["bytes"] = (output_dir / shard["file"]).stat().st_size
-        _write_json(output_dir / LATENTS, index)
+        write_json(output_dir / LATENTS, index, indent=2)
         facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
     repo = repo_id or output_dir.resolve().name
     _write_card(source, output_dir, kind, facts | {"model": repo, "name": repo.split("/")[-1]}, license)
@@ -242,7 +244,7 @@ def _kind_of(folder: Path) -> str:
     for marker in (LORA, PIPELINE, LATENTS):
         if (folder / marker).is_file():
             return marker
-    if (folder / CLASSIFIER).is_file() and _read_json(folder / CLASSIFIER).get("_class_name") in TEXTS:
+    if (folder / CLASSIFIER).is_file() and read_json(folder / CLASSIFIER).get("_class_name") in TEXTS:
         return CLASSIFIER
     raise FileNotFoundError(
         f"'{folder}' is no saved pipeline or retriever (they would have a {PIPELINE}), LoRA ({LORA}), classifier "
@@ -256,7 +258,7 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
     if kind == LORA:
         files.append(folder / LORA)
     elif kind == LATENTS:
-        files += [folder / shard["file"] for shard in _read_json(folder / LATENTS)["shards"]]
+        files += [folder / shard["file"] for shard in read_json(folder / LATENTS)["shards"]]
     elif kind == CLASSIFIER:
         files += [
             folder / CLASSIFIER,
@@ -264,7 +266,7 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
             *_files_of_component(folder / "vae"),
         ]
     else:
-        index = _read_json(folder / PIPELINE)
+        index = read_json(folder / PIPELINE)
         if index["_class_name"] not in TEXTS:
             raise ValueError(
                 f"'{folder}' holds a {index['_class_name']}, which is not of this package: its own `push_to_hub` uploads it."
@@ -307,9 +309,7 @@ def _copy_shard(source: Path, target: Path) -> None:
         header = json.loads(old.read(length))
         metadata = header["__metadata__"]
         metadata["cache"] = json.dumps(_without_local_paths(json.loads(metadata["cache"])))
-        content = json.dumps(header).encode()
-        content += b" " * (-len(content) % 8)
-        new.write(struct.pack("<Q", len(content)) + content)
+        write_safetensors_header(new, header)
         shutil.copyfileobj(old, new)
 
 
@@ -389,11 +389,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

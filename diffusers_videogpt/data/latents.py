@@ -15,7 +15,6 @@ for an autoencoder without a posterior.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,7 +29,9 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..files import written_whole
 from ..video_io import VideoReadError
+from ..weights import hash_weights
 from .sampling import Sampling
 from .videos import DatasetRow, DroppedVideos, VideoTable
 
@@ -138,15 +139,6 @@ def make_cache_key(vae, sampling: Sampling, seed: int) -> dict[str, Any]:
         **{f"vae.{name}": value for name, value in vae.config.items() if not name.startswith("_")},
     }
     return json.loads(json.dumps(key))  # tuples as lists, as they will be read back
-
-
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights, their names and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _check_key(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -331,14 +323,10 @@ def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]]) -> b
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to, and moves the file there: under its name it is always whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with written_whole(path) as unfinished:
+            yield unfinished
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written ({error}): make room or choose another folder, and run again; what is complete "
             "is kept."

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from ..conditions import encode_text
-from ..data.latents import hash_weights
 from ..data.videos import report_dropped
 from ..metrics.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -21,6 +20,7 @@ from ..training.feed import CachedWindows, LatentFeed, MicroBatch, PlannedBatche
 from ..training.loop import TrainingLoop, train_model
 from ..training.recipe import publish
 from ..training.validation import plot_curve
+from ..weights import hash_weights
 from .conditional_generation import all_records
 from .text_to_video import cache_texts, check_captions, load_text_encoder
 from .token_pooling import POOLINGS

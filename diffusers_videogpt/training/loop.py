@@ -9,7 +9,6 @@ import atexit
 import csv
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -27,6 +26,8 @@ from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
 from ..arguments import natural_int
+from ..extras import require
+from ..files import written_whole
 from .arguments import add_flag, positive_int, share
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
@@ -141,8 +142,7 @@ def make_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.op
     }
     groups = [group for group in groups if group["params"]]
     if args.use_8bit_adam:
-        import bitsandbytes
-
+        bitsandbytes = require("bitsandbytes", "8-bit AdamW needs bitsandbytes", extra="train")
         adamw = bitsandbytes.optim.AdamW8bit(groups, **adamw_args)
     else:
         adamw = torch.optim.AdamW(groups, **adamw_args)
@@ -311,13 +311,11 @@ class TrainingLoop:
         row |= {name: f"{value:.4g}" for name, value in timing.items()}
         self.log.append(row)
         if self.accelerator.is_main_process:
-            unfinished = self.log_path.with_suffix(".csv.partial")
-            with unfinished.open("w", newline="") as file:
+            with written_whole(self.log_path) as unfinished, unfinished.open("w", newline="") as file:
                 # Earlier rows may be of another device, with other columns.
                 writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in self.log for name in r)))
                 writer.writeheader()
                 writer.writerows(self.log)
-            os.replace(unfinished, self.log_path)
         numbers = {"train/loss": float(row["loss"]), "train/learning_rate": float(row["learning_rate"])}
         numbers |= {f"speed/{name}": value for name, value in timing.items()}
         numbers |= {f"validation/{name}": value for name, value in validation.items()}
