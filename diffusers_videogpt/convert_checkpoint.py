@@ -10,7 +10,6 @@ import json
 import math
 import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
 from .config_values import check_positive_number, check_whole_number
+from .files import write_json, write_safetensors_header
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel
@@ -616,7 +616,7 @@ def _write_shards(
         _write_safetensors(folder / filename, {name: tensors[name] for name in names}, read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index)
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index, indent=2, sort_keys=True)
     return list(split.filename_to_tensors)
 
 
@@ -633,10 +633,8 @@ def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], read: Re
         end += tensor.nbytes
         dtype = SAFETENSORS_DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    header_bytes = json.dumps(header).encode()
-    header_bytes += b" " * (-len(header_bytes) % 8)
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(header_bytes)) + header_bytes)
+        write_safetensors_header(file, header)
         for name in logging.tqdm(names, desc=path.name, unit="tensor"):
             file.write(read(name).contiguous().flatten().view(torch.uint8).numpy())
 
@@ -696,7 +694,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' should hold a JSON object, not a {type(content).__name__}.")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,7 +15,6 @@ for an autoencoder without a posterior.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,8 +29,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..files import written_whole
 from ..pictures import printable
 from ..video_io import VideoReadError
+from ..weights import hash_weights
 from .sampling import Sampling
 from .videos import DatasetRow, DroppedVideos, VideoTable
 from .workers import check_shared_memory, until_timeout, worker_options
@@ -149,15 +150,6 @@ def _tensors_digest(moments: torch.Tensor, windows: torch.Tensor) -> str:
     for tensor in (moments, windows):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights, their names and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -360,14 +352,10 @@ def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]], *, c
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to, and moves the file there: under its name it is always whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with written_whole(path) as unfinished:
+            yield unfinished
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written ({error}): make room or choose another folder, and run again; what is complete "
             "is kept."

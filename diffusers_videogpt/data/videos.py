@@ -144,7 +144,7 @@ class SimulatedScene:
 
     def frames(self) -> np.ndarray:
         if self.world == "orders":
-            return draw_order(self.seed).simulate(self.seed, self.num_frames, self.size).frames
+            return draw_order(self.seed).simulate(self.seed, self.num_frames, size=self.size).frames
         return simulate(seed=self.seed, num_frames=self.num_frames, size=self.size).frames
 
     def describe(self) -> dict[str, str]:

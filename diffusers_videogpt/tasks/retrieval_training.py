@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from ..conditions import encode_text
-from ..data.latents import hash_weights
 from ..data.videos import report_dropped
 from ..metrics.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -31,6 +30,7 @@ from ..training.loop import TrainingLoop
 from ..training.recipe import Training, copy_with
 from ..training.settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
 from ..training.validation import plot_curve
+from ..weights import hash_weights
 from .conditional_generation import all_records
 from .settings import RetrievalSettings
 from .text_to_video import cache_texts, check_captions, load_text_encoder

@@ -377,7 +377,7 @@ def test_simulated_scenes_are_captioned():
         table = VideoTable.simulated(3, 4, sampling, world=world)
         for index, record in enumerate(table):
             order = draw_order(FIRST_TRAINING_SEED + index)
-            scene = order.simulate(FIRST_TRAINING_SEED + index, 4, 32)
+            scene = order.simulate(FIRST_TRAINING_SEED + index, 4, size=32)
             if world == "physics":
                 scene = simulate(seed=FIRST_TRAINING_SEED + index, num_frames=4, size=32)
             assert (record.caption, record.label) == (scene.caption, scene.kind)
