@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..extras import require
 from ..video_io import VideoReadError
 from .batches import collate
 from .sampling import Sampling, seeded_generator
@@ -21,6 +22,7 @@ from .videos import DroppedVideos, check_usable, undecoded, video_of
 from .workers import check_shared_memory, until_timeout, worker_options
 
 
+PURPOSE = "reading a dataset as a stream needs datasets and torchdata"
 MIN_SEEN = 20  # videos a worker looks at before it judges the share of bad ones
 MAX_AGE = 8  # pools read behind a sample before it stops waiting for others like it
 
@@ -70,11 +72,11 @@ class StreamedBatches:
         pool_size: int = 32,
         max_bad_fraction: float = 0.5,
     ):
-        from datasets import load_dataset
-        from datasets.distributed import split_dataset_by_node
-        from torchdata.stateful_dataloader import StatefulDataLoader
+        datasets = require("datasets", PURPOSE, extra="train")
+        split_by_node = require("datasets.distributed", PURPOSE, extra="train").split_dataset_by_node
+        loaders = require("torchdata.stateful_dataloader", PURPOSE, extra="train")
 
-        stream = undecoded(load_dataset(str(name), config_name, split=split, streaming=True), video_column)
+        stream = undecoded(datasets.load_dataset(str(name), config_name, split=split, streaming=True), video_column)
         num_shards = (
             stream.num_shards // num_processes if stream.num_shards % num_processes == 0 else stream.num_shards
         )
@@ -83,7 +85,7 @@ class StreamedBatches:
                 f"{name} has {stream.num_shards} shards for {num_processes} processes: use at most {num_shards} workers, "
                 f"not {num_workers}."
             )
-        stream = split_dataset_by_node(stream, rank=rank, world_size=num_processes)
+        stream = split_by_node(stream, rank=rank, world_size=num_processes)
         columns = {"video": video_column, "caption": caption_column, "label": label_column}
         samples = _SampleStream(stream, sampling, batch_size, seed, rank, columns, pool_size, max_bad_fraction)
         # A generator of its own: else the seed of the workers would be drawn from that of the training.
@@ -91,7 +93,7 @@ class StreamedBatches:
         height, width = sampling.height or 16, sampling.width or min(sampling.longest_side, 16)
         num_frames = sampling.min_num_frames or sampling.max_num_frames
         check_shared_memory(num_workers, batch_size * num_frames * height * width * 3)
-        self.loader = StatefulDataLoader(
+        self.loader = loaders.StatefulDataLoader(
             samples, batch_size=None, **worker_options(num_workers), generator=torch.Generator()
         )
         self.run = {"num_processes": num_processes, "rank": rank, "num_workers": num_workers, "batch_size": batch_size}

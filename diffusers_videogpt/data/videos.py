@@ -25,6 +25,7 @@ import fsspec
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..extras import require
 from ..pictures import name_of, printable
 from ..video_io import VideoInfo, VideoReadError, probe_video
 from ..worlds import draw_order, plan_scene, simulate
@@ -36,6 +37,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
     *(".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"),
 )
+NEEDS_DATASETS = "datasets of the Hub need the datasets package"
 FIRST_TRAINING_SEED = 1_000_000  # simulated scenes 0..9999 are kept for evaluation
 
 
@@ -206,8 +208,7 @@ def video_of(value) -> Path | bytes:
 
 def undecoded(dataset, video_column: str):
     """The dataset with its videos as files. Raises a `ValueError` that names the columns if there is no such one."""
-    import datasets
-
+    datasets = require("datasets", NEEDS_DATASETS, extra="train")
     if video_column not in dataset.features:
         raise ValueError(f"There is no column '{video_column}': give one of {', '.join(dataset.features)}.")
     if isinstance(dataset.features[video_column], datasets.Video):
@@ -411,9 +412,8 @@ class VideoTable(Sequence[VideoRecord]):
         Raises:
             ValueError: no such column, no usable video, or too many that are not.
         """
-        from datasets import ClassLabel, load_dataset
-
-        dataset = undecoded(load_dataset(str(name), config_name, split=split), video_column)
+        datasets = require("datasets", NEEDS_DATASETS, extra="train")
+        dataset = undecoded(datasets.load_dataset(str(name), config_name, split=split), video_column)
         for name_of_column in filter(None, (caption_column, label_column)):
             if name_of_column not in dataset.features:
                 raise ValueError(f"There is no column '{name_of_column}': give one of {', '.join(dataset.features)}.")
@@ -422,7 +422,7 @@ class VideoTable(Sequence[VideoRecord]):
             if name is None:
                 return lambda row: None
             feature, values = dataset.features[name], dataset[name]
-            if isinstance(feature, ClassLabel):
+            if isinstance(feature, datasets.ClassLabel):
                 values = [None if value is None else feature.int2str(value) for value in values]
             return [_text_of(value) for value in values].__getitem__
 
