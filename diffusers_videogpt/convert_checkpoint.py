@@ -10,7 +10,6 @@ import json
 import math
 import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
 from .config_values import check_positive_number, check_whole_number
-from .diffusers_internals import SINGLE_FILE_LOADABLE_CLASSES
+from .files import write_json, write_safetensors_header
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel
@@ -277,28 +276,6 @@ def convert_to_reference_checkpoint(
         "num_parameters_kept": f"{num_unread} of them are the {num_rows - len(token_ids)} rows of the token table that the "
         f"network does not read, from {KEPT_TENSORS}",
         "files": ["model.safetensors"],
-    }
-
-
-def register_single_file() -> None:
-    """Makes `VideoGPTTransformerModel.from_single_file` work, for the authors' file and for one of ours.
-
-        VideoGPTTransformerModel.from_single_file(
-            "Video-GPT/model.safetensors", original_config="Video-GPT/config.json", tokenizer="Video-GPT"
-        )
-        VideoGPTTransformerModel.from_single_file("ours.safetensors", config="folder_with_config_json")
-
-    diffusers hands the mapping a state dict without its path, so the authors' file needs `tokenizer`: the folder of the
-    tokenizer's files, which tell the rows of the hint tokens. `config` or `original_config` must be given: without,
-    diffusers guesses the model from the file and takes it for another. For shards, use
-    [`convert_reference_checkpoint`].
-    """
-    # diffusers looks the names of this table up in itself.
-    diffusers.VideoGPTTransformerModel = VideoGPTTransformerModel
-    SINGLE_FILE_LOADABLE_CLASSES["VideoGPTTransformerModel"] = {
-        "checkpoint_mapping_fn": _map_single_file,
-        "config_mapping_fn": _map_single_file_config,
-        "default_subfolder": "transformer",
     }
 
 
@@ -639,7 +616,7 @@ def _write_shards(
         _write_safetensors(folder / filename, {name: tensors[name] for name in names}, read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index)
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index, indent=2, sort_keys=True)
     return list(split.filename_to_tensors)
 
 
@@ -656,10 +633,8 @@ def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], read: Re
         end += tensor.nbytes
         dtype = SAFETENSORS_DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    header_bytes = json.dumps(header).encode()
-    header_bytes += b" " * (-len(header_bytes) % 8)
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(header_bytes)) + header_bytes)
+        write_safetensors_header(file, header)
         for name in logging.tqdm(names, desc=path.name, unit="tensor"):
             file.write(read(name).contiguous().flatten().view(torch.uint8).numpy())
 
@@ -719,7 +694,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' should hold a JSON object, not a {type(content).__name__}.")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -21,11 +21,11 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, Mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .diffusers_internals import LORA_WEIGHT_NAME_SAFE
-from .files import path_inside, read_json
+from .files import path_inside, read_json, write_json, write_safetensors_header
+from .saved_models import LORA_WEIGHTS
 
 
-PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
+PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHTS, "index.json"  # what each has in its folder
 CLASSIFIER = "config.json"  # and the autoencoder in the folder `vae`
 # In the text of a page: what is loaded, where training began and on what, and absolute paths, but not those of URLs.
 LOADED = re.compile(r"""\b(from_pretrained|load_lora_weights|load_classifier)\((["'])(.+?)\2""")
@@ -199,7 +199,7 @@ def export_to_hub_folder(
         if lacking:
             raise ValueError(f"'{source / PIPELINE}' does not say {', '.join(lacking)}: save the pipeline again.")
         facts |= index | {"num_frames": index.get("frames_per_clip")}
-        _write_json(output_dir / PIPELINE, index)
+        write_json(output_dir / PIPELINE, index, indent=2)
         (output_dir / "pipeline.py").write_text(STUB.format(name=index["_class_name"]), encoding="utf-8")
     elif kind == CLASSIFIER:
         config = read_json(source / CLASSIFIER)
@@ -210,7 +210,7 @@ def export_to_hub_folder(
         index = _without_local_paths(read_json(source / LATENTS))
         for shard in index["shards"]:
             shard["bytes"] = (output_dir / shard["file"]).stat().st_size
-        _write_json(output_dir / LATENTS, index)
+        write_json(output_dir / LATENTS, index, indent=2)
         facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
     repo = repo_id or output_dir.resolve().name
     _write_card(source, output_dir, kind, facts | {"model": repo, "name": repo.split("/")[-1]}, license)
@@ -348,9 +348,7 @@ def _copy_shard(source: Path, target: Path) -> None:
         header = json.loads(old.read(length))
         metadata = header["__metadata__"]
         metadata["cache"] = json.dumps(_without_local_paths(json.loads(metadata["cache"])))
-        content = json.dumps(header).encode()
-        content += b" " * (-len(content) % 8)
-        new.write(struct.pack("<Q", len(content)) + content)
+        write_safetensors_header(new, header)
         shutil.copyfileobj(old, new)
 
 
@@ -430,7 +428,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

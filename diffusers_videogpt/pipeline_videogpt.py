@@ -223,6 +223,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
             for example `CLIPTextModel`, as in the paper, or `BertModel`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
+        trained_on (`str`, *optional*): what the training videos show, in a few words, for who gives the model others.
         guider ([`NextClipGuidance`], or a guider of diffusers, *optional*): how the predictions with history and without
             become one; by default a [`NextClipGuidance`] of the two scales above. A call works with a copy of it.
     """
@@ -246,6 +247,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         guider: BaseGuidance | None = None,
+        trained_on: str | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -263,6 +265,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_scale=guidance_scale,
             condition_guidance_scale=condition_guidance_scale,
             id2label=id2label,
+            trained_on=trained_on,
         )
         check_pipeline_config(self.config)
         self.vae_scale_factor = get_vae_scale_factor(vae)

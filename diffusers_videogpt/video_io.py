@@ -5,6 +5,7 @@ Frames are `uint8` RGB arrays of shape (F, H, W, 3) everywhere in this file.
 
 import io
 import itertools
+import logging
 import math
 import os
 import uuid
@@ -18,11 +19,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
-from diffusers.utils import logging
 from PIL import Image
 
 from .pictures import (
@@ -38,7 +38,7 @@ from .pictures import (
 )
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # Containers that hold their own frames, and raw streams, in FFmpeg's words. It knows others that name further files or
 # addresses (playlists, session descriptions), which it would open; these are never read.
@@ -257,7 +257,8 @@ def _check_source(path: str | Path | bytes) -> Path | bytes:
         return path
     path = Path(path)
     if not path.is_file():
-        raise VideoReadError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give the path of a video.")
+        problem = "not a file" if path.exists() else "no such file"
+        raise VideoReadError(f"{name_of(path)}: {problem}; give the path of a video.")
     return path
 
 
@@ -455,7 +456,8 @@ def _warn_of_hdr(name: str, kind: str) -> None:
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How the display matrix turns a stored frame upright: rows and columns change places; then it is mirrored along x;
     along y. FFmpeg's `rotation` alone does not tell of mirroring."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # Not `frame.side_data`, which keeps the frame and its decoder in a circle of references.
+    data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return False, False, False
     # x' = a x + c y, y' = b x + d y
@@ -496,22 +498,22 @@ def to_uint8_frames(video, background: Color = WHITE) -> np.ndarray:
         video = [video]
     if isinstance(video, list | tuple):
         frames = [picture_to_rgb(f, background) if isinstance(f, Image.Image) else f for f in video]
-        frames = [f if isinstance(f, torch.Tensor) else np.asarray(f) for f in frames]
         if not frames:
             raise ValueError("The video has no frames; give at least one.")
-        shapes = sorted({tuple(frame.shape) for frame in frames})
+        has_tensors = _is_tensor(frames[0])
+        frames = [_to_array(frame) for frame in frames]
+        shapes = sorted({frame.shape for frame in frames})
         if len(shapes) > 1:
             raise ValueError(f"The frames of one video differ in shape: {shapes}; resize them to one size first.")
-        video = torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
-    if isinstance(video, torch.Tensor):
+        video = np.stack(frames)
+    else:
+        has_tensors = _is_tensor(video)
+        video = _to_array(video)
+    if has_tensors:
         # With opacity, but 3 pixels wide: rather an array's order.
         if video.ndim != 4 or video.shape[1] not in (3, 4) or video.shape[1::2] == (4, 3):
-            raise ValueError(
-                f"A video tensor is (frames, 3, height, width), not {tuple(video.shape)}; permute or index it."
-            )
-        video = video.detach().cpu().permute(0, 2, 3, 1)
-        video = (video.float() if video.is_floating_point() else video).numpy()
-    video = np.asarray(video)
+            raise ValueError(f"A video tensor is (frames, 3, height, width), not {video.shape}; permute or index it.")
+        video = video.transpose(0, 2, 3, 1)
     if video.ndim != 4 or video.shape[3] not in (3, 4) or video.shape[1::2] == (3, 4):
         raise ValueError(f"A video array is (frames, height, width, 3), not {video.shape}; transpose or index it.")
     if video.size == 0:
@@ -519,6 +521,17 @@ def to_uint8_frames(video, background: Color = WHITE) -> np.ndarray:
     if video.dtype != np.uint8:
         video = _floats_to_uint8(video)
     return video if video.shape[3] == 3 else lay_on_background(video, background)
+
+
+def _is_tensor(frames) -> bool:
+    return hasattr(frames, "detach")  # so that this file does not import PyTorch, and a wrong path is refused at once
+
+
+def _to_array(frames) -> np.ndarray:
+    if not _is_tensor(frames):
+        return np.asarray(frames)
+    frames = frames.detach().cpu()
+    return (frames.float() if frames.is_floating_point() else frames).numpy()
 
 
 def _floats_to_uint8(video: np.ndarray) -> np.ndarray:

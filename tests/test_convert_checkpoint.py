@@ -23,7 +23,6 @@ from diffusers_videogpt.convert_checkpoint import (
     convert_reference_checkpoint,
     convert_to_reference_checkpoint,
     find_hint_token_ids,
-    register_single_file,
 )
 from diffusers_videogpt.pipeline_videogpt import VideoGPTPipeline
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
@@ -456,7 +455,6 @@ def test_other_networks_are_refused(reference_dir, tmp_path, changes, message):
 
 
 def test_from_single_file(reference_dir, tmp_path):
-    register_single_file()
     convert_reference_checkpoint(reference_dir, tmp_path / "ours")
     our_dir = tmp_path / "ours" / "transformer"
     expected = VideoGPTTransformerModel.from_pretrained(our_dir)

@@ -28,6 +28,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
+from diffusers_videogpt.arguments import positive_int
 from diffusers_videogpt.evaluation.autoencoder import (
     add_latent_noise,
     correlation_penalty,
@@ -37,9 +38,10 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.training.arguments import make_parser, positive_int
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.checkpoints import refuse_existing
-from diffusers_videogpt.training.loop import SCHEDULES, ema_decay, hold_process_group
+from diffusers_videogpt.training.loop import hold_process_group
+from diffusers_videogpt.training.settings import SCHEDULES, ema_decay
 
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
@@ -48,6 +50,7 @@ LOG_EVERY = 20
 LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
 EMA = "ema.pt"
 REPORT = "latents.json"
+LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 
 
 def parse_args():
@@ -93,7 +96,7 @@ def parse_args():
         "--correlation_weight",
         type=float,
         default=1e-2,
-        help="weight of the squared correlations of a channel with the others, summed, a mean over the channels",
+        help="weight of the squared correlations of the channels, summed over all pairs in both orders",
     )
     parser.add_argument(
         "--foreground_weight",
@@ -205,12 +208,10 @@ def make_autoencoder(args):
             )
         if args.latent_channels in (None, vae.config.latent_channels):
             return vae
-        # The shift and scale that were measured belong to the old latents.
-        config = {**vae.config, "latent_channels": args.latent_channels, "shift_factor": None, "scaling_factor": 1.0}
-        wider, weights = AutoencoderKL.from_config(config), vae.state_dict()
-        own = wider.state_dict()
-        wider.load_state_dict({name: w if w.shape == own[name].shape else own[name] for name, w in weights.items()})
-        return wider
+        resized = AutoencoderKL.from_config(vae.config, latent_channels=args.latent_channels)
+        new, given = resized.state_dict(), vae.state_dict()
+        resized.load_state_dict({name: given[name] if given[name].shape == w.shape else w for name, w in new.items()})
+        return resized
     levels = len(args.block_out_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -261,8 +262,9 @@ def whiten_latents(vae, statistics):
     """Give the channels mean 0, standard deviation 1 and no correlation, without a change in what is decoded.
 
     z' = W (z − mean) with W = covariance^(-1/2), of all such matrices the one that changes the channels least, goes into
-    `quant_conv`; z = W⁻¹ z' + mean into `post_quant_conv`. The scale and shift of the config become 1 and none.
-    A posterior of independent channels stays one: W carries over each channel's noise in the mean, not its correlation.
+    `quant_conv`; z = W⁻¹ z' + mean into `post_quant_conv`. In the config nothing is left to scale or shift.
+    The posterior's noise, mixed by W, would no longer be independent from channel to channel, as the class has it, and no
+    model of the latents can make use of it: it is taken away, down to the smallest variance that diffusers knows.
 
     Args:
         statistics: [`~diffusers_videogpt.evaluation.autoencoder.LatentStatistics`] of what the autoencoder encodes.
@@ -271,13 +273,12 @@ def whiten_latents(vae, statistics):
     values = values.clamp_min(1e-6 * values.max())  # a direction without variance is left small
     whiten, colour = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.5, 0.5))
     mean, channels = statistics.mean.cpu(), len(values)
-    noise = statistics.noise.cpu()
 
     convolution = vae.quant_conv
     weight, bias = convolution.weight.double(), convolution.bias.double()
     weight[:channels] = torch.einsum("ij,jkhw->ikhw", whiten, weight[:channels])
     bias[:channels] = whiten @ (bias[:channels] - mean)
-    bias[channels:] += (whiten.square() @ noise / noise).log()
+    weight[channels:], bias[channels:] = 0, LEAST_LOG_VARIANCE
     convolution.weight.copy_(weight)
     convolution.bias.copy_(bias)
 
@@ -286,7 +287,7 @@ def whiten_latents(vae, statistics):
     bias += weight[:, :, 0, 0] @ mean
     convolution.weight.copy_(torch.einsum("ijhw,jk->ikhw", weight, colour))
     convolution.bias.copy_(bias)
-    vae.register_to_config(scaling_factor=1.0, shift_factor=None)
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None, latents_mean=None, latents_std=None)
 
 
 def find_checkpoint(args):

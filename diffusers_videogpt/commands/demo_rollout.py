@@ -27,9 +27,10 @@ from ..video_io import (
     resize_and_crop,
     resize_to_cover,
     target_size,
+    to_uint8_frames,
     write_video,
 )
-from .main import PICTURE_FPS
+from .predict import PICTURE_FPS
 
 
 PICTURES = ("BMP", "JPEG", "PNG", "WEBP")
@@ -194,7 +195,7 @@ class Rollouts:
             clip = next(self._stream, None) if self._owner == owner else None
         if clip is None or self._owner != owner:
             return None
-        return (clip.frames[0] * 255).round().astype(np.uint8)
+        return to_uint8_frames(clip.frames[0])
 
     def interrupt(self, owner: tuple[str, str] | None) -> None:
         """Gives up the stream, if it is of this owner: the clip in work, which is noise then, is not handed out."""

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from ..training.latents import encode_moments
+from ..data.latents import encode_moments
 
 
 NOISE_LEVELS = (0.1, 0.2, 0.3)
-# The gates: the bundled autoencoder of 2026 had a smallest eigenvalue of 0.01 and lost a ball in every fourth frame at a noise
-# of 0.3, and so did the videos that were predicted with it.
+# The gates: with a smallest eigenvalue of 0.01 and objects lost from every fourth frame at a noise of 0.3, predicted videos
+# lose them too.
 LEAST_EIGENVALUE = 0.5
 LEAST_KEPT = {0.0: 0.99, 0.3: 0.98}  # share of frames with all their objects, by level of noise
 FRAMES_PER_CALL = 16
@@ -47,12 +47,12 @@ def channel_correlation(latents: torch.Tensor) -> torch.Tensor:
 
 
 def correlation_penalty(latents: torch.Tensor) -> torch.Tensor:
-    """Sum of the squared correlations of a channel with the others, averaged over the channels: (N, C, h, w) → ().
+    """Sum of the squared correlations of every channel with every other one, (N, C, h, w) → ().
 
-    It is 0 for uncorrelated channels and C − 1 for channels that all tell the same.
+    It is 0 for uncorrelated channels and C (C − 1) for channels that all tell the same.
     """
     correlation = channel_correlation(latents)
-    return (correlation - torch.diag(correlation.diag())).square().sum() / len(correlation)
+    return (correlation - torch.diag(correlation.diag())).square().sum()
 
 
 def add_latent_noise(latents: torch.Tensor, level: torch.Tensor | float, noise: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ class LatentReport:
 
 
 def latent_statistics(moments: torch.Tensor, latent_channels: int) -> LatentStatistics:
-    """Statistics in float64 of what [`~training.latents.encode_moments`] gives.
+    """Statistics in float64 of what [`~data.latents.encode_moments`] gives.
 
     Args:
         moments: (N, 2C, h, w), means and log variances; or (N, C, h, w) of an autoencoder without a posterior.
@@ -148,7 +148,7 @@ def latent_statistics(moments: torch.Tensor, latent_channels: int) -> LatentStat
 
 def encode_videos(vae, videos: Iterable[np.ndarray]) -> torch.Tensor:
     """What the autoencoder says of every frame of videos of one size, uint8 (F, H, W, 3) each: fp32 (N, c, h, w)."""
-    return torch.cat([encode_moments(vae, frames, FRAMES_PER_CALL) for frames in videos])
+    return torch.cat([encode_moments(vae, frames, batch_size=FRAMES_PER_CALL) for frames in videos])
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def judge_latents(
         seed: of the noise.
 
     Raises:
-        ValueError: there is no video, or as [`~training.latents.encode_moments`].
+        ValueError: there is no video, or as [`~data.latents.encode_moments`].
     """
     if not len(videos):
         raise ValueError("There is no video to judge the autoencoder on.")

@@ -159,11 +159,14 @@ def evaluate_classes(
             to be compared by `videogpt evaluate fvd`, and a film strip a class.
 
     Raises:
-        ValueError: if the model has no named classes, or there are too few real videos.
+        ValueError: if the model has no named classes, or one whose name leads out of `folder`, or there are too few real
+            videos.
     """
     names = list(pipe.labels)
     if not names:
         raise ValueError("This pipeline names no classes: train one by training_scripts/train_class_to_video.py.")
+    for name in names if folder is not None else ():
+        path_inside(folder, name)  # a name is a folder in it
     num_frames, side = pipe.config.frames_per_clip, pipe.config.longest_side
     sampling = Sampling(num_frames, height=side, width=side)
     num_made = videos_per_class * len(names)
@@ -292,7 +295,7 @@ def evaluate_prompts(
     side, num_frames, results = pipe.config.longest_side, pipe.config.frames_per_clip, {}
     for number, name in enumerate(("combinations seen in training", "combinations held out")):
         orders = [draw_order(index, held_out=number == 1) for index in range(num_prompts)]
-        scenes = [order.simulate(index, num_frames, side) for index, order in enumerate(orders)]
+        scenes = [order.simulate(index, num_frames, size=side) for index, order in enumerate(orders)]
         real = [through_autoencoder(pipe, scene.frames) for scene in scenes]
         prompts = [order.caption for order in orders]
         videos = generate(

@@ -18,7 +18,7 @@ import torch
 from ..extras import require
 from ..files import Store, hash_bytes, hash_of
 from ..metrics.physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
-from ..metrics.rollout import mse_by_frame, psnr_of
+from ..metrics.rollout_scores import mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames
 from ..weights import hash_of_model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..extras import require
-from ..metrics.rollout import mse_by_frame
+from ..metrics.rollout_scores import mse_by_frame
 from ..worlds import Scene, count_objects
 
 

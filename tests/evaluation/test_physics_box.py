@@ -176,7 +176,7 @@ def test_models_of_two_sizes_are_not_compared(make_tiny_pipe, tmp_path):
             evaluate_models(
                 tmp_path / "one",
                 tmp_path / "out",
-                RolloutSettings(1),
+                settings=RolloutSettings(1),
                 compare=[(name, str(tmp_path / "other"), None)],
                 **run,
             )

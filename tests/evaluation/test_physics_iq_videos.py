@@ -222,18 +222,10 @@ def test_prediction_goes_on_from_what_was_shown(data, tmp_path):
     pipe = VideoGPTPipeline.from_pretrained(BUNDLED_MODEL)
     pipe.set_progress_bar_config(disable=True)
     (given,) = data.rglob("0002_conditioning-videos*")
-    expected = pipe(
-        video=str(given),
-        height=32,
-        width=48,
-        num_frames=5 * FPS,
-        num_inference_steps=1,
-        guidance_scale=3.0,
-        frames_per_clip=8,
-        max_context_frames=80,
-        generator=torch.Generator().manual_seed(20_002),
-        output_type="np",
-    ).frames[0]
+    size = {"height": 32, "width": 48, "num_frames": 5 * FPS, "frames_per_clip": 8, "max_context_frames": 80}
+    noise = torch.Generator().manual_seed(20_002)
+    settings = {"num_inference_steps": 1, "guidance_scale": 3.0, "output_type": "np", "generator": noise}
+    expected = pipe(video=str(given), **size, **settings).frames[0]
     written = read_video(path).frames
     assert written.shape == (5 * FPS, 32, 48, 3)
     np.testing.assert_allclose(written.mean(axis=(1, 2)), 255 * expected.mean(axis=(1, 2)), atol=2)

@@ -80,7 +80,7 @@ def source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "site")
     expected = convert({f"params/Conv_0/{name}": array for name, array in ARRAYS["params"]["Conv_0"].items()})
     file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PackageWeights("some-weights", "some_weights", "file.ckpt", file_sha256, convert, hash_tensors(expected))
+    return PackageWeights("some-weights", "file.ckpt", file_sha256, convert, hash_tensors(expected))
 
 
 def cached_file(cache: Path) -> Path:

@@ -86,6 +86,18 @@ def test_what_is_missing_is_named(davis, tmp_path):
         read_masked_videos(davis)
 
 
+@pytest.mark.parametrize("name", ["../ant", "/ant", "ant/../../bee"])
+def test_a_list_names_no_folder_outside(davis, tmp_path, name):
+    """Masks that a model finds are written under these names."""
+    (davis / "ImageSets" / "2017" / "train.txt").write_text(f"ant\n{name}\n")
+    with pytest.raises(ValueError, match=f"name '{name}' leads out of the folder"):
+        read_masked_videos(davis)
+    root = make_youtube_vos(tmp_path / "youtube", ["v1"])
+    (root / "meta.json").write_text(json.dumps({"videos": {name: {}}}))
+    with pytest.raises(ValueError, match=f"name '{name}' leads out of the folder"):
+        read_masked_videos(root)
+
+
 def test_masks_of_another_size(davis):
     Image.new("P", (16, 16)).save(davis / "Annotations" / "480p" / "ant" / "00002.png")
     video = read_masked_videos(davis)[0]

@@ -8,7 +8,8 @@ from run_scripts import make_videos
 
 from diffusers_videogpt import VideoGPTForVideoClassification
 from diffusers_videogpt.data.sampling import Sampling
-from diffusers_videogpt.tasks.token_pooling import UNUSED_PARTS, pool_clean_tokens
+from diffusers_videogpt.tasks.token_pooling import pool_clean_tokens
+from diffusers_videogpt.tasks.trunk import UNUSED_PARTS
 from diffusers_videogpt.tasks.video_classification import classify_videos
 from diffusers_videogpt.tasks.video_features import clip_latents, clips_of
 

@@ -199,9 +199,9 @@ def test_videos_of_one_size_go_together(tmp_path, make_tiny_pipe, monkeypatch):
         video_features.pool_clean_layers,
     )
 
-    def record(transformer, latents, *args):
+    def record(transformer, latents, **settings):
         shapes.append((latents.shape[0], *latents.shape[-2:]))
-        return pool(transformer, latents, *args)
+        return pool(transformer, latents, **settings)
 
     monkeypatch.setattr(video_features, "pool_clean_layers", record)
     extract_features(make_tiny_pipe(), table, cache_dir=tmp_path / "features", batch_size=2)

@@ -83,7 +83,8 @@ def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, launcher):
 
     result = train(killed, *args, "--resume_from_checkpoint", "latest", launcher=launcher)
     assert "resumed from" in result.stdout
-    assert read_log(killed) == read_log(tmp_path / "straight")
+    columns = ("step", "loss", "validation_loss", "loss_at_0.4", "velocity_error_at_0.8", "validation_loss_at_0.2")
+    assert read_log(killed, columns) == read_log(tmp_path / "straight", columns)
     assert [int(row[0]) for row in read_log(killed)][:4] == [3, 6, 9, 10]
     expected = file_hashes(tmp_path / "straight" / "checkpoint-40")
     assert {"model.safetensors", "optimizer-0.safetensors", "ema.safetensors"} <= set(expected)
@@ -330,6 +331,7 @@ def test_output_of_a_run(tmp_path, new_model, videos):
         assert {"0.mp4", "0.png", "scores.json"} <= names
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "library_name: diffusers" in card and "prediction.png" in card and "--optimizer muon" in card
+    assert "| velocity error over that of the input | " in card
     assert (tmp_path / "prediction.png").stat().st_size > 500
     assert list(tmp_path.rglob("events.out.tfevents*"))
     weights = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")

@@ -14,6 +14,7 @@ from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
 from safetensors.torch import load_file
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt.training import recipe
 from diffusers_videogpt.training.loop import TrainingLoop
 from diffusers_videogpt.training.recipe import NextClipTraining
 from diffusers_videogpt.video_io import read_video
@@ -146,9 +147,8 @@ def test_one_clip_a_stream_and_the_window(tmp_path, base, videos, run_here, monk
             tar.add(path, arcname=path.name)
     begun = []
     monkeypatch.setattr(TrainingLoop, "run", lambda loop: begun.append(loop))
-    monkeypatch.setattr(
-        NextClipTraining, "publish", lambda training, *args, **options: begun.append(training.pipe.config)
-    )
+    monkeypatch.setattr(NextClipTraining, "card", lambda training, loop: begun.append(training.pipe.config) or {})
+    monkeypatch.setattr(recipe, "publish", lambda *args, **options: None)
     args = ["--pretrained_model_name_or_path", base, "--height", 32, "--width", 32, "--max_num_frames", 8]
     args += ["--dataset_name", tmp_path / "shards", "--video_column", "mp4", "--streaming"]
     args += ["--clips", "equal:8", "--train_patch_embeddings", "--output_dir", tmp_path / "run"]
