@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    DiffusionPipeline,
-)
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.schedulers import KarrasDiffusionSchedulers
