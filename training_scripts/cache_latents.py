@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers_videogpt.arguments import natural_int, positive_int
-from diffusers_videogpt.training.arguments import option, parse_settings, part
+from diffusers_videogpt.training.arguments import option, parse_settings, part, run_script
 from diffusers_videogpt.training.settings import AutoencoderSettings, SamplingSettings, VideoSettings
 
 
@@ -57,10 +57,15 @@ def main():
 
     from diffusers_videogpt.data.latents import LatentCache, make_cache_key, write_latent_cache
     from diffusers_videogpt.data.videos import report_dropped
-    from diffusers_videogpt.training.loading import load_vae, load_video_table, make_sampling
+    from diffusers_videogpt.training.loading import load_vae, load_video_table, make_sampling, settle_size
+    from diffusers_videogpt.training.run_folder import hold_folder
 
     sampling, cache = settings.sampling, settings.cache
+    max_shard_size = convert_file_size_to_int(cache.max_shard_size)
     accelerator = Accelerator()
+    if accelerator.is_main_process:
+        hold_folder(cache.output_dir)
+    settle_size(sampling, settings.model)
     table = load_video_table(settings.videos, sampling)
     if accelerator.is_main_process:
         report_dropped(table.dropped, cache.output_dir)
@@ -73,7 +78,7 @@ def main():
         key,
         num_windows=cache.windows_per_video,
         batch_size=cache.vae_batch_size,
-        max_shard_size=convert_file_size_to_int(cache.max_shard_size),
+        max_shard_size=max_shard_size,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
         num_workers=cache.dataloader_num_workers,
@@ -88,4 +93,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

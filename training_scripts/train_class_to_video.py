@@ -14,7 +14,7 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos besid
 from dataclasses import dataclass
 
 from diffusers_videogpt.tasks.settings import ClassSettings
-from diffusers_videogpt.training.arguments import parse_settings, part
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import PipelineSettings, RolloutSettings, VideoSettings
 
 
@@ -72,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

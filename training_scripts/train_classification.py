@@ -17,7 +17,7 @@ simulated scene. UCF-101's lists are read as they are. The output folder is a `V
 from dataclasses import dataclass
 
 from diffusers_videogpt.tasks.settings import ClassifierSettings
-from diffusers_videogpt.training.arguments import parse_settings, part
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import LatentSettings, ModelSettings, TrainingSettings, VideoSettings
 
 
@@ -99,4 +99,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,7 +12,7 @@ from the tokens before it at once. One denoising step of one frame without guida
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.training.arguments import parse_settings, part
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import (
     LatentSettings,
     ModelSettings,
@@ -77,4 +77,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

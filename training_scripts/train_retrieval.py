@@ -18,7 +18,7 @@ Captions are a column of a CSV or JSONL table or of a Hub dataset, or those of s
 from dataclasses import dataclass
 
 from diffusers_videogpt.tasks.settings import RetrievalSettings
-from diffusers_videogpt.training.arguments import parse_settings, part
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import LatentSettings, ModelSettings, TrainingSettings
 
 
@@ -87,4 +87,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,7 +12,7 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos with 
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.training.arguments import parse_settings, part
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import (
     LatentSettings,
     ModelSettings,
@@ -88,4 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,7 +11,7 @@ predictions of held-out videos, and `checkpoint-N` folders, from which `--resume
 run had never stopped.
 """
 
-from diffusers_videogpt.training.arguments import parse_settings
+from diffusers_videogpt.training.arguments import parse_settings, run_script
 from diffusers_videogpt.training.settings import PipelineSettings
 
 
@@ -53,4 +53,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

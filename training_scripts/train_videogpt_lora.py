@@ -14,11 +14,10 @@ animations of held-out first frames, and `checkpoint-N` folders for `--resume_fr
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.training.arguments import parse_settings, part
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import (
     AdapterSettings,
     BaseModelSettings,
-    LatentSettings,
     LoopSettings,
     NextClipSettings,
     ObjectiveSettings,
@@ -34,7 +33,6 @@ class Settings(NextClipSettings):
 
     model: BaseModelSettings = part()
     adapter: AdapterSettings = part()
-    latents: LatentSettings = part(num_validation_videos=None)
     objective: ObjectiveSettings = part(clips="first:1")
     optimizer: OptimizerSettings = part(adam_weight_decay=0.01, lr_warmup_steps=100)
     loop: LoopSettings = part(max_train_steps=2000)
@@ -56,6 +54,7 @@ class Settings(NextClipSettings):
 def main():
     settings = parse_settings(Settings, __doc__, what="an adapter")
     # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.data.latents import hash_weights
     from diffusers_videogpt.training.adapter import AdapterTraining, add_adapter, load_base
     from diffusers_videogpt.training.feed import make_feed
     from diffusers_videogpt.training.objective import parse_clips
@@ -79,12 +78,14 @@ def main():
         batches=settings.batches,
         output_dir=settings.loop.output_dir,
     )
+    base_hash = hash_weights(pipe.transformer)[:16]
     config = add_adapter(pipe.transformer, settings.adapter, seed=settings.sampling.seed)
     training = AdapterTraining(
         accelerator,
         pipe,
         feed=feed,
         base=settings.model.pretrained_model_name_or_path,
+        base_hash=base_hash,
         config=config,
         objective=settings.objective,
         rollouts=settings.validation,
@@ -95,4 +96,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

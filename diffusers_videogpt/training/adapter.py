@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict
 
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .loading import load_vae, widen_window
+from .loading import load_vae, settle_size, widen_window
 from .loop import TrainingLoop
 from .objective import parse_clips
 from .recipe import NextClipTraining
@@ -34,6 +34,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
+    settle_size(sampling, model)
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":
@@ -104,20 +105,32 @@ class AdapterTraining(NextClipTraining):
     """Training of an adapter that the pipeline's transformer has; it alone is kept in checkpoints and saved.
 
     Args:
-        base: the path or id of the pipeline, which a checkpoint must agree with.
+        base: the path or id of the pipeline. A checkpoint must agree with its weights, not with where they lie.
+        base_hash: of the frozen transformer's weights.
         config: of the adapter, from [`add_adapter`].
     """
 
     trainable_only = True
     is_adapter = True
 
-    def __init__(self, accelerator: Accelerator, pipe: VideoGPTPipeline, *, base: str, config: LoraConfig, **training):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pipe: VideoGPTPipeline,
+        *,
+        base: str,
+        base_hash: str,
+        config: LoraConfig,
+        **training,
+    ):
         super().__init__(accelerator, pipe, **training)
         self.base, self.config = base, config
+        self.base_hash = base_hash
 
     def model_fields(self) -> dict[str, Any]:
         adapter = {name: getattr(self.config, name) for name in ("r", "lora_alpha", "use_dora", "use_rslora")}
-        return {"base": self.base, "adapter": adapter | {"target_modules": sorted(self.config.target_modules)}}
+        adapter |= {"target_modules": sorted(self.config.target_modules)}
+        return {"base": self.base, "adapter": adapter, "content.base": self.base_hash}
 
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         transformer = self.accelerator.unwrap_model(loop.model)

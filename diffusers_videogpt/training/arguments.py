@@ -12,22 +12,26 @@
 
 `transformers.HfArgumentParser` does much of this, but importing transformers takes 0.9 s, and `--help` is to answer within a
 second; it also knows no groups, no YAML file under a command line, and no option that is left out of one script. This file
-imports the standard library and yaml alone.
+imports little more than the standard library.
 """
 
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from .run_folder import release_folders
 
+
+TRACEBACK = "VIDEOGPT_TRACEBACK"
 T = TypeVar("T")
 
 
@@ -205,6 +209,23 @@ def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argpars
             from_file += [f"--{name}", *(str(item) for item in items)]
     # Placed before the command line, they go through the same checks and are overridden by it.
     return parser.parse_args([*from_file, *command_line])
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs a script: what a user can mend (a missing folder, too few videos, files that don't fit) is one line, not a
+    traceback; what the run held is let go of however it ends.
+
+    Raises:
+        SystemExit: with the message of a `ValueError` or an `OSError`, unless the environment has `VIDEOGPT_TRACEBACK`.
+    """
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}\n({TRACEBACK}=1 shows where it was raised)") from None
+    finally:
+        release_folders()
 
 
 def plain_values(settings) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def load_checkpoint(
     process's own random state goes only to a process of the same number.
 
     Args:
-        expected: must equal `state["run"]` of the checkpoint.
+        expected: must equal `state["run"]` of the checkpoint. "content.…" counts where both have it, and then in place of
+            the field named by the rest.
 
     Raises:
         ValueError: the checkpoint is incomplete or damaged, or of another configuration: the message names the fields
@@ -425,9 +426,17 @@ def _read_notes(path: Path, expected: dict) -> dict:
         raise ValueError(f"'{path / STATE}' is damaged or no JSON file ({error}): resume from another one.") from error
     # As JSON gives it back: lists for tuples
     saved, now = _flat(notes["state"]["run"]), _flat(json.loads(json.dumps(expected)))
+    both = saved.keys() & now.keys()
+    # What the content is was not written into checkpoints from before, nor is it known of every source; and where it is
+    # known, where it lies does not matter.
+    compared = [
+        key
+        for key in sorted(saved.keys() | now.keys())
+        if (key in both or not key.startswith("content.")) and f"content.{key}" not in both
+    ]
     differences = [
         f"{key}: {saved.get(key, 'nothing')} there, {now.get(key, 'nothing')} now"
-        for key in sorted(saved.keys() | now.keys())
+        for key in compared
         if saved.get(key) != now.get(key)
     ]
     if differences:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from ..data.batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
 from ..data.latents import (
+    INDEX,
     LatentCache,
     encode_moments,
     hash_weights,
@@ -32,6 +33,7 @@ from ..data.latents import (
 from ..data.sampling import seeded_generator
 from ..data.streaming import StreamedBatches
 from ..data.videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
+from ..files import hash_file, hash_json
 from .loading import load_video_table, make_sampling
 from .settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
 
@@ -144,8 +146,10 @@ class PlannedBatches:
         self.plan = BatchPlan(table_of(dataset), samples_a_process * accelerator.num_processes, seed=seed)
 
     def run_fields(self) -> dict:
+        """What a checkpoint must agree with: which videos, and what is in them."""
         digest = hashlib.sha256("\n".join(ids_of(self.dataset)).encode()).hexdigest()
-        return {"videos": digest[:16], "global_batch_size": self.plan.global_batch_size}
+        content = content_fields(self.dataset)
+        return {"videos": digest[:16], "global_batch_size": self.plan.global_batch_size, **content}
 
     def state_dict(self) -> dict:
         return {}
@@ -300,6 +304,33 @@ def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
 
 def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
     return [record.id for record in records_of(dataset)]
+
+
+SAMPLED_BYTES = 1 << 16
+
+
+def sample_file(path: Path) -> str:
+    """Of a file, its size and a hash of its beginning, middle and end: other content under the same name is told from it
+    without reading all of a large set."""
+    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(size - SAMPLED_BYTES, 0)):
+            file.seek(start)
+            digest.update(file.read(SAMPLED_BYTES))
+    return f"{size} {digest.hexdigest()}"
+
+
+def content_fields(dataset: WindowDataset | CachedWindows) -> dict[str, str]:
+    """Hashes of what a run learns from, beside the names of the videos: captions, labels, files or cached latents."""
+    records = records_of(dataset)
+    content = {"captions": [x.caption for x in records], "labels": [x.label for x in records]}
+    if isinstance(dataset, WindowDataset):
+        files = [x.source for x in records if isinstance(x.source, Path)]
+        if files:
+            content["files"] = [sample_file(path) for path in files]
+    elif isinstance(dataset.cache, LatentCache):
+        content["latents"] = hash_file(dataset.cache.folder / INDEX)
+    return {f"content.{name}": hash_json(values)[:16] for name, values in content.items()}
 
 
 def records_of(dataset: WindowDataset | CachedWindows) -> list[VideoRecord] | list[CachedVideo]:

@@ -12,7 +12,7 @@ from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .phi3 import load_phi3_decoder
-from .settings import AutoencoderSettings, ModelSettings, SamplingSettings, VideoSettings
+from .settings import LONGEST_SIDE, AutoencoderSettings, ModelSettings, SamplingSettings, VideoSettings
 
 
 def make_sampling(sampling: SamplingSettings) -> Sampling:
@@ -21,10 +21,27 @@ def make_sampling(sampling: SamplingSettings) -> Sampling:
         min_num_frames=sampling.min_num_frames,
         frame_interval=(sampling.frame_interval[0], sampling.frame_interval[-1]),
         fps=sampling.target_fps,
-        longest_side=sampling.longest_side,
+        longest_side=LONGEST_SIDE if sampling.longest_side is None else sampling.longest_side,
         height=sampling.height,
         width=sampling.width,
     )
+
+
+def settle_size(sampling: SamplingSettings, model: AutoencoderSettings) -> None:
+    """Sets `--longest_side`, where it was not given, to that of the pipeline to start from; of a new one to 320.
+
+    A model that was trained on small pictures learns slowly from large ones, and predicts at another size than it learnt.
+
+    Raises:
+        OSError, ValueError: there is no such pipeline.
+    """
+    if sampling.longest_side is not None:
+        return
+    base, config = model.pretrained_model_name_or_path, {}
+    if base is not None:
+        refuse_other_kinds(base, VideoGPTPipeline.__name__)
+        config = VideoGPTPipeline.load_config(base, revision=model.revision)
+    sampling.longest_side = config.get("longest_side", LONGEST_SIDE)
 
 
 def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> VideoTable:

@@ -18,11 +18,12 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from .arguments import plain_values
 from .checkpoints import find_checkpoint
 from .feed import ClipDrawer, LatentFeed, MicroBatch
-from .loading import load_pipeline
+from .loading import load_pipeline, settle_size
 from .loop import TrainingLoop, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
 from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
+from .run_folder import hold_folder
 from .settings import (
     BatchSettings,
     HubSettings,
@@ -307,7 +308,8 @@ def start_processes(
         repo_id = hub_repository(loop.output_dir, hub)
         HfApi().create_repo(repo_id, private=hub.hub_private, exist_ok=True)
     set_seed(seed)
-    loop.output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        hold_folder(loop.output_dir)
     return accelerator
 
 
@@ -322,6 +324,7 @@ def start_run(
 ) -> tuple[Accelerator, VideoGPTPipeline]:
     """What every run begins with: its processes, its folder, and the pipeline to train."""
     accelerator = start_processes(loop=loop, batches=batches, optimizer=optimizer, hub=hub, seed=sampling.seed)
+    settle_size(sampling, model)
     pipe = load_pipeline(model, sampling)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)

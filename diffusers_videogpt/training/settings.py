@@ -18,6 +18,7 @@ from .arguments import option, part, share
 # Of diffusers' schedules, those that need nothing but the numbers of steps.
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEDULES = typing.get_args(Schedule)
+LONGEST_SIDE = 320  # of a new model's samples, in pixels
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -192,7 +193,11 @@ class SamplingSettings:
     )
     frame_interval: tuple[int, ...] = option((1,), "source frames a step: N, or MIN MAX", metavar="N")
     target_fps: float | None = option(None, "frames a second of a sample, instead of --frame_interval")
-    longest_side: int = option(320, "size in pixels; the aspect ratio is kept", type=positive_int)
+    longest_side: int | None = option(
+        None,
+        "size in pixels; the aspect ratio is kept; default: that of the pipeline to start from, of a new one 320",
+        type=positive_int,
+    )
     height: int | None = option(
         None, "with --width: a fixed size, multiples of 16, instead of --longest_side", type=positive_int
     )
@@ -218,7 +223,9 @@ class SamplingSettings:
     @property
     def longest_pixels(self) -> int:
         """The longer side of the samples, in pixels."""
-        return self.longest_side if self.height is None else max(self.height, self.width)
+        if self.height is not None:
+            return max(self.height, self.width)
+        return LONGEST_SIDE if self.longest_side is None else self.longest_side
 
 
 @dataclass(kw_only=True)
@@ -239,8 +246,8 @@ class LatentSettings:
         "sample", "of the autoencoder, which training sees: drawn anew at every step as in the paper, or its mean"
     )
     num_validation_videos: int | None = option(
-        8,
-        "videos kept from training for validation",
+        None,
+        "videos kept from training for validation; default: 8, and of fewer than 40 videos a fifth",
         type=natural_int,
     )
     validation_data_root: Path | None = option(None, "folder of other videos for validation, instead")

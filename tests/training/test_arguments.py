@@ -14,7 +14,7 @@ from diffusers.optimization import SchedulerType
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
 from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values
-from diffusers_videogpt.training.loading import load_pipeline
+from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_size
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
     LatentSettings,
@@ -164,6 +164,20 @@ def test_a_pipeline_keeps_its_settings_and_its_window_grows(tmp_path, make_tiny_
     assert load("--max_num_frames", 4, "--longest_side", 48) == [2, 1.5, 2.5, 5, 48]
     assert load("--max_num_frames", 16, "--height", 32, "--width", 64) == [2, 1.5, 2.5, 14, 64]
     assert load("--frames_per_clip", 4, "--guidance_scale", 1, "--max_num_frames", 16) == [4, 1.0, 2.5, 12, 320]
+
+
+def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_pipe):
+    make_tiny_pipe(longest_side=48).save_pretrained(tmp_path)
+    base, new = (
+        ModelSettings(pretrained_model_name_or_path=str(tmp_path)),
+        ModelSettings(pretrained_vae_path=str(tmp_path / "vae")),
+    )
+    for model, given, expected in ((base, None, 48), (base, 64, 64), (new, None, 320)):
+        sampling = SamplingSettings(longest_side=given)
+        settle_size(sampling, model)
+        assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
+    with pytest.raises((OSError, ValueError), match="nowhere"):
+        settle_size(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
 
 
 def test_settings_are_refused_in_python_as_on_the_command_line():

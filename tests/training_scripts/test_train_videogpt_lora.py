@@ -109,6 +109,22 @@ def test_resumed_run_ends_alike(tmp_path, arguments, refusal_of):
     assert all(torch.equal(value, weights[name]) for name, value in load_file(tmp_path / WEIGHTS).items())
 
 
+def test_the_base_is_known_by_its_weights_not_by_where_it_lies(tmp_path, base, arguments, run_here, refusal_of):
+    run_here("train_videogpt_lora.py", "--output_dir", tmp_path / "run", *arguments, "--max_train_steps", 3)
+    elsewhere = tmp_path / "base"
+    shutil.copytree(base, elsewhere)
+    given = ["--output_dir", tmp_path / "run", *arguments, "--pretrained_model_name_or_path", elsewhere]
+    given += ["--resume_from_checkpoint", "latest"]
+    run_here("train_videogpt_lora.py", *given, "--max_train_steps", 4)
+    assert len(losses(tmp_path / "run")) == 4
+    network = VideoGPTTransformerModel.from_pretrained(elsewhere / "transformer")
+    with torch.no_grad():
+        network.proj_out.bias.add_(1)
+    network.save_pretrained(elsewhere / "transformer")
+    said = refusal_of("train_videogpt_lora.py", *given, "--max_train_steps", 5)
+    assert "content.base: " in said and "; base: " not in said
+
+
 @pytest.mark.parametrize(
     "options",
     [
