@@ -7,7 +7,7 @@ from pathlib import Path
 from ... import BUNDLED_MODEL
 from ...arguments import check_output, positive_float, positive_int
 from ...console import say
-from ..models import QUANTIZERS, leave_out, refuse_missing, usable_device
+from ..models import QUANTIZERS, leave_out, refuse_missing, told_of, usable_device
 from ..options import add_command, add_device_argument
 
 
@@ -17,35 +17,40 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
         check_output(args.output.parent)
         if args.output.is_dir():
             raise ValueError(f"--output {args.output} is a folder: name a JSON file.")
+    from ...saved_models import refuse_unreachable
+
+    if args.vae is not None:
+        refuse_unreachable(args.vae)
     leave_out(QUANTIZERS)
     device = usable_device(args.device)
     from diffusers import AutoModel
 
-    from ...data.sampling import Sampling
-    from ...data.videos import VideoTable
     from ...evaluation.autoencoder import failed_gates, format_report, judge_latents
     from ...files import write_json
-    from ...worlds import count_objects, simulate
 
-    if args.vae is None:
-        vae = AutoModel.from_pretrained(BUNDLED_MODEL, subfolder="vae")
-    else:
-        vae = AutoModel.from_pretrained(args.vae, subfolder=args.subfolder)
+    read_objects = None
     if args.data is None:
-        sizes = {"num_frames": args.num_frames, "size": args.resolution}
-        videos = [simulate(seed=seed, **sizes).frames for seed in range(args.num_videos)]
+        from ...worlds import count_objects as read_objects
+        from ...worlds import simulate
+
+        videos = [
+            simulate(seed=seed, num_frames=args.num_frames, size=args.resolution).frames
+            for seed in range(args.num_videos)
+        ]
     else:
+        from ...data.sampling import Sampling
+        from ...data.videos import VideoTable
+
         sampling = Sampling(args.num_frames, min_num_frames=1, height=args.resolution, width=args.resolution)
         table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
         say(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
         count = min(len(table), args.num_videos)
         videos = [table.read(index, table.draw_window(index, 0, args.seed)) for index in range(count)]
-    read_objects = count_objects if args.data is None else None
-    report = judge_latents(
-        vae.to(device), videos, noise_levels=args.noise_levels, read_objects=read_objects, seed=args.seed
-    )
-    say(format_report(report))
-    say("", *(failed_gates(report) or ["All gates are passed."]))
+    source, subfolder = (BUNDLED_MODEL, "vae") if args.vae is None else (args.vae, args.subfolder)
+    with told_of(f"the autoencoder in {source}"):
+        vae = AutoModel.from_pretrained(source, subfolder=subfolder).to(device)
+    report = judge_latents(vae, videos, noise_levels=args.noise_levels, read_objects=read_objects, seed=args.seed)
+    say(format_report(report), "", *(failed_gates(report) or ["All gates are passed."]))
     if args.output is not None:
         write_json(args.output, asdict(report))
 
