@@ -37,10 +37,10 @@ BASE_CLASSES = ("ModelMixin", "SchedulerMixin", "BaseGuidance", "DiffusionPipeli
 def register() -> None:
     """Adds the rows: now where diffusers' file has run, else as soon as it does."""
     waiting = {name: add_row for name, add_row in ROWS.items() if name not in sys.modules}
-    for name in ROWS.keys() - waiting.keys():
+    # First of all: a row may import one of our files, and with it those of diffusers that are waited for.
+    sys.meta_path.insert(0, _AfterImport(waiting))
+    for name in [name for name in ROWS if name not in waiting]:
         ROWS[name](sys.modules[name])
-    if waiting:
-        sys.meta_path.insert(0, _AfterImport(waiting))
 
 
 class _AfterImport:
