@@ -1,6 +1,6 @@
 """The packages that only some uses need, which come with an extra: imported, or a sentence that says how to get them."""
 
-import importlib
+from importlib import import_module
 from types import ModuleType
 
 
@@ -11,6 +11,6 @@ def require(module: str, purpose: str, *, extra: str) -> ModuleType:
         ImportError: it is not installed. The message begins with `purpose` and names the extra of this package.
     """
     try:
-        return importlib.import_module(module)
+        return import_module(module)
     except ImportError as error:
         raise ImportError(f'{purpose}: pip install ".[{extra}]" in the repository') from error

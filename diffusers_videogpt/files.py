@@ -94,7 +94,7 @@ def read_json(path: str | Path, *, kind: type = dict) -> Any:
     return content
 
 
-def write_json(path: str | Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
+def write_json(path: str | Path, content: Any, *, indent: int | None = 1, sort_keys: bool = False) -> None:
     """Writes JSON in UTF-8, whole or not at all; the folder is made.
 
     Raises:

@@ -5,6 +5,7 @@ Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size
 
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging
 
+from .config_values import check_positive_number
 from .video_io import read_video, resize_and_crop, resize_to_cover, to_uint8_frames
 
 
@@ -43,6 +45,8 @@ def check_vae(vae: AutoencoderKL | AutoencoderTiny | None) -> None:
 def check_size(height: int | None, width: int | None, *, multiple: int) -> None:
     """Raises a `ValueError` that names the nearest possible sizes if a frame can't be cut into patches of `multiple` pixels."""
     for name, value in (("height", height), ("width", width)):
+        if value is not None and not isinstance(value, Integral):
+            raise ValueError(f"`{name}` must be a whole number, got {value!r}.")
         if value is not None and (value % multiple or value < multiple):
             nearest = sorted({max(value // multiple, 1) * multiple, (value // multiple + 1) * multiple})
             raise ValueError(
@@ -84,6 +88,8 @@ def prepare_frames(
         ValueError: if the videos of a batch differ in size or length, or frames are empty or not in range.
         VideoReadError: if a path can't be read.
     """
+    if fps is not None:
+        check_positive_number("fps", fps)
     if height is None and width is None:
         resize = partial(resize_and_crop, longest_side=longest_side, multiple=multiple)
     elif height is None or width is None:

@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    DiffusionPipeline,
-)
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -26,6 +22,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .conditions import ConditionEncoder, class_numbers
+from .config_values import check_pipeline_config
 from .diffusers_internals import execution_device, guidance_pass_name, reset_block_caches
 from .frame_latents import (
     VideoInput,
@@ -49,6 +46,7 @@ from .rollout import (
     usable_attention_kwargs,
 )
 from .saved_models import refuse_what_is_not
+from .saved_weights import refuse_missing_tensors
 from .scheduling_next_clip_flow_match import (
     NextClipFlowMatchScheduler,
     denoised_to_model_output,
@@ -265,9 +263,9 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             id2label=id2label,
             trained_on=trained_on,
         )
+        check_pipeline_config(self.config)
         self.vae_scale_factor = get_vae_scale_factor(vae)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
-        # Of the running or the last call
         self.one_call = OneCallAtATime()
         self._interrupt = False
         self._num_timesteps = 0
@@ -283,10 +281,12 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             kwargs: of [`DiffusionPipeline.from_pretrained`].
 
         Raises:
-            ValueError: says what the folder holds, and what takes that.
+            ValueError: says what the folder holds, and what takes that; or names what is missing or wrong in it.
             OSError: there is no such folder, and the Hub does not have it or could not be asked.
         """
         refuse_what_is_not("VideoGPTPipeline", pretrained_model_name_or_path, **kwargs)
+        if "transformer" not in kwargs:
+            refuse_missing_tensors(Path(pretrained_model_name_or_path, "transformer"), VideoGPTTransformerModel)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
@@ -296,13 +296,14 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
         """
         refuse_lora_layers(self.transformer)
+        # diffusers does not write down a component that was set where there was none.
+        self.register_modules(
+            **{n: getattr(self, n) for n in self._optional_components if getattr(self, n) is not None}
+        )
         super().save_pretrained(str(save_directory), **kwargs)
 
-    # Of the running or the last call
-
     @property
-    def guidance_scale(self) -> float:
-        """History guidance of the running or the last call."""
+    def guidance_scale(self) -> float:  # by history, of the running or the last call
         return self._guider.guidance_scale
 
     @property

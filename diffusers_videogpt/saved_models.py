@@ -1,11 +1,12 @@
 """What a folder holds, for who named the wrong one, and whether the Hub has what is no folder."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+
+from .files import read_json
 
 
 HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same in all versions of huggingface_hub
@@ -27,18 +28,24 @@ HINTS = {
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def kind_of(folder: Path) -> str | None:
-    """A key of `HINTS`, or the name of another class, or `None` if nothing there is known."""
+    """A key of `HINTS`, or the name of another class, or `None` if nothing there is known.
+
+    Raises:
+        ValueError: for a configuration that is no JSON object.
+    """
     class_name = _read_json(folder / "model_index.json").get("_class_name")
     if class_name is not None:
+        if not isinstance(class_name, str):
+            raise ValueError(f"{folder / 'model_index.json'}: `_class_name` is no text, but {class_name!r}.")
         return class_name
     if (folder / LORA_WEIGHTS).is_file():
         return "LoRA"
     config = _read_json(folder / "config.json") | _read_json(folder / "scheduler_config.json")
-    if config.get("_class_name") in HINTS:
+    if isinstance(config.get("_class_name"), str) and config["_class_name"] in HINTS:
         return config["_class_name"]
     if (folder.parent / "model_index.json").is_file():
         return "part of a pipeline"
@@ -126,6 +133,21 @@ def refuse_what_is_not(
         refuse_unreachable(name, revision=revision, token=token, cache_dir=cache_dir)
     if subfolder is None:
         refuse_other_kinds(name, wanted)
+        refuse_odd_configurations(Path(name))
+
+
+def refuse_odd_configurations(folder: Path) -> None:
+    """Raises a `ValueError` for a saved pipeline whose parts are not named, or whose configurations are no JSON objects."""
+    for name, value in _read_json(folder / "model_index.json").items():
+        if name in ("vae", "transformer", "scheduler", "text_encoder", "tokenizer", "guider"):
+            is_pair = isinstance(value, list) and len(value) == 2
+            if not is_pair or not all(part is None or isinstance(part, str) for part in value):
+                raise ValueError(
+                    f"{folder / 'model_index.json'}: `{name}` must name a library and a class, got {value!r}: copy the "
+                    "file again."
+                )
+    for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
+        _read_json(folder / name)
 
 
 class VideoGPTLoadingMixin:

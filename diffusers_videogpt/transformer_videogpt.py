@@ -27,6 +27,7 @@ from diffusers.utils import apply_lora_scale
 
 from .attention_videogpt import AttentionMask, VideoGPTAttention, VideoGPTRotaryPosEmbed, masks_for_attention
 from .clips import ClipLayout, layout_after_history
+from .config_values import check_network_config
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
 
@@ -184,6 +185,7 @@ class VideoGPTTransformerModel(
         text_embed_dim: int | None = None,
     ):
         super().__init__()
+        check_network_config(self.config)
         dim = num_attention_heads * attention_head_dim
 
         # 1. Patches and the learned tokens around them

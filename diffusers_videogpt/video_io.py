@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
@@ -256,7 +257,8 @@ def _check_source(path: str | Path | bytes) -> Path | bytes:
         return path
     path = Path(path)
     if not path.is_file():
-        raise VideoReadError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give the path of a video.")
+        problem = "not a file" if path.exists() else "no such file"
+        raise VideoReadError(f"{name_of(path)}: {problem}; give the path of a video.")
     return path
 
 
@@ -454,7 +456,8 @@ def _warn_of_hdr(name: str, kind: str) -> None:
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How the display matrix turns a stored frame upright: rows and columns change places; then it is mirrored along x;
     along y. FFmpeg's `rotation` alone does not tell of mirroring."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # Not `frame.side_data`, which keeps the frame and its decoder in a circle of references.
+    data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return False, False, False
     # x' = a x + c y, y' = b x + d y

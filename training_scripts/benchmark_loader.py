@@ -100,9 +100,9 @@ def main():
         parser.error(str(error))
     torch.set_num_threads(1)
 
-    table = VideoTable.from_folder(args.instance_data_root, sampling, args.max_bad_fraction)
+    table = VideoTable.from_folder(args.instance_data_root, sampling, max_bad_fraction=args.max_bad_fraction)
     print(table.dropped.summary(), flush=True)
-    plan = BatchPlan(table, args.train_batch_size, args.seed)
+    plan = BatchPlan(table, args.train_batch_size, seed=args.seed)
     dataset = WindowDataset(table, args.seed)
     rates = {name: [] for name in ("loader", "bare_loop", "loader_cpu", "bare_loop_cpu")}
     for number in range(args.rounds):

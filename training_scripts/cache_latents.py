@@ -70,7 +70,7 @@ def main():
     if accelerator.is_main_process:
         report_dropped(table.dropped, cache.output_dir)
     vae = load_vae(settings.model).to(accelerator.device)
-    key = make_cache_key(vae, make_sampling(sampling), sampling.seed) | describe_source(settings.videos)
+    key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed) | describe_source(settings.videos)
     write_latent_cache(
         cache.output_dir,
         table,

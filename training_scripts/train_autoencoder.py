@@ -208,12 +208,10 @@ def make_autoencoder(args):
             )
         if args.latent_channels in (None, vae.config.latent_channels):
             return vae
-        # The shift and scale that were measured belong to the old latents.
-        config = {**vae.config, "latent_channels": args.latent_channels, "shift_factor": None, "scaling_factor": 1.0}
-        wider, weights = AutoencoderKL.from_config(config), vae.state_dict()
-        own = wider.state_dict()
-        wider.load_state_dict({name: w if w.shape == own[name].shape else own[name] for name, w in weights.items()})
-        return wider
+        resized = AutoencoderKL.from_config(vae.config, latent_channels=args.latent_channels)
+        new, given = resized.state_dict(), vae.state_dict()
+        resized.load_state_dict({name: given[name] if given[name].shape == w.shape else w for name, w in new.items()})
+        return resized
     levels = len(args.block_out_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -264,7 +262,7 @@ def whiten_latents(vae, statistics):
     """Give the channels mean 0, standard deviation 1 and no correlation, without a change in what is decoded.
 
     z' = W (z − mean) with W = covariance^(-1/2), of all such matrices the one that changes the channels least, goes into
-    `quant_conv`; z = W⁻¹ z' + mean into `post_quant_conv`. The scale and shift of the config become 1 and none.
+    `quant_conv`; z = W⁻¹ z' + mean into `post_quant_conv`. In the config nothing is left to scale or shift.
     The posterior's noise, mixed by W, would no longer be independent from channel to channel, as the class has it, and no
     model of the latents can make use of it: it is taken away, down to the smallest variance that diffusers knows.
 
@@ -289,7 +287,7 @@ def whiten_latents(vae, statistics):
     bias += weight[:, :, 0, 0] @ mean
     convolution.weight.copy_(torch.einsum("ijhw,jk->ikhw", weight, colour))
     convolution.bias.copy_(bias)
-    vae.register_to_config(scaling_factor=1.0, shift_factor=None)
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None, latents_mean=None, latents_std=None)
 
 
 def find_checkpoint(args):

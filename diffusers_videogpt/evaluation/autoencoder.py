@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from ..training.latents import encode_moments
+from ..data.latents import encode_moments
 
 
 NOISE_LEVELS = (0.1, 0.2, 0.3)
@@ -130,7 +130,7 @@ class LatentReport:
 
 
 def latent_statistics(moments: torch.Tensor, latent_channels: int) -> LatentStatistics:
-    """Statistics in float64 of what [`~training.latents.encode_moments`] gives.
+    """Statistics in float64 of what [`~data.latents.encode_moments`] gives.
 
     Args:
         moments: (N, 2C, h, w), means and log variances; or (N, C, h, w) of an autoencoder without a posterior.
@@ -148,7 +148,7 @@ def latent_statistics(moments: torch.Tensor, latent_channels: int) -> LatentStat
 
 def encode_videos(vae, videos: Iterable[np.ndarray]) -> torch.Tensor:
     """What the autoencoder says of every frame of videos of one size, uint8 (F, H, W, 3) each: fp32 (N, c, h, w)."""
-    return torch.cat([encode_moments(vae, frames, FRAMES_PER_CALL) for frames in videos])
+    return torch.cat([encode_moments(vae, frames, batch_size=FRAMES_PER_CALL) for frames in videos])
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def judge_latents(
         seed: of the noise.
 
     Raises:
-        ValueError: there is no video, or as [`~training.latents.encode_moments`].
+        ValueError: there is no video, or as [`~data.latents.encode_moments`].
     """
     if not len(videos):
         raise ValueError("There is no video to judge the autoencoder on.")

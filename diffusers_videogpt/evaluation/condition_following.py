@@ -295,7 +295,7 @@ def evaluate_prompts(
     side, num_frames, results = pipe.config.longest_side, pipe.config.frames_per_clip, {}
     for number, name in enumerate(("combinations seen in training", "combinations held out")):
         orders = [draw_order(index, held_out=number == 1) for index in range(num_prompts)]
-        scenes = [order.simulate(index, num_frames, side) for index, order in enumerate(orders)]
+        scenes = [order.simulate(index, num_frames, size=side) for index, order in enumerate(orders)]
         real = [through_autoencoder(pipe, scene.frames) for scene in scenes]
         prompts = [order.caption for order in orders]
         videos = generate(

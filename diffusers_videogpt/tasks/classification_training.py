@@ -57,7 +57,7 @@ def train_probe(
     """
     with accelerator.main_process_first():
         table = load_video_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
     names = class_names([video.label for video in table], videos.dataset_file)
     # Too few videos are told before their features are computed.
     ids = [video.id for video in table]

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 
 from ..conditions import encode_text
-from ..data.latents import hash_weights
 from ..data.videos import report_dropped
 from ..metrics.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -31,6 +30,7 @@ from ..training.loop import TrainingLoop
 from ..training.recipe import Training, copy_with
 from ..training.settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
 from ..training.validation import plot_curve
+from ..weights import hash_weights
 from .conditional_generation import all_records
 from .settings import RetrievalSettings
 from .text_to_video import cache_texts, check_captions, load_text_encoder
@@ -102,7 +102,7 @@ def make_retrieval_feed(
         return make_feed(accelerator, pipe.vae, videos=videos, batches=batches, output_dir=output_dir, **common)
     with accelerator.main_process_first():
         table = load_video_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before their features are computed.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
     pipe.transformer.to(accelerator.device)

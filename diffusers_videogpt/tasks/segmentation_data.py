@@ -351,13 +351,13 @@ def make_segmentation_feed(
     """
     with accelerator.main_process_first():
         table = load_segmentation_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
     ids = [record.id for record in table.records]
     kept, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
     table, held_out = table.subset(kept), table.subset(held_out)
     train = WindowDataset(table, sampling.seed)
     if latents.windows_per_video is not None:
-        key = make_cache_key(vae, make_sampling(sampling), sampling.seed)
+        key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
         key |= {"colours": COLOURS.tolist(), "background": BACKGROUND.tolist(), "partly_marked": PARTLY_MARKED}
         folder = output_dir / "latents"
         write_latent_cache(

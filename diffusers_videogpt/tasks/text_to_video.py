@@ -3,8 +3,6 @@
 Shapes: B videos, L text tokens, E width of the text encoder.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,10 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions import Conditions, encode_text, text_width
-from ..data.latents import hash_weights
+from ..extras import require
+from ..files import hash_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_unreachable
 from ..training.feed import MicroBatch, StreamSource
+from ..weights import hash_weights
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
 from .settings import TextSettings
 
@@ -52,21 +52,25 @@ def cache_texts(
 
     The file's name tells the weights, the tokenizer and the texts.
     """
-    from datasets import Array2D, Dataset, Features, Value
-
+    datasets = require("datasets", "Captions are encoded once and kept, which needs datasets", extra="train")
     made_of = [hash_weights(text_encoder), tokenizer.get_vocab(), tokenizer.model_max_length, list(texts)]
-    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = hash_json(made_of)[:16]
 
     def encode(rows: dict) -> dict:
         states, mask = encode_text(text_encoder, tokenizer, rows["text"])
         return {"states": [s[m].float().cpu().numpy() for s, m in zip(states, mask, strict=True)]}
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    dataset = Dataset.from_dict({"text": list(texts)}).map(
+    dataset = datasets.Dataset.from_dict({"text": list(texts)}).map(
         encode,
         batched=True,
         batch_size=64,
-        features=Features({"text": Value("string"), "states": Array2D((None, text_width(text_encoder)), "float32")}),
+        features=datasets.Features(
+            {
+                "text": datasets.Value("string"),
+                "states": datasets.Array2D((None, text_width(text_encoder)), "float32"),
+            }
+        ),
         cache_file_name=str(Path(folder) / f"{fingerprint}.arrow"),
         new_fingerprint=fingerprint,
         desc="Encoding texts",

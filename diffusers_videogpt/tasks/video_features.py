@@ -102,7 +102,7 @@ class _ClipsOfVideos(Dataset):
 
 def clip_latents(vae, clips: np.ndarray, *, vae_batch_size: int = 16) -> torch.Tensor:
     """Clips, uint8 (N, F, H, W, 3) → their scaled latents (N, C, F, h, w), of the posterior's mean: always the same."""
-    moments = encode_moments(vae, clips, vae_batch_size)[:, :, : vae.config.latent_channels]
+    moments = encode_moments(vae, clips, batch_size=vae_batch_size)[:, :, : vae.config.latent_channels]
     return torch.stack([sample_latents(means, vae.config) for means in moments])
 
 

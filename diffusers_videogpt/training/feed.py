@@ -143,7 +143,7 @@ class PlannedBatches:
             "num_workers": batches.dataloader_num_workers,
         }
         samples_a_process = batches.train_batch_size * batches.gradient_accumulation_steps
-        self.plan = BatchPlan(table_of(dataset), samples_a_process * accelerator.num_processes, seed)
+        self.plan = BatchPlan(table_of(dataset), samples_a_process * accelerator.num_processes, seed=seed)
 
     def run_fields(self) -> dict:
         """What a checkpoint must agree with: which videos, and what is in them."""
@@ -252,7 +252,7 @@ class LatentFeed:
         )
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return encode_moments(self.vae, frames, self.latents.vae_batch_size)
+        return encode_moments(self.vae, frames, batch_size=self.latents.vae_batch_size)
 
     def validation_batches(self) -> Iterator[MicroBatch]:
         """The held-out videos, all of them on every process, with the same windows, clips and noise every time."""
@@ -354,7 +354,7 @@ def cache_latents(
     """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
     with accelerator.main_process_first():
         table = load_video_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, accelerator.is_main_process)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
     folder = output_dir / "latents"
@@ -362,7 +362,7 @@ def cache_latents(
         folder,
         table,
         vae,
-        make_cache_key(vae, make_sampling(sampling), sampling.seed),
+        make_cache_key(vae, make_sampling(sampling), seed=sampling.seed),
         num_windows=latents.windows_per_video,
         batch_size=latents.vae_batch_size,
         rank=accelerator.process_index,
@@ -408,7 +408,7 @@ def make_feed(
         stream = StreamedBatches(
             videos.dataset_name,
             frames,
-            batches.train_batch_size,
+            batch_size=batches.train_batch_size,
             seed=seed,
             rank=accelerator.process_index,
             num_processes=accelerator.num_processes,
@@ -421,7 +421,7 @@ def make_feed(
             label_column=videos.label_column,
             max_bad_fraction=videos.max_bad_fraction,
         )
-        report_dropped(stream.dropped, output_dir, accelerator.is_main_process)
+        report_dropped(stream.dropped, output_dir, is_main_process=accelerator.is_main_process)
         return feed(source=StreamSource(accelerator, stream), validation=validation)
 
     dropped, cached = None, latents.cached_latents
@@ -436,7 +436,7 @@ def make_feed(
             output_dir=output_dir,
         )
     if cached is not None:
-        expected = make_cache_key(vae, frames, seed)
+        expected = make_cache_key(vae, frames, seed=seed)
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
         cache = LatentCache(cached, expected)
         ids = cache.ids
@@ -446,7 +446,7 @@ def make_feed(
         with accelerator.main_process_first():
             table = load_video_table(videos, sampling)
         dropped = table.dropped
-        report_dropped(dropped, output_dir, accelerator.is_main_process)
+        report_dropped(dropped, output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]
         kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
         train, held_out = (WindowDataset(subset(table, indices), seed) for indices in (kept, held_out))

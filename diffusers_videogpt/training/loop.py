@@ -6,9 +6,7 @@ from its last checkpoint as if it had never stopped.
 
 import atexit
 import csv
-import importlib
 import math
-import os
 import shlex
 import signal
 import sys
@@ -24,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from ..extras import require
+from ..files import written_whole
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
 from .noise_levels import ErrorsByAlpha
@@ -94,8 +94,7 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torch
     }
     groups = [group for group in groups if group["params"]]
     if settings.use_8bit_adam:
-        # An extra that only this option needs
-        bitsandbytes = importlib.import_module("bitsandbytes")
+        bitsandbytes = require("bitsandbytes", "8-bit AdamW needs bitsandbytes", extra="train")
         adamw = bitsandbytes.optim.AdamW8bit(groups, **adamw_args)
     else:
         adamw = torch.optim.AdamW(groups, **adamw_args)
@@ -285,13 +284,11 @@ class TrainingLoop:
         row |= {name: f"{value:.4g}" for name, value in timing.items()}
         self.log.append(row)
         if self.accelerator.is_main_process:
-            unfinished = self.log_path.with_suffix(".csv.partial")
-            with unfinished.open("w", newline="") as file:
+            with written_whole(self.log_path) as unfinished, unfinished.open("w", newline="") as file:
                 # Earlier rows may be of another device, with other columns.
                 writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in self.log for name in r)))
                 writer.writeheader()
                 writer.writerows(self.log)
-            os.replace(unfinished, self.log_path)
         numbers = {"train/loss": float(row["loss"]), "train/learning_rate": float(row["learning_rate"])}
         numbers |= {f"train/{name}": value for name, value in by_alpha.items()}
         numbers |= {f"speed/{name}": value for name, value in timing.items()}

@@ -91,6 +91,7 @@ MISTAKES = {
         ["evaluate", "retrieval", "--model", "m", "--dataset-file", "nowhere.csv"],
         "--dataset-file nowhere.csv",
     ),
+    "no autoencoder": (["evaluate", "autoencoder", "--vae", "./nowhere"], "'./nowhere' is no folder here"),
     "no classifier": (["evaluate", "probe", "--model", BUNDLED_MODEL, "--data", "."], "is a VideoGPTPipeline, not a"),
 }
 

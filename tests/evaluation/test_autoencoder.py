@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.evaluation.autoencoder import (
     LatentReport,
     add_latent_noise,
@@ -16,7 +17,6 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.evaluation.autoencoder_command import add_autoencoder_command
 from diffusers_videogpt.video_io import write_video
 
 
@@ -220,10 +220,7 @@ def test_report_in_words():
 
 
 def run_command(*options):
-    parser = argparse.ArgumentParser()
-    add_autoencoder_command(parser.add_subparsers())
-    args = parser.parse_args(["autoencoder", *map(str, options)])
-    args.run(args)
+    main(["evaluate", "autoencoder", *map(str, options)])
 
 
 def test_command_on_simulated_scenes(tmp_path, capsys):
@@ -251,5 +248,5 @@ def test_command_on_a_folder_of_videos(tmp_path, capsys):
 
 
 def test_command_needs_a_file_for_its_output(tmp_path):
-    with pytest.raises(ValueError, match="is a folder: name a JSON file"):
+    with pytest.raises(SystemExit, match="is a folder: name a JSON file"):
         run_command("--output", tmp_path)

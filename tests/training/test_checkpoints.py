@@ -338,6 +338,29 @@ def test_an_average_must_be_there_or_not_as_before(tmp_path):
         load(make_run(), path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"files": {}},
+        {"files": []},
+        {"files": {"model.safetensors": 3}},
+        {"files": {"../x": {"size": 1}}},
+        [],
+        None,
+    ],
+    ids=json.dumps,
+)
+def test_a_manifest_that_does_not_vouch_for_the_files_is_no_checkpoint(tmp_path, content):
+    run = make_run()
+    path = save(run, tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == path
+    (path / "manifest.json").write_text(json.dumps(content))
+    assert latest_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match=r"no complete checkpoint: manifest\.json (is damaged|does not name model)"):
+        load(run, path)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     path = save(make_run(), tmp_path, 1)
     content = bytearray((path / "ema.safetensors").read_bytes())

@@ -1,5 +1,6 @@
 """`videogpt evaluate …`: one file a benchmark."""
 
+from .autoencoder import add_autoencoder_benchmark
 from .fvd import add_fvd_benchmark
 from .physics_box import add_physics_box_benchmark
 from .physics_iq import add_physics_iq_benchmark
@@ -19,3 +20,4 @@ def add_evaluate_command(commands) -> None:
     add_retrieval_benchmark(benchmarks)
     add_physics_iq_benchmark(benchmarks)
     add_segmentation_benchmark(benchmarks)
+    add_autoencoder_benchmark(benchmarks)
