@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..film_strips import write_film_strip
+from ..frame_latents import check_size
 from ..metrics.segmentation import region_scores
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.loop import TrainingLoop
@@ -173,7 +174,7 @@ def segment_video(
         raise ValueError(f"Pass both `height` and `width`, or neither; got {height} and {width}.")
     if height is None:
         width, height = target_size(frames.shape[2], frames.shape[1], longest_side=pipe.config.longest_side)[1]
-    pipe.check_size(height, width)
+    check_size(height, width, multiple=pipe.size_multiple)
 
     video = _encode(pipe, resize_frames(frames, height, width)[None], generator)
     ids = np.zeros((len(frames), height, width), np.uint8)
