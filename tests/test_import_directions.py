@@ -15,6 +15,7 @@ ROAD = [
     "video_io",
     "clips",
     "kv_cache",
+    "diffusers_internals",
     "tile_attention",
     "attention_videogpt",
     "transformer_videogpt",
