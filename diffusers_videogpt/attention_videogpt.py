@@ -10,19 +10,17 @@ Shapes: B samples, T tokens, Q of them queries, N heads of K channels.
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn as nn
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _AttentionBackendRegistry,
-    dispatch_attention_fn,
-)
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .clips import AttentionTiles, ClipLayout
+from .diffusers_internals import active_attention_backend
 from .kv_cache import VideoGPTLayerCache
 from .tile_attention import tile_attention
 
@@ -44,8 +42,8 @@ MIN_SPARSE_TOKENS = 2048
 # The same under bf16 autocast on a CPU, where tiles are computed in fp32 and a dense call in bf16, which is slower there.
 MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST = 512
 
-# Uncompiled, as diffusers calls it, FlexAttention makes all T × T scores.
-compiled_flex_attention = torch.compile(flex_attention)
+TILE_DEVICES = ("cpu",)
+BLOCK_MASK_DEVICES = ("cuda",)  # where FlexAttention has a compiled kernel for both passes
 
 
 def masks_for_attention(
@@ -63,13 +61,13 @@ def masks_for_attention(
     """
     device = layout.stream.device.type
     if backend is None:
-        backend, _ = _AttentionBackendRegistry.get_active_backend()
+        backend = active_attention_backend()
         in_cpu_autocast = device == "cpu" and torch.is_autocast_enabled("cpu")
         least = MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST if in_cpu_autocast else MIN_SPARSE_TOKENS
         if backend == AttentionBackendName.NATIVE and layout.num_tokens >= least and not num_cached:
-            if device == "cpu":
+            if device in TILE_DEVICES:
                 return layout.attention_tiles, layout.output_attention_tiles
-            if device == "cuda":
+            if device in BLOCK_MASK_DEVICES:
                 return layout.block_mask, layout.output_block_mask
     if backend not in MASKED_BACKENDS:
         raise ValueError(
@@ -82,6 +80,57 @@ def masks_for_attention(
     if num_cached:
         mask = torch.cat([mask.new_ones(*mask.shape[:3], num_cached), mask], dim=-1)
     return mask, mask[:, :, layout.first_output :]
+
+
+def mask_of_special_tokens(
+    num_frames: int, num_cached: int, backend: AttentionBackendName | None = None, *, device: torch.device
+) -> torch.Tensor | None:
+    """For the hint and time tokens of a noisy clip of F frames after a cached history: boolean (1, 1, 2 F, cached + 2 F).
+
+    All see the history and the hints; only time tokens see time tokens. `None` for a backend that takes no such mask.
+    """
+    backend = active_attention_backend() if backend is None else backend
+    if backend not in MASKED_BACKENDS or backend == AttentionBackendName.FLEX:
+        return None
+    mask = torch.ones(1, 1, 2 * num_frames, num_cached + 2 * num_frames, dtype=torch.bool, device=device)
+    mask[:, :, :num_frames, num_cached + num_frames :] = False
+    return mask
+
+
+@cache
+def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str):
+    """FlexAttention, compiled for calls of one kind.
+
+    torch allows each function a few graphs and then runs it as it is, which for FlexAttention means all T × T scores.
+    So each kind of call has a function of its own, whose sizes are all symbols, and `fullgraph=True` makes it an error
+    if the graphs are still too many.
+    """
+
+    def attend(query, key, value, block_mask):
+        return flex_attention(query, key, value, block_mask=block_mask)
+
+    # Graphs are counted by code object: a copy makes it another function.
+    attend.__code__ = attend.__code__.replace(co_name=f"flex_attention_{with_grad}_{num_samples}_{num_masks}")
+    return torch.compile(attend, dynamic=True, fullgraph=True)
+
+
+def block_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_mask: BlockMask
+) -> torch.Tensor:
+    """Attention by FlexAttention's compiled kernel for (B, T, N, K) tensors, never by the dense form that it has besides.
+
+    Raises:
+        torch._dynamo.exc.FailOnRecompileLimitHit: if there were too many kinds of inputs for the compiler.
+    """
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if torch.compiler.is_compiling():  # the graph that is being traced contains it
+        return flex_attention(query, key, value, block_mask=block_mask).transpose(1, 2)
+    num_samples, num_masks = ("one" if n == 1 else "several" for n in (query.shape[0], block_mask.shape[0]))
+    attend = _compiled_flex_attention(torch.is_grad_enabled(), num_samples, num_masks)
+    # Callers that want other parts uncompiled ("force_eager") do not want this: it would make all T × T scores. Without
+    # duck shapes, queries that are as many as keys are the same graph as fewer.
+    with torch.compiler.set_stance("default"), torch.fx.experimental._config.patch(use_duck_shape=False):
+        return attend(query, key, value, block_mask).transpose(1, 2)
 
 
 def masked_attention(
@@ -102,14 +151,13 @@ def masked_attention(
     """
     if isinstance(mask, AttentionTiles):
         return tile_attention(query, key, value, mask)
-    if isinstance(mask, BlockMask) and query.device.type == "cuda":
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return compiled_flex_attention(query, key, value, block_mask=mask).transpose(1, 2)
+    if isinstance(mask, BlockMask) and query.device.type in BLOCK_MASK_DEVICES:
+        return block_attention(query, key, value, mask)
     return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend, parallel_config=parallel_config)
 
 
 class VideoGPTRotaryPosEmbed(nn.Module):
-    """cos and sin of Phi-3's rotary embedding, in fp32, at given positions.
+    """cos and sin of Phi-3's rotary embedding at given positions.
 
     Args:
         head_dim: K, even.
@@ -149,17 +197,20 @@ class VideoGPTRotaryPosEmbed(nn.Module):
         self.inv_freq = inv_freq.to(self.inv_freq.device)
         return self
 
-    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) integer positions → cos and sin, each (B, T, 1, K)."""
+    def forward(
+        self, position_ids: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) integer positions → cos and sin, each (B, T, 1, K), computed in fp32 and rounded to `dtype`."""
         with torch.autocast(position_ids.device.type, enabled=False):
             angles = position_ids[:, :, None].float() * self.inv_freq
             angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-            return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+            cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+            return cos.to(dtype), sin.to(dtype)
 
 
 def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotates the halves of each head: x cos + (−x₂, x₁) sin, for x (B, T, N, K) and cos, sin (B, T, 1, K)."""
-    cos, sin = (table.to(x.dtype) for table in rotary_emb)
+    cos, sin = (table.to(x.dtype) for table in rotary_emb)  # they have that dtype already, unless layers are quantized
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -168,8 +219,9 @@ class VideoGPTAttnProcessor:
     """Self-attention of Video-GPT, in three forms: all tokens under the hierarchical mask, clean tokens appended to a cache
     under the mask among themselves, and one noisy clip.
 
-    The noisy clip needs no mask: its tokens lie by rank, and those of a rank see the history and all tokens of the clip up to
-    their own rank. So it is one call of plain attention a rank, which any backend computes.
+    Of the noisy clip the patches, which are nearly all of it, need no mask: they see the history and the whole clip. Hint and
+    time tokens are few, and are computed together under a small mask; or, since tokens lie by rank and see all up to their own
+    rank, in a call for each rank, which any backend computes.
     """
 
     _attention_backend = None
@@ -194,9 +246,10 @@ class VideoGPTAttnProcessor:
             attention_mask: which of the T keys, and of those in the cache before them, each of the Q queries sees: one of
                 the forms that [`masks_for_attention`] gives.
             rotary_emb: cosines and sines of the tokens' positions, each (B, T, 1, K) for heads of width K.
-            kv_cache: of this layer; read, and appended to unless `rank_lengths` is given. Samples beyond those of the cache
-                have no history.
-            rank_lengths: number of queries of each rank of a noisy clip; then no mask is passed.
+            kv_cache: of this layer; clean tokens are appended, a noisy clip is placed behind what it holds. Samples beyond
+                those of the cache have no history.
+            rank_lengths: number of queries of each rank of a noisy clip; then `attention_mask` is that of the hint and time
+                tokens, from [`mask_of_special_tokens`], or `None` for a call a rank.
             num_queries: Q, only the last so many tokens are queries; default: all T.
         """
         first_query = 0 if num_queries is None else hidden_states.shape[1] - num_queries
@@ -216,32 +269,34 @@ class VideoGPTAttnProcessor:
             # Without a query the keys and values were only to be cached.
             hidden_states = self._attend(query, key, value, attention_mask) if num_queries != 0 else query
         elif kv_cache is None:
-            hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
+            hidden_states = self._attend_by_rank(query, key, value, rank_lengths, attention_mask)
         else:
-            hidden_states = self._attend_after_history(query, key, value, rank_lengths, kv_cache)
+            hidden_states = self._attend_after_history(query, key, value, rank_lengths, attention_mask, kv_cache)
 
         hidden_states = hidden_states.flatten(2).to(query.dtype)
         return attn.to_out[0](hidden_states)
 
-    def _attend_after_history(self, query, key, value, rank_lengths, kv_cache):
+    def _attend_after_history(self, query, key, value, rank_lengths, special_mask, kv_cache):
         """The first samples have the history that the cache holds, the others none."""
-        past_key, past_value = kv_cache.read()
-        num_with_past = past_key.shape[0]
-        (query, alone_query), (key, alone_key), (value, alone_value) = (
-            (x[:num_with_past], x[num_with_past:]) for x in (query, key, value)
-        )
-        key, value = torch.cat([past_key, key], dim=1), torch.cat([past_value, value], dim=1)
-        hidden_states = self._attend_by_rank(query, key, value, rank_lengths)
-        if not alone_query.shape[0]:
-            return hidden_states
-        return torch.cat([hidden_states, self._attend_by_rank(alone_query, alone_key, alone_value, rank_lengths)])
+        num_with_past, num_past = kv_cache.batch_size, kv_cache.num_tokens
+        past_and_key, past_and_value = kv_cache.place_clip(key[:num_with_past], value[:num_with_past])
+        output = self._attend_by_rank(query[:num_with_past], past_and_key, past_and_value, rank_lengths, special_mask)
+        if query.shape[0] == num_with_past:
+            return output
+        alone_mask = None if special_mask is None else special_mask[..., num_past:]
+        alone = (x[num_with_past:] for x in (query, key, value))
+        return torch.cat([output, self._attend_by_rank(*alone, rank_lengths, alone_mask)])
 
-    def _attend_by_rank(self, query, key, value, rank_lengths):
+    def _attend_by_rank(self, query, key, value, rank_lengths, special_mask):
         """The queries are the last tokens of the clip, which are the last keys; those of each rank see the keys up to theirs."""
+        masks = [None] * len(rank_lengths)
+        if special_mask is not None:
+            *special_lengths, num_patches = rank_lengths
+            rank_lengths, masks = (sum(special_lengths), num_patches), (special_mask, None)
         outputs, num_visible = [], key.shape[1] - query.shape[1]
-        for rank_query in query.split(rank_lengths, dim=1):
+        for rank_query, mask in zip(query.split(rank_lengths, dim=1), masks, strict=True):
             num_visible += rank_query.shape[1]
-            outputs.append(self._attend(rank_query, key[:, :num_visible], value[:, :num_visible], None))
+            outputs.append(self._attend(rank_query, key[:, :num_visible], value[:, :num_visible], mask))
         return torch.cat(outputs, dim=1)
 
     def _attend(self, query, key, value, attention_mask):

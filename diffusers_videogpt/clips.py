@@ -150,7 +150,10 @@ class ClipLayout:
     def to(self, device: torch.device | str) -> "ClipLayout":
         """The same layout on `device`; its masks are made anew there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ClipLayout(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in values.items()})
+        moved = ClipLayout(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in values.items()})
+        if not torch.compiler.is_compiling():
+            moved.__dict__["meta_on_cpu"] = self.meta_on_cpu  # where `cached_property` looks for it
+        return moved
 
     @property
     def dense_mask(self) -> torch.Tensor:
@@ -181,6 +184,15 @@ class ClipLayout:
     def meta(self) -> TokenMeta:
         """The metadata of all tokens, each (B, T)."""
         return TokenMeta(self.stream, self.clip, self.frame, self.rank)
+
+    @cached_property
+    def meta_on_cpu(self) -> torch.Tensor:
+        """The same as one int16 tensor (4, B, T) on the CPU, where sparse masks are made without waiting for a GPU."""
+        return torch.stack([m.to("cpu", torch.int16) for m in self.meta()])
+
+
+# `torch.export` takes a layout as an input of the network.
+torch.export.register_dataclass(ClipLayout, serialized_type_name="diffusers_videogpt.ClipLayout")
 
 
 def make_clip_layout(
@@ -257,8 +269,8 @@ def make_clip_layout(
         noisy_tokens = _frame_tokens(NOISY, noisy_frames[b], num_noisy, (0, 1, 2), *frame_args)
         samples.append(torch.cat([condition, clean_tokens, noisy_tokens], dim=1))
     tokens = torch.stack(samples, dim=1)
-    stream, clip, frame, rank, position_ids = tokens.to(device)
-    return ClipLayout(
+    stream, clip, frame, rank, position_ids = tokens
+    layout = ClipLayout(
         stream=stream.to(torch.int8),
         clip=clip.to(torch.int16),
         frame=frame.to(torch.int16),
@@ -271,6 +283,7 @@ def make_clip_layout(
         # From the sizes, not from the tokens, whose values are not known while `torch.export` traces.
         has_padding=any(sizes != per_sample_sizes[0] for sizes in per_sample_sizes),
     )
+    return layout if torch.device(device).type == "cpu" else layout.to(device)
 
 
 def layout_after_history(
@@ -380,7 +393,7 @@ def _frame_tokens(
 
 
 def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: int = 0) -> BlockMask:
-    """The hierarchical mask as FlexAttention's `BlockMask`, without ever making a (T, T) tensor.
+    """The hierarchical mask as FlexAttention's `BlockMask`, made on the CPU and without ever making a (T, T) tensor.
 
     Neighbouring tokens with equal metadata form a run (a special token of one frame, or all its patches), so the
     predicate needs to be evaluated only between the R runs. With W (T / block_size, R) the number of tokens that a block
@@ -394,9 +407,9 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
     Returns:
         `BlockMask` of (B, 1, T − first_query, T) that any head may use.
     """
-    meta = torch.stack([m.to(torch.int32) for m in layout.meta()])  # (4, B, T)
+    meta, device = layout.meta_on_cpu, layout.stream.device
     num_tokens = layout.num_tokens
-    starts_run = torch.ones(num_tokens, dtype=torch.bool, device=meta.device)
+    starts_run = torch.ones(num_tokens, dtype=torch.bool)
     starts_run[1:] = (meta[:, :, 1:] != meta[:, :, :-1]).any(dim=(0, 1))
     run_of_token = starts_run.cumsum(0) - 1
     run_meta = meta[:, :, starts_run]  # (4, B, R)
@@ -412,8 +425,10 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
     partial = (attended > 0) & ~full
 
     # Only tensors change from layout to layout: a compiled kernel fits all partitions into clips.
-    key_stream, key_clip, key_frame, key_rank = meta.unbind(0)
-    query_stream, query_clip, query_frame, query_rank = meta[:, :, first_query:].unbind(0)
+    # Copies, not views of one tensor, whose sizes would tell the compiler all rows and those of the outputs apart.
+    keys_meta = meta.to(device, torch.int32)
+    key_stream, key_clip, key_frame, key_rank = (x.clone() for x in keys_meta)
+    query_stream, query_clip, query_frame, query_rank = (x.clone() for x in keys_meta[:, :, first_query:])
     is_per_sample = layout.batch_size > 1  # the layout of one sample serves a whole batch
 
     def mask_mod(b, h, q, k):
@@ -424,8 +439,7 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
         )
 
     return BlockMask.from_kv_blocks(
-        *_ordered_blocks(partial),
-        *_ordered_blocks(full),
+        *(x.to(device) for x in (*_ordered_blocks(partial), *_ordered_blocks(full))),
         BLOCK_SIZE=block_size,
         mask_mod=mask_mod,
         seq_lengths=(num_tokens - first_query, num_tokens),
@@ -434,8 +448,8 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
 
 def _tokens_in_blocks(run_of_token: torch.Tensor, num_runs: int, block_size: int) -> torch.Tensor:
     """(T,) run of each token → (blocks, R) how many tokens of each run a block has."""
-    block_of_token = torch.arange(len(run_of_token), device=run_of_token.device) // block_size
-    counts = torch.zeros(-(-len(run_of_token) // block_size), num_runs, device=run_of_token.device)
+    block_of_token = torch.arange(len(run_of_token)) // block_size
+    counts = torch.zeros(-(-len(run_of_token) // block_size), num_runs)
     return counts.index_put_((block_of_token, run_of_token), counts.new_ones(()), accumulate=True)
 
 
@@ -472,7 +486,7 @@ def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_quer
             more masked pairs.
         first_query: 0, or `layout.first_output`: the tokens from here on are the queries, counted from 0.
     """
-    meta = torch.stack([m.to(torch.int16) for m in layout.meta()]).cpu()
+    meta = layout.meta_on_cpu
     same_for_all = bool((meta == meta[:, :1]).all())
     plan = []
     for sample in range(1 if same_for_all else layout.batch_size):

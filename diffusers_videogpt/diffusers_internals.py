@@ -12,8 +12,10 @@ from typing import Any
 import torch.nn as nn
 from diffusers import DiffusionPipeline
 from diffusers.guiders import BaseGuidance
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.modular_pipelines import BlockState, ModularPipeline
 from diffusers.utils.peft_utils import unscale_lora_layers
 
@@ -22,6 +24,9 @@ __all__ = [
     "LORA_WEIGHT_NAME_SAFE",
     "SINGLE_FILE_LOADABLE_CLASSES",
     "LoraBaseMixin",
+    "TransformerBlockMetadata",
+    "TransformerBlockRegistry",
+    "active_attention_backend",
     "block_cache_config",
     "execution_device",
     "fetch_lora_state_dict",
@@ -34,6 +39,11 @@ __all__ = [
 ]
 
 fetch_lora_state_dict = _fetch_state_dict
+
+
+def active_attention_backend() -> AttentionBackendName:
+    """The attention backend of models that have none of their own: by `attention_backend(...)` or the environment."""
+    return _AttentionBackendRegistry.get_active_backend()[0]
 
 
 def execution_device(pipe: DiffusionPipeline | ModularPipeline):

@@ -7,7 +7,11 @@ import torch
 
 
 class VideoGPTLayerCache:
-    """One layer's part of a [`VideoGPTKVCache`]: memory for (B, `max_tokens`, N, K) keys and values."""
+    """One layer's part of a [`VideoGPTKVCache`]: memory for (B, `max_tokens`, N, K) keys and values, and room for a clip.
+
+    What is written stands behind the tokens that are committed, and the next writing replaces it, until
+    [`VideoGPTKVCache.commit`] counts it in.
+    """
 
     def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
@@ -15,8 +19,13 @@ class VideoGPTLayerCache:
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
 
+    @property
+    def batch_size(self) -> int | None:
+        """Samples that it was made for; `None` until something is written."""
+        return None if self.keys is None else self.keys.shape[0]
+
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` behind what is committed; returns all of it as views.
+        """Writes (B, T, N, K) `key` and `value` of clean tokens; returns all up to them as views.
 
         Raises:
             ValueError: if more than `max_tokens` would be held, or B changes.
@@ -30,28 +39,44 @@ class VideoGPTLayerCache:
         if self.keys is None:
             self.keys = key.new_empty(key.shape[0], self.max_tokens, *key.shape[2:])
             self.values = torch.empty_like(self.keys)
-        if self.keys.shape[0] != key.shape[0]:
-            raise ValueError(f"The cache was made for {self.keys.shape[0]} samples, got {key.shape[0]}: make another.")
+        if self.batch_size != key.shape[0]:
+            raise ValueError(f"The cache was made for {self.batch_size} samples, got {key.shape[0]}: make another.")
+        return self._write(key, value)
+
+    def place_clip(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes (B, T, N, K) `key` and `value` of a noisy clip; returns all up to them as views.
+
+        No history is copied, but for the first clip that does not fit behind it: then the memory is made larger by that
+        clip's length.
+        """
+        if self.num_tokens + key.shape[1] > self.keys.shape[1]:
+            self.keys, self.values = (
+                self._enlarged(x, self.max_tokens + key.shape[1]) for x in (self.keys, self.values)
+            )
+        return self._write(key, value)
+
+    def _write(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.num_tokens + key.shape[1]
         self.keys[:, self.num_tokens : end] = key
         self.values[:, self.num_tokens : end] = value
         return self.keys[:, :end], self.values[:, :end]
 
-    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (B, `num_tokens`, N, K) keys and values, as views."""
-        if not self.num_tokens:
-            raise ValueError("The `kv_cache` is empty: encode `clean_hidden_states` into it first, or pass no cache.")
-        return self.keys[:, : self.num_tokens], self.values[:, : self.num_tokens]
+    def _enlarged(self, memory: torch.Tensor, max_tokens: int) -> torch.Tensor:
+        larger = memory.new_empty(memory.shape[0], max_tokens, *memory.shape[2:])
+        larger[:, : self.num_tokens] = memory[:, : self.num_tokens]
+        return larger
 
 
 class VideoGPTKVCache:
     """Keys and values of the condition tokens and the clean history, one [`VideoGPTLayerCache`] a layer.
 
     Clean tokens never see noisy ones, so what they contribute to attention is the same at every denoising step: it is
-    computed once, and later clips are appended. The memory is taken once, for `max_tokens`.
+    computed once, and later clips are appended. The memory is taken once, for `max_tokens`, and once more for the noisy clip
+    behind them, if that does not fit.
 
     Args:
         num_layers: number of transformer blocks.
-        max_tokens: the most tokens that will ever be held.
+        max_tokens: the most condition and clean tokens that will ever be held.
     """
 
     def __init__(self, num_layers: int, max_tokens: int):
@@ -68,8 +93,7 @@ class VideoGPTKVCache:
     @property
     def batch_size(self) -> int | None:
         """Samples that it was made for; `None` until something is appended."""
-        keys = self.layers[0].keys
-        return None if keys is None else keys.shape[0]
+        return self.layers[0].batch_size
 
     @property
     def next_frame(self) -> int:

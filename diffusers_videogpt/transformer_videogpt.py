@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import (
     PixArtAlphaTextProjection,
@@ -25,9 +26,16 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils import apply_lora_scale
 
-from .attention_videogpt import AttentionMask, VideoGPTAttention, VideoGPTRotaryPosEmbed, masks_for_attention
+from .attention_videogpt import (
+    AttentionMask,
+    VideoGPTAttention,
+    VideoGPTRotaryPosEmbed,
+    mask_of_special_tokens,
+    masks_for_attention,
+)
 from .clips import ClipLayout, layout_after_history
 from .config_values import check_network_config
+from .diffusers_internals import TransformerBlockMetadata, TransformerBlockRegistry
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
 
@@ -44,6 +52,10 @@ PHI3_LONG_FACTOR = (
     + (63.48000717163086, 63.66000747680664, 63.850006103515625, 64.08000946044922, 64.760009765625)
     + (64.80001068115234, 64.81001281738281, 64.81001281738281)
 )
+
+
+# The caches of `enable_cache` that know by `cache_context` which of the passes of guidance they skip blocks of.
+BLOCK_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
 
 
 class VideoGPTFeedForward(nn.Module):
@@ -257,6 +269,20 @@ class VideoGPTTransformerModel(
             "For long sequences use gradient checkpointing and FSDP2 (training_scripts/configs/accelerate/fsdp2.yaml)."
         )
 
+    def enable_cache(self, config) -> None:
+        """Skips blocks at some denoising steps, by one of diffusers' caches that keep the passes of guidance apart.
+
+        Raises:
+            ValueError: for FasterCache and Pyramid Attention Broadcast, which would mix the passes with history and without,
+                and for caches that need what this model's passes do not have (SeaCache, TextKVCache).
+        """
+        if not isinstance(config, BLOCK_CACHES):
+            raise ValueError(
+                f"{type(config).__name__} would mix the passes with history and without, or needs what they do not have. "
+                f"Enable one of {', '.join(c.__name__ for c in BLOCK_CACHES)}."
+            )
+        super().enable_cache(config)
+
     def fuse_qkv_projections(self) -> None:
         """One matrix product in place of three in every attention layer.
 
@@ -374,7 +400,7 @@ class VideoGPTTransformerModel(
         time_proj = self._embed_timestep(timestep, hidden_states)
         tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
         mask, output_mask = self._attention_masks(clip_layout)
-        rotary_emb = self.rope(clip_layout.position_ids)
+        rotary_emb = self._rotary_emb(clip_layout, tokens)
 
         for block in self.transformer_blocks[:-1]:
             tokens = self._run_block(block, tokens, mask, rotary_emb)
@@ -395,7 +421,7 @@ class VideoGPTTransformerModel(
         tokens += self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout))
         tokens = self._join(tokens)
         mask, _ = self._attention_masks(clip_layout, num_cached=kv_cache.num_tokens)
-        rotary_emb = self.rope(clip_layout.position_ids)
+        rotary_emb = self._rotary_emb(clip_layout, tokens)
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], kv_cache.layers[:-1], strict=True):
             tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache)
@@ -412,17 +438,19 @@ class VideoGPTTransformerModel(
         clip_layout: ClipLayout,
         kv_cache: VideoGPTKVCache | None,
     ) -> torch.Tensor:
-        """One noisy clip after the history that a cache holds; without a cache, the clip alone. No mask is needed."""
+        """One noisy clip after the history that a cache holds; without a cache, the clip alone."""
         time_proj = self._embed_timestep(timestep, hidden_states)
         pos_embed = self._padded_pos_embed(clip_layout)
         tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
-        rotary_emb = self.rope(clip_layout.position_ids)
+        rotary_emb = self._rotary_emb(clip_layout, tokens)
         layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
         num_frames, num_outputs = hidden_states.shape[2], clip_layout.num_tokens - clip_layout.first_output
         rank_lengths = (num_frames, num_frames, num_outputs)  # hints, times, patches
+        num_cached = 0 if kv_cache is None else kv_cache.num_tokens
+        mask = mask_of_special_tokens(num_frames, num_cached, self._own_backend, device=tokens.device)
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], layer_caches[:-1], strict=True):
-            tokens = self._run_block(block, tokens, None, rotary_emb, layer_cache, rank_lengths)
+            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, rank_lengths)
         tokens = self._run_block(
             self.transformer_blocks[-1], tokens, None, rotary_emb, layer_caches[-1], (num_outputs,), num_outputs
         )
@@ -446,7 +474,7 @@ class VideoGPTTransformerModel(
         clip_layout, _ = self._default_layout(None, clean_hidden_states, None, None, None)
         tokens = self._join(self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout)))
         mask, _ = self._attention_masks(clip_layout)
-        rotary_emb = self.rope(clip_layout.position_ids)
+        rotary_emb = self._rotary_emb(clip_layout, tokens)
 
         states = {0: tokens}
         for num_passed, block in enumerate(self.transformer_blocks[: max(layers)], start=1):
@@ -486,6 +514,8 @@ class VideoGPTTransformerModel(
                 f"The `kv_cache` holds {num_cached} samples, the latents are of {latents.shape[0]}: pass as many, or of noisy "
                 "latents twice as many."
             )
+        if hidden_states is not None and kv_cache is not None and not kv_cache.num_tokens:
+            raise ValueError("The `kv_cache` is empty: encode `clean_hidden_states` into it first, or pass no cache.")
         self._check_latents(latents)
 
     def _check_latents(self, latents: torch.Tensor) -> None:
@@ -521,7 +551,7 @@ class VideoGPTTransformerModel(
             condition_lengths = tuple((condition_lengths - num_padding).tolist())
             conditions = conditions[:, : max(condition_lengths)]
         samples = {}
-        if kv_cache is not None and kv_cache.num_tokens and hidden_states is not None:
+        if kv_cache is not None and hidden_states is not None:
             num_with_past = kv_cache.batch_size
             samples = {"num_with_past": num_with_past, "num_alone": latents.shape[0] - num_with_past}
         layout = layout_after_history(
@@ -605,5 +635,15 @@ class VideoGPTTransformerModel(
 
     def _attention_masks(self, layout: ClipLayout, num_cached: int = 0) -> tuple[AttentionMask, AttentionMask]:
         """The hierarchical mask of all rows, and of the outputs' rows alone, in the form that the attention backend takes."""
-        backend = getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
-        return masks_for_attention(layout, backend, num_cached=num_cached)
+        return masks_for_attention(layout, self._own_backend, num_cached=num_cached)
+
+    @property
+    def _own_backend(self) -> AttentionBackendName | None:
+        """What `set_attention_backend` chose; a processor that is not ours may have none."""
+        return getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
+
+    def _rotary_emb(self, layout: ClipLayout, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables in the dtype of queries and keys, rounded once for all layers."""
+        device = tokens.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+        return self.rope(layout.position_ids, dtype)

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.package import load_package
 
-from diffusers_videogpt import VideoGPTKVCache
+from diffusers_videogpt import VideoGPTKVCache, make_clip_layout
 
 
 def inputs(num_clean: int, height: int = 4, width: int = 6) -> dict[str, torch.Tensor]:
@@ -77,6 +77,14 @@ def test_export(tiny_transformer, num_clean):
     for name, parameter in tiny_transformer.named_parameters():
         if parameter.grad is not None and weights[name] is not parameter:
             assert_close(weights[name].grad, parameter.grad)
+
+
+@torch.no_grad()
+def test_export_with_a_layout(tiny_transformer):
+    layout = make_clip_layout([3, 2], (2, 3), noisy=slice(-1, None))
+    arguments = inputs(3) | {"clip_layout": layout}
+    exported = torch.export.export(tiny_transformer, args=(), kwargs=arguments).module()
+    assert_close(exported(**arguments).sample, tiny_transformer(**arguments).sample)
 
 
 @torch.no_grad()

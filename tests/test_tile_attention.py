@@ -213,10 +213,8 @@ def test_block_mask_compiles_into_few_graphs_for_all_partitions():
 def test_model_takes_a_block_mask_on_a_gpu_where_there_are_many_tokens(make_tiny_transformer, monkeypatch, dtype):
     """Like the twin that is asked for dense attention; in bf16 as near to it in fp32 as the twin."""
     calls = []
-    compiled = attention_videogpt.compiled_flex_attention
-    monkeypatch.setattr(
-        attention_videogpt, "compiled_flex_attention", lambda *x, **y: calls.append(1) or compiled(*x, **y)
-    )
+    compiled = attention_videogpt.block_attention
+    monkeypatch.setattr(attention_videogpt, "block_attention", lambda *x, **y: calls.append(1) or compiled(*x, **y))
     monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", 0)
     latents = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
     model, grads = make_tiny_transformer(attention_head_dim=96, rope_long_factor=None).cuda(), {}

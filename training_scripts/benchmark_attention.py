@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from diffusers_videogpt.attention_videogpt import compiled_flex_attention
+from diffusers_videogpt.attention_videogpt import block_attention
 from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.tile_attention import tile_attention
@@ -23,11 +23,6 @@ from diffusers_videogpt.training.arguments import make_parser
 def dense_attention(query, key, value, mask):
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-
-
-def block_attention(query, key, value, mask):
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return compiled_flex_attention(query, key, value, block_mask=mask).transpose(1, 2)
 
 
 def forward_and_backward(attend, inputs, mask, grad):
