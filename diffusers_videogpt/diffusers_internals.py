@@ -13,14 +13,12 @@ import torch.nn as nn
 from diffusers import DiffusionPipeline
 from diffusers.guiders import BaseGuidance
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.modular_pipelines import BlockState, ModularPipeline
 from diffusers.utils.peft_utils import unscale_lora_layers
 
 
 __all__ = [
     "LORA_WEIGHT_NAME_SAFE",
-    "SINGLE_FILE_LOADABLE_CLASSES",
     "LoraBaseMixin",
     "block_cache_config",
     "execution_device",
