@@ -6,6 +6,8 @@ from typing import Any
 
 
 SECONDS_BETWEEN_LINES = 10
+# Unicode categories: control characters, parts of characters that stand alone, separators of lines and of paragraphs
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 TURNS_WRITING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A)), "\u200e", "\u200f"}
 
 
@@ -16,16 +18,21 @@ def allow_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, keep: str = "\n\t") -> str:
     """`text` with what steers a terminal, or turns the direction of writing, written out: `\\x1b` for an escape.
 
     Names of files, classes and videos come from elsewhere: printed raw, one could clear the screen or retitle the window.
-    Line breaks and tabs stay.
+    `keep` stays as it is: line breaks and tabs.
     """
     return "".join(
-        ascii(x)[1:-1] if x not in "\n\t" and (unicodedata.category(x) == "Cc" or x in TURNS_WRITING) else x
+        ascii(x)[1:-1] if x not in keep and (unicodedata.category(x) in UNPRINTABLE or x in TURNS_WRITING) else x
         for x in text
     )
+
+
+def printable_name(name: str) -> str:
+    """A name as [`printable`], on one line."""
+    return printable(name, keep="")
 
 
 def say(*lines: object) -> None:

@@ -6,7 +6,6 @@
 Everything is checked on names and shapes first; only then is anything written, one tensor in memory at a time.
 """
 
-import json
 import math
 import pickle
 import shutil
@@ -24,7 +23,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
 from .config_values import check_positive_number, check_whole_number
-from .files import write_json, write_safetensors_header
+from .files import read_json, write_json, write_safetensors_header
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel
@@ -687,10 +686,4 @@ def _copy_config_and_tokenizer(source: Path, target: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"'{path.parent}' has no {path.name}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"'{path}' is not valid JSON ({error}): download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"'{path}' should hold a JSON object, not a {type(content).__name__}.")
-    return content
+    return read_json(path)

@@ -14,7 +14,6 @@ from diffusers import DiffusionPipeline
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.modular_pipelines import BlockState, ModularPipeline
 from diffusers.utils.peft_utils import unscale_lora_layers
@@ -22,7 +21,6 @@ from diffusers.utils.peft_utils import unscale_lora_layers
 
 __all__ = [
     "LORA_WEIGHT_NAME_SAFE",
-    "SINGLE_FILE_LOADABLE_CLASSES",
     "LoraBaseMixin",
     "TransformerBlockMetadata",
     "TransformerBlockRegistry",

@@ -110,7 +110,8 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1, sort_k
 
 
 def plain_cell(value: Any) -> Any:
-    """A cell for a CSV file, never a formula: text that a spreadsheet would compute gets an apostrophe in front."""
+    """A cell for a CSV file, never a formula: text that a spreadsheet would compute gets a `'` in front, which it does not
+    show."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .console import printable_name
+
 
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # in Pillow's words
 WHITE = (255, 255, 255)
@@ -23,14 +25,9 @@ class VideoReadError(ValueError):
     """A file could not be read as the video that was asked for. The message names the path, what is wrong, what to do."""
 
 
-def printable(text: str) -> str:
-    """A name of unknown origin as it may be printed: control characters, which steer a terminal, are spelled out."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 def name_of(source: Path | bytes) -> str:
     """How messages call a source."""
-    return f"video of {len(source)} bytes" if isinstance(source, bytes) else printable(str(source))
+    return f"video of {len(source)} bytes" if isinstance(source, bytes) else printable_name(str(source))
 
 
 def check_frame_size(source: Path | bytes, width: int, height: int) -> None:

@@ -12,6 +12,7 @@ from diffusers_videogpt import console
 
 def test_what_steers_a_terminal_is_written_out():
     assert console.printable("\x1b]0;owned\x07 a\rb \x9b2J") == "\\x1b]0;owned\\x07 a\\rb \\x9b2J"
+    assert console.printable_name("a\x1b[2J\nb\udce9é\u2028") == "a\\x1b[2J\\nb\\udce9é\\u2028"
     assert console.printable("cat\u202egnp.exe") == "cat\\u202egnp.exe"
     assert console.printable("Wölfe 猫 👨\u200d👩\n\ta") == "Wölfe 猫 👨\u200d👩\n\ta"
 

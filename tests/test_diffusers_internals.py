@@ -1,18 +1,25 @@
 """Each name of diffusers that is not documented for users does what this package relies on."""
 
 import logging
+import re
+from pathlib import Path
 
 import torch
 from diffusers import ClassifierFreeGuidance, FirstBlockCacheConfig
 
-from diffusers_videogpt import VideoGPTTransformerModel, diffusers_internals
+from diffusers_videogpt import diffusers_internals
 
 
 def test_every_name_is_there():
     for name in diffusers_internals.__all__:
         assert hasattr(diffusers_internals, name)
     assert diffusers_internals.LORA_WEIGHT_NAME_SAFE == "pytorch_lora_weights.safetensors"
-    assert VideoGPTTransformerModel.__name__ in diffusers_internals.SINGLE_FILE_LOADABLE_CLASSES
+
+
+def test_every_name_is_used():
+    package = Path(diffusers_internals.__file__).parent
+    code = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "diffusers_internals.py")
+    assert [name for name in diffusers_internals.__all__ if not re.search(rf"\b{name}\b", code)] == []
 
 
 def test_pipeline(make_tiny_pipe):

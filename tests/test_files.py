@@ -112,7 +112,8 @@ def test_names_within_their_folder(tmp_path, name):
 
 
 def test_cells_are_no_formulas():
-    assert [plain_cell(x) for x in ("=1+1", "+1", "-1", "@a", "\t=1")] == ["'=1+1", "'+1", "'-1", "'@a", "'\t=1"]
+    for formula in ("=1+1", "+1", "-1", "@a", "\t=1", "\rx"):
+        assert plain_cell(formula) == f"'{formula}" and plain_cell(f"a{formula}") == f"a{formula}"
     assert [plain_cell(x) for x in ("run", "", "a=b", -1, 2.5, None, [-1])] == ["run", "", "a=b", -1, 2.5, None, [-1]]
 
 

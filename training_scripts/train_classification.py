@@ -68,25 +68,14 @@ def main():
     from diffusers_videogpt.training.feed import make_feed
     from diffusers_videogpt.training.recipe import record_run, run_training, start_run
 
-    run = {
-        "loop": settings.loop,
-        "batches": settings.batches,
-        "optimizer": settings.optimizer,
-        "hub": settings.hub,
-    }
-    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
     record = record_run(settings, "training_scripts/train_classification.py")
-    data = {
-        "videos": settings.videos,
-        "sampling": settings.sampling,
-        "latents": settings.latents,
-        "batches": settings.batches,
-        "output_dir": settings.loop.output_dir,
-    }
     if settings.classifier.mode == "probe":
-        train_probe(accelerator, pipe, classifier=settings.classifier, hub=settings.hub, record=record, **data)
+        train_probe(
+            accelerator, pipe, classifier=settings.classifier, data=settings.data, hub=settings.hub, record=record
+        )
         return
-    feed = make_feed(accelerator, pipe.vae, draw_clips=lambda num_frames, generator: [num_frames], **data)
+    feed = make_feed(accelerator, pipe.vae, draw_clips=lambda num_frames, generator: [num_frames], data=settings.data)
     training = ClassifierTraining(
         accelerator,
         pipe,
@@ -95,7 +84,7 @@ def main():
         dataset_file=settings.videos.dataset_file,
         output_dir=settings.loop.output_dir,
     )
-    run_training(accelerator, training, feed=feed, record=record, **run)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 
 if __name__ == "__main__":

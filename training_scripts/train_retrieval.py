@@ -57,23 +57,8 @@ def main():
     from diffusers_videogpt.tasks.retrieval_training import RetrievalTraining, make_retrieval_feed
     from diffusers_videogpt.training.recipe import record_run, run_training, start_run
 
-    run = {
-        "loop": settings.loop,
-        "batches": settings.batches,
-        "optimizer": settings.optimizer,
-        "hub": settings.hub,
-    }
-    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
-    feed = make_retrieval_feed(
-        accelerator,
-        pipe,
-        retrieval=settings.retrieval,
-        videos=settings.videos,
-        sampling=settings.sampling,
-        latents=settings.latents,
-        batches=settings.batches,
-        output_dir=settings.loop.output_dir,
-    )
+    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
+    feed = make_retrieval_feed(accelerator, pipe, retrieval=settings.retrieval, data=settings.data)
     training = RetrievalTraining(
         accelerator,
         pipe,
@@ -83,7 +68,7 @@ def main():
         output_dir=settings.loop.output_dir,
     )
     record = record_run(settings, "training_scripts/train_retrieval.py")
-    run_training(accelerator, training, feed=feed, record=record, **run)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 
 if __name__ == "__main__":

@@ -58,33 +58,11 @@ def main():
     from diffusers_videogpt.tasks.video_object_segmentation import VideoObjectSegmentationTraining
     from diffusers_videogpt.training.recipe import record_run, run_training, start_run
 
-    run = {
-        "loop": settings.loop,
-        "batches": settings.batches,
-        "optimizer": settings.optimizer,
-        "hub": settings.hub,
-    }
-    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
-    feed = make_segmentation_feed(
-        accelerator,
-        pipe.vae,
-        videos=settings.videos,
-        sampling=settings.sampling,
-        latents=settings.latents,
-        batches=settings.batches,
-        output_dir=settings.loop.output_dir,
-    )
-    training = VideoObjectSegmentationTraining(
-        accelerator,
-        pipe,
-        feed=feed,
-        objective=settings.objective,
-        rollouts=settings.validation,
-        loop=settings.loop,
-        output_dtype=settings.output_dtype,
-    )
+    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
+    feed = make_segmentation_feed(accelerator, pipe.vae, data=settings.data)
+    training = VideoObjectSegmentationTraining(accelerator, pipe, feed=feed, recipe=settings.recipe)
     record = record_run(settings, "training_scripts/train_segmentation.py")
-    run_training(accelerator, training, feed=feed, record=record, **run)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 
 if __name__ == "__main__":

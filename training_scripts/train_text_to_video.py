@@ -38,38 +38,14 @@ def main():
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt.tasks.text_to_video import TextToVideoTraining
     from diffusers_videogpt.training.feed import make_feed
-    from diffusers_videogpt.training.objective import parse_clips
+    from diffusers_videogpt.training.objective import make_clip_drawer
     from diffusers_videogpt.training.recipe import record_run, run_training, start_run
 
-    run = {
-        "loop": settings.loop,
-        "batches": settings.batches,
-        "optimizer": settings.optimizer,
-        "hub": settings.hub,
-    }
-    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
-    feed = make_feed(
-        accelerator,
-        pipe.vae,
-        draw_clips=parse_clips(settings.objective.clips, settings.objective.max_clips),
-        videos=settings.videos,
-        sampling=settings.sampling,
-        latents=settings.latents,
-        batches=settings.batches,
-        output_dir=settings.loop.output_dir,
-    )
-    training = TextToVideoTraining(
-        accelerator,
-        pipe,
-        feed=feed,
-        text=settings.condition,
-        objective=settings.objective,
-        rollouts=settings.validation,
-        loop=settings.loop,
-        output_dtype=settings.output_dtype,
-    )
+    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
+    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
+    training = TextToVideoTraining(accelerator, pipe, feed=feed, text=settings.condition, recipe=settings.recipe)
     record = record_run(settings, "training_scripts/train_text_to_video.py")
-    run_training(accelerator, training, feed=feed, record=record, **run)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 
 if __name__ == "__main__":

@@ -57,27 +57,12 @@ def main():
     from diffusers_videogpt.data.latents import hash_weights
     from diffusers_videogpt.training.adapter import AdapterTraining, add_adapter, load_base
     from diffusers_videogpt.training.feed import make_feed
-    from diffusers_videogpt.training.objective import parse_clips
+    from diffusers_videogpt.training.objective import make_clip_drawer
     from diffusers_videogpt.training.recipe import record_run, run_training, start_processes
 
-    run = {
-        "loop": settings.loop,
-        "batches": settings.batches,
-        "optimizer": settings.optimizer,
-        "hub": settings.hub,
-    }
-    accelerator = start_processes(seed=settings.sampling.seed, **run)
+    accelerator = start_processes(settings.run, seed=settings.sampling.seed)
     pipe = load_base(settings.model, settings.objective, sampling=settings.sampling, accelerator=accelerator)
-    feed = make_feed(
-        accelerator,
-        pipe.vae,
-        draw_clips=parse_clips(settings.objective.clips, settings.objective.max_clips),
-        videos=settings.videos,
-        sampling=settings.sampling,
-        latents=settings.latents,
-        batches=settings.batches,
-        output_dir=settings.loop.output_dir,
-    )
+    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     base_hash = hash_weights(pipe.transformer)[:16]
     config = add_adapter(pipe.transformer, settings.adapter, seed=settings.sampling.seed)
     training = AdapterTraining(
@@ -87,12 +72,10 @@ def main():
         base=settings.model.pretrained_model_name_or_path,
         base_hash=base_hash,
         config=config,
-        objective=settings.objective,
-        rollouts=settings.validation,
-        loop=settings.loop,
+        recipe=settings.recipe,
     )
     record = record_run(settings, "training_scripts/train_videogpt_lora.py")
-    run_training(accelerator, training, feed=feed, record=record, **run)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 
 if __name__ == "__main__":

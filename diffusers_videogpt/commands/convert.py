@@ -10,6 +10,7 @@ from .options import add_command
 
 
 def convert(args: argparse.Namespace) -> None:
+    """Converts the authors' checkpoint folder to a pipeline that from_pretrained loads, bit-exactly."""
     refuse_missing(args.input_dir, "INPUT_DIR")
     refuse_missing(args.vae, "--vae")
     check_output(args.output_dir, "OUTPUT_DIR")
@@ -25,13 +26,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def add_convert_command(commands) -> None:
-    command = add_command(
-        commands,
-        "convert",
-        convert,
-        help="the authors' checkpoint to a pipeline, or back",
-        description="Converts the authors' checkpoint folder to a pipeline that from_pretrained loads, bit-exactly.",
-    )
+    command = add_command(commands, "convert", convert, help="the authors' checkpoint to a pipeline, or back")
     command.add_argument(
         "input_dir", metavar="INPUT_DIR", type=Path, help="the authors' folder; with --back, a converted pipeline"
     )

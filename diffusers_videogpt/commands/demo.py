@@ -19,6 +19,8 @@ def port_number(text: str) -> int:
 
 
 def demo(args: argparse.Namespace) -> None:
+    """Serves a page on this machine: upload a video or picture, watch what is predicted. Needs Gradio: pip install
+    ".[demo]" in the repository."""
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('The page needs Gradio: pip install ".[demo]" in the repository')
     saved = look_at_model(args.model)
@@ -44,14 +46,7 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def add_demo_command(commands) -> None:
-    command = add_command(
-        commands,
-        "demo",
-        demo,
-        help="a page in the browser to try it",
-        description="Serves a page on this machine: upload a video or picture, watch what is predicted. Needs Gradio: "
-        'pip install ".[demo]" in the repository.',
-    )
+    command = add_command(commands, "demo", demo, help="a page in the browser to try it")
     add_model_argument(command)
     add_lora_argument(command)
     command.add_argument(

@@ -10,6 +10,7 @@ from .options import add_command
 
 
 def export_hub(args: argparse.Namespace) -> None:
+    """Makes a folder of what belongs on the Hub: weights, configs, a page, and what loading from there needs."""
     if args.push and args.repo_id is None:
         raise ValueError("--push needs --repo-id: where to.")
     refuse_missing(args.source, "SOURCE")
@@ -29,13 +30,7 @@ def export_hub(args: argparse.Namespace) -> None:
 
 
 def add_export_hub_command(commands) -> None:
-    command = add_command(
-        commands,
-        "export-hub",
-        export_hub,
-        help="a folder to upload to the Hub, with its page",
-        description="Makes a folder of what belongs on the Hub: weights, configs, a page, and what loading from there needs.",
-    )
+    command = add_command(commands, "export-hub", export_hub, help="a folder to upload to the Hub, with its page")
     command.add_argument(
         "source",
         metavar="SOURCE",

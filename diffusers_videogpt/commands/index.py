@@ -6,10 +6,11 @@ from pathlib import Path
 from ..arguments import check_output
 from ..console import say
 from .models import QUANTIZERS, leave_out, look_at_model, refuse_missing, told_of, usable_device
-from .options import add_command, add_device_argument
+from .options import add_command, add_device_argument, add_output_argument
 
 
 def index(args: argparse.Namespace) -> None:
+    """Computes a vector of each video of FOLDER, also in folders below it. Called again, it adds what is new."""
     refuse_missing(args.folder, "FOLDER")
     check_output(args.output)
     look_at_model(args.model, "VideoGPTRetrievalPipeline")
@@ -24,19 +25,8 @@ def index(args: argparse.Namespace) -> None:
 
 
 def add_index_command(commands) -> None:
-    command = add_command(
-        commands,
-        "index",
-        index,
-        help="make a folder of videos searchable by text",
-        description="Computes a vector of each video of FOLDER, also in folders below it. Called again, it adds what is new.",
-    )
+    command = add_command(commands, "index", index, help="make a folder of videos searchable by text")
     command.add_argument("folder", metavar="FOLDER", type=Path)
     command.add_argument("--model", required=True, help="folder or Hub id of a retriever, of train_retrieval.py")
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("videogpt_index"),
-        help="a new folder, or the index so far (default: %(default)s)",
-    )
+    add_output_argument(command, "videogpt_index", help="a new folder, or the index so far")
     add_device_argument(command)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import BUNDLED_MODEL
+from ..arguments import finite_float, positive_int
 from ..console import printable
 
 
@@ -33,11 +34,12 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"there is no option {options[0]}{f', do you mean {near[0]}?' if near else ''}")
 
 
-def add_command(
-    commands, name: str, run: Callable[[argparse.Namespace], None], *, help: str, description: str | None = None
-) -> CommandParser:
-    """Adds the parser of one command to `commands`, of which `run` is called with what was parsed."""
-    command = commands.add_parser(name, help=help, description=description)
+def add_command(commands, name: str, run: Callable[[argparse.Namespace], None], *, help: str) -> CommandParser:
+    """Adds the parser of one command to `commands`, of which `run` is called with what was parsed.
+
+    `help` is its line in the list of commands; the docstring of `run` is what its own `--help` begins with.
+    """
+    command = commands.add_parser(name, help=help, description=run.__doc__)
     command.set_defaults(run=run, parser=command)
     command.add_argument("--verbose", action="store_true", help="show where in the program an error arose")
     return command
@@ -91,3 +93,24 @@ def add_device_argument(command: argparse.ArgumentParser) -> None:
 
 def add_dtype_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+
+
+def add_frames_per_clip_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
+    )
+
+
+def add_guidance_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--guidance-scale", type=finite_float, help="history guidance; default: the model's own")
+
+
+def add_steps_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
+    )
+
+
+def add_output_argument(command: argparse.ArgumentParser, default: str, *, help: str = "folder") -> None:
+    """`--output`, a path; `help` says what it is, the default is added."""
+    command.add_argument("--output", type=Path, default=Path(default), help=f"{help} (default: %(default)s)")

@@ -16,12 +16,14 @@ from ..arguments import check_output, finite_float, positive_float, positive_int
 from ..console import progress_options, say
 from .models import SavedModel, check_loras, load_pipeline, look_at_model, note_on_training, refuse_missing
 from .options import (
-    STEPS,
     add_command,
     add_device_argument,
     add_dtype_argument,
+    add_frames_per_clip_argument,
     add_lora_argument,
     add_model_argument,
+    add_output_argument,
+    add_steps_argument,
     parse_source,
 )
 from .outputs import enlarge, is_video_file, output_paths, scale_to_show
@@ -139,7 +141,8 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Checks what was asked for, reads the video, loads the model, predicts, and writes an MP4 and a film strip."""
+    """Continues VIDEO, or the bundled sample, and writes an MP4 and a film strip. A model that was trained on classes
+    or text also makes a video from nothing: give --class-label or --prompt, and no VIDEO."""
     source, num_history = args.video or args.image, args.num_history_frames
     is_from_nothing = source is None and (args.prompt is not None or args.class_label is not None)
     if is_from_nothing and num_history is not None:
@@ -240,12 +243,7 @@ def write(
 
 def add_predict_command(commands) -> None:
     command = add_command(
-        commands,
-        "predict",
-        predict,
-        help="continue a video, animate a picture, or make a video of a class or text",
-        description="Continues VIDEO, or the bundled sample, and writes an MP4 and a film strip. A model that was trained on "
-        "classes or text also makes a video from nothing: give --class-label or --prompt, and no VIDEO.",
+        commands, "predict", predict, help="continue a video, animate a picture, or make a video of a class or text"
     )
     source = command.add_mutually_exclusive_group()
     source.add_argument("video", nargs="?", type=parse_source, help="any video file; default: the bundled sample")
@@ -260,9 +258,7 @@ def add_predict_command(commands) -> None:
         type=positive_int,
         help="frames to predict; default: as many as the truth has, or two clips, or from nothing one",
     )
-    command.add_argument(
-        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
-    )
+    add_frames_per_clip_argument(command)
     command.add_argument(
         "--max-context-frames", type=positive_int, help="the most frames looked back on; default: the model's own"
     )
@@ -277,9 +273,7 @@ def add_predict_command(commands) -> None:
         type=finite_float,
         help="guidance by class and text, 1 for none; default: the model's own",
     )
-    command.add_argument(
-        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
-    )
+    add_steps_argument(command)
     command.add_argument("--solver", choices=["euler", "multistep"], help="default: the model's own")
     command.add_argument(
         "--height",
@@ -299,9 +293,4 @@ def add_predict_command(commands) -> None:
         metavar="N",
         help="write each pixel as N x N; default: small frames up to 256 pixels; 1 for the raw size",
     )
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("videogpt_output"),
-        help="folder, or a file that ends in .mp4, .webm or .gif (default: %(default)s)",
-    )
+    add_output_argument(command, "videogpt_output", help="folder, or a file that ends in .mp4, .webm or .gif")

@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..console import printable_name
 from ..files import written_whole
-from ..pictures import printable
 from ..video_io import VideoReadError
 from ..weights import hash_weights
 from .sampling import Sampling
@@ -428,7 +428,7 @@ class LatentCache:
             path = self.folder / shard["file"]
             if path.parent != self.folder or path.name in ("", ".."):
                 raise ValueError(
-                    f"{self.folder / INDEX} names a file outside of its folder ({printable(shard['file'])}), which no cache that was "
+                    f"{self.folder / INDEX} names a file outside of its folder ({printable_name(shard['file'])}), which no cache that was "
                     "made here does: it is not to be trusted."
                 )
             size = path.stat().st_size if path.exists() else 0
@@ -481,7 +481,7 @@ class LatentCache:
         if digest is not None and index not in self._checked:
             if _tensors_digest(moments, windows) != digest:
                 raise ValueError(
-                    f"{self._paths[shard]}: the latents of {printable(id)} are not those that were written: {_AGAIN}."
+                    f"{self._paths[shard]}: the latents of {printable_name(id)} are not those that were written: {_AGAIN}."
                 )
             self._checked.add(index)
         return moments[windows[draw % self.num_windows]].float()

@@ -1,7 +1,4 @@
-"""Tables that list videos, read as rows: CSV, JSON lines, JSON, and lists as UCF-101's splits are.
-
-Also what a cell of a CSV file that this package writes may hold.
-"""
+"""Tables that list videos, read as rows: CSV, JSON lines, JSON, and lists as UCF-101's splits are."""
 
 import codecs
 import csv
@@ -29,13 +26,6 @@ def read_table(path: Path) -> list[dict]:
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: a table of videos ends in {', '.join(TABLE_SUFFIXES)}; save it as one of these.")
     return list(readers[path.suffix.lower()](path, _read_text(path)))
-
-
-def csv_cell(value) -> str:
-    """A value as a cell of a CSV file: a spreadsheet would take text that begins with `=`, `+`, `-` or `@` for a formula
-    and run it, so it gets a `'` in front, which spreadsheets do not show."""
-    text = str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _read_text(path: Path) -> str:

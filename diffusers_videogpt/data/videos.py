@@ -25,12 +25,14 @@ import fsspec
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..console import printable_name
 from ..extras import require
-from ..pictures import name_of, printable
+from ..files import plain_cell
+from ..pictures import name_of
 from ..video_io import VideoInfo, VideoReadError, probe_video
 from ..worlds import draw_order, plan_scene, simulate
 from .sampling import Sampling, Window, seeded_generator
-from .tables import csv_cell, read_table
+from .tables import read_table
 
 
 VIDEO_SUFFIXES = (
@@ -64,12 +66,12 @@ class DroppedVideos(dict[str, str]):
         """For example `3 of 36 videos dropped (2 unreadable, 1 too short); besides 4 not looked at (3 .txt, 1 .exr)`."""
         kinds = Counter(reason.partition(":")[0] for reason in self.values()).most_common()
         listed = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
-        others = ", ".join(f"{count} {printable(kind)}" for kind, count in self.passed_over.most_common(8))
+        others = ", ".join(f"{count} {printable_name(kind)}" for kind, count in self.passed_over.most_common(8))
         besides = f"; besides {self.passed_over.total()} not looked at ({others})" if others else ""
         return f"{len(self)} of {self.num_seen} videos dropped{listed}{besides}"
 
     def first(self, count: int = 5) -> str:
-        return "".join(f"\n  {printable(id)}: {reason}" for id, reason in list(self.items())[:count])
+        return "".join(f"\n  {printable_name(id)}: {reason}" for id, reason in list(self.items())[:count])
 
     def check(self, where: str | None = None) -> None:
         """
@@ -98,7 +100,7 @@ class DroppedVideos(dict[str, str]):
 
 
 def _csv_row(id: str, reason: str) -> list[str]:
-    return [csv_cell(part) for part in (id, *reason.split(": ", 1))]
+    return [plain_cell(part) for part in (id, *reason.split(": ", 1))]
 
 
 def report_dropped(dropped: DroppedVideos, output_dir: str | Path, *, is_main_process: bool = True) -> Path:
@@ -202,7 +204,7 @@ def video_of(value) -> Path | bytes:
                 return file.read()
         # A `ValueError`: an unknown protocol; an `ImportError`: the package for it is missing.
         except (OSError, ValueError, ImportError) as error:
-            raise VideoReadError(f"{printable(value)}: {error}") from error
+            raise VideoReadError(f"{printable_name(value)}: {error}") from error
     return Path(value)
 
 

@@ -14,7 +14,7 @@ from ..training.feed import LatentFeed, MicroBatch, split_off
 from ..training.loading import load_video_table, make_sampling
 from ..training.loop import TrainingLoop
 from ..training.recipe import RunRecord, Training, copy_with, publish
-from ..training.settings import BatchSettings, HubSettings, LatentSettings, SamplingSettings, VideoSettings
+from ..training.settings import DataSettings, HubSettings
 from ..training.validation import plot_curve
 from .class_to_video import class_names
 from .conditional_generation import all_records
@@ -40,11 +40,7 @@ def train_probe(
     pipe: VideoGPTPipeline,
     *,
     classifier: ClassifierSettings,
-    videos: VideoSettings,
-    sampling: SamplingSettings,
-    latents: LatentSettings,
-    batches: BatchSettings,
-    output_dir: Path,
+    data: DataSettings,
     hub: HubSettings,
     record: RunRecord,
 ) -> None:
@@ -55,10 +51,11 @@ def train_probe(
     Raises:
         ValueError: a video has no class, there is but one, or too few are left to train on.
     """
+    sampling, latents, batches, output_dir = data.sampling, data.latents, data.batches, data.output_dir
     with accelerator.main_process_first():
-        table = load_video_table(videos, sampling)
+        table = load_video_table(data.videos, sampling)
     report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
-    names = class_names([video.label for video in table], videos.dataset_file)
+    names = class_names([video.label for video in table], data.videos.dataset_file)
     # Too few videos are told before their features are computed.
     ids = [video.id for video in table]
     split_off(ids, latents.num_held_out(len(ids)), sampling.seed)

@@ -28,7 +28,7 @@ from ..training.feed import (
 from ..training.loading import load_video_table, make_sampling
 from ..training.loop import TrainingLoop
 from ..training.recipe import Training, copy_with
-from ..training.settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
+from ..training.settings import DataSettings
 from ..training.validation import plot_curve
 from ..weights import hash_weights
 from .conditional_generation import all_records
@@ -82,11 +82,7 @@ def make_retrieval_feed(
     pipe: VideoGPTPipeline,
     *,
     retrieval: RetrievalSettings,
-    videos: VideoSettings,
-    sampling: SamplingSettings,
-    latents: LatentSettings,
-    batches: BatchSettings,
-    output_dir: Path,
+    data: DataSettings,
 ) -> LatentFeed:
     """Latents of random clips with `--train_transformer`, else features, which are kept in `output_dir/features`.
 
@@ -97,12 +93,12 @@ def make_retrieval_feed(
     def one_clip(num_frames: int, generator: torch.Generator) -> list[int]:
         return [num_frames]
 
-    common = {"draw_clips": one_clip, "sampling": sampling, "latents": latents}
     if retrieval.train_transformer:
-        return make_feed(accelerator, pipe.vae, videos=videos, batches=batches, output_dir=output_dir, **common)
+        return make_feed(accelerator, pipe.vae, draw_clips=one_clip, data=data)
+    sampling, latents, batches = data.sampling, data.latents, data.batches
     with accelerator.main_process_first():
-        table = load_video_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
+        table = load_video_table(data.videos, sampling)
+    report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before their features are computed.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
     pipe.transformer.to(accelerator.device)
@@ -111,7 +107,7 @@ def make_retrieval_feed(
         table,
         retrieval.layer,
         retrieval.num_clips,
-        cache_dir=output_dir / "features",
+        cache_dir=data.output_dir / "features",
         pooling=retrieval.pooling,
         vae_batch_size=latents.vae_batch_size,
         num_workers=batches.dataloader_num_workers,
@@ -123,10 +119,12 @@ def make_retrieval_feed(
     return FeatureFeed(
         accelerator,
         pipe.vae,
+        draw_clips=one_clip,
         source=PlannedBatches(accelerator, windows, batches=batches, seed=sampling.seed, dropped=table.dropped),
+        sampling=sampling,
+        latents=latents,
         batch_size=batches.train_batch_size,
         validation=CachedWindows(cache, held_out) if held_out else None,
-        **common,
     )
 
 

@@ -26,7 +26,7 @@ from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, Video
 from ..files import path_inside, read_json
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off
 from ..training.loading import make_sampling
-from ..training.settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
+from ..training.settings import DataSettings, SamplingSettings, VideoSettings
 from ..video_io import VideoInfo, VideoReadError
 from ..worlds import simulate
 from .video_object_segmentation import (
@@ -339,19 +339,16 @@ def make_segmentation_feed(
     accelerator: Accelerator,
     vae,
     *,
-    videos: VideoSettings,
-    sampling: SamplingSettings,
-    latents: LatentSettings,
-    batches: BatchSettings,
-    output_dir: Path,
+    data: DataSettings,
 ) -> LatentFeed:
     """The feed of a training run; some of the videos are kept for validation.
 
     With `--windows_per_video` the samples are encoded before the first step, into `output_dir/latents`.
     """
+    sampling, latents, batches = data.sampling, data.latents, data.batches
     with accelerator.main_process_first():
-        table = load_segmentation_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
+        table = load_segmentation_table(data.videos, sampling)
+    report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     ids = [record.id for record in table.records]
     kept, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
     table, held_out = table.subset(kept), table.subset(held_out)
@@ -359,7 +356,7 @@ def make_segmentation_feed(
     if latents.windows_per_video is not None:
         key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
         key |= {"colours": COLOURS.tolist(), "background": BACKGROUND.tolist(), "partly_marked": PARTLY_MARKED}
-        folder = output_dir / "latents"
+        folder = data.output_dir / "latents"
         write_latent_cache(
             folder,
             table,

@@ -35,7 +35,7 @@ from ..data.streaming import StreamedBatches
 from ..data.videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..files import hash_file, hash_json
 from .loading import load_video_table, make_sampling
-from .settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
+from .settings import BatchSettings, DataSettings, LatentSettings, SamplingSettings
 
 
 ClipDrawer = Callable[[int, torch.Generator], list[int]]
@@ -345,19 +345,16 @@ def cache_latents(
     accelerator: Accelerator,
     vae,
     *,
-    videos: VideoSettings,
-    sampling: SamplingSettings,
-    latents: LatentSettings,
-    num_workers: int,
-    output_dir: Path,
+    data: DataSettings,
 ) -> Path:
     """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
+    sampling, latents = data.sampling, data.latents
     with accelerator.main_process_first():
-        table = load_video_table(videos, sampling)
-    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
+        table = load_video_table(data.videos, sampling)
+    report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
-    folder = output_dir / "latents"
+    folder = data.output_dir / "latents"
     write_latent_cache(
         folder,
         table,
@@ -367,7 +364,7 @@ def cache_latents(
         batch_size=latents.vae_batch_size,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        num_workers=num_workers,
+        num_workers=data.batches.dataloader_num_workers,
     )
     accelerator.wait_for_everyone()
     return folder
@@ -378,11 +375,7 @@ def make_feed(
     vae,
     *,
     draw_clips: ClipDrawer,
-    videos: VideoSettings,
-    sampling: SamplingSettings,
-    latents: LatentSettings,
-    batches: BatchSettings,
-    output_dir: Path,
+    data: DataSettings,
 ) -> LatentFeed:
     """The feed that the settings name: from cached latents, from videos, or from a stream of them.
 
@@ -391,6 +384,7 @@ def make_feed(
     Raises:
         ValueError: no usable videos, too few, or a cache that was made otherwise; with what to do.
     """
+    videos, sampling, latents, batches = data.videos, data.sampling, data.latents, data.batches
     seed, frames = sampling.seed, make_sampling(sampling)
     feed = partial(
         LatentFeed,
@@ -421,20 +415,12 @@ def make_feed(
             label_column=videos.label_column,
             max_bad_fraction=videos.max_bad_fraction,
         )
-        report_dropped(stream.dropped, output_dir, is_main_process=accelerator.is_main_process)
+        report_dropped(stream.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         return feed(source=StreamSource(accelerator, stream), validation=validation)
 
     dropped, cached = None, latents.cached_latents
     if cached is None and latents.windows_per_video is not None:
-        cached = cache_latents(
-            accelerator,
-            vae,
-            videos=videos,
-            sampling=sampling,
-            latents=latents,
-            num_workers=batches.dataloader_num_workers,
-            output_dir=output_dir,
-        )
+        cached = cache_latents(accelerator, vae, data=data)
     if cached is not None:
         expected = make_cache_key(vae, frames, seed=seed)
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
@@ -446,7 +432,7 @@ def make_feed(
         with accelerator.main_process_first():
             table = load_video_table(videos, sampling)
         dropped = table.dropped
-        report_dropped(dropped, output_dir, is_main_process=accelerator.is_main_process)
+        report_dropped(dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]
         kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
         train, held_out = (WindowDataset(subset(table, indices), seed) for indices in (kept, held_out))

@@ -201,14 +201,10 @@ def format_scores(scores: RolloutScores) -> str:
 def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
     """Uploads what [`~hub.export_to_hub_folder`] takes of a run: the model with its card, no checkpoint or cache.
 
+    The other arguments and what is returned are those of [`~hub.push_to_hub`].
+
     Args:
         folder: of the pipeline, adapter or classifier.
-        repo_id: made if it does not exist; a name without a user goes to the token's owner.
-        token: by default the one that `hf auth login` stored.
-        private: of a repository that is made.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         FileNotFoundError: if there is none of these in `folder`.

@@ -35,6 +35,11 @@ def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torc
     return lambda num_frames, generator: [size, num_frames - size] if size < num_frames else [num_frames]
 
 
+def make_clip_drawer(objective: ObjectiveSettings) -> Callable[[int, torch.Generator | None], list[int]]:
+    """[`parse_clips`] of a run's objective."""
+    return parse_clips(objective.clips, objective.max_clips)
+
+
 # α of every frame of a video, from its clip lengths and a generator
 AlphaDrawer = Callable[[Sequence[int], torch.Generator | None], torch.Tensor]
 

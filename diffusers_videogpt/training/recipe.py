@@ -24,17 +24,7 @@ from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
 from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
 from .run_folder import hold_folder
-from .settings import (
-    BatchSettings,
-    HubSettings,
-    LoopSettings,
-    ModelSettings,
-    ObjectiveSettings,
-    OptimizerSettings,
-    RolloutSettings,
-    SamplingSettings,
-    TrainingSettings,
-)
+from .settings import HubSettings, ModelSettings, RecipeSettings, RunSettings, SamplingSettings, TrainingSettings
 from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
 
 
@@ -87,10 +77,7 @@ class NextClipTraining(Training):
     Args:
         pipe: whose transformer is trained, and which predicts the held-out videos.
         feed: of the run.
-        objective: the loss.
-        rollouts: predictions of held-out videos.
-        loop: of the run.
-        output_dtype: of the saved transformer's weights.
+        recipe: the loss, the predictions of held-out videos, and how the pipeline is saved.
     """
 
     task = "prediction"  # what the model card says, see `model_card.TASKS`
@@ -105,15 +92,13 @@ class NextClipTraining(Training):
         pipe: VideoGPTPipeline,
         *,
         feed: LatentFeed,
-        objective: ObjectiveSettings,
-        rollouts: RolloutSettings,
-        loop: LoopSettings,
-        output_dtype: str = "float32",
+        recipe: RecipeSettings,
     ):
         self.accelerator, self.pipe, self.feed = accelerator, pipe, feed
-        self.objective, self.rollouts, self.settings, self.output_dtype = objective, rollouts, loop, output_dtype
+        self.objective, self.rollouts, self.settings = recipe.objective, recipe.rollouts, recipe.loop
+        self.output_dtype = recipe.output_dtype
         self.patch_size = pipe.transformer.config.patch_size
-        self.folder = loop.output_dir / "validation"
+        self.folder = self.settings.output_dir / "validation"
         self.predicted: set[int] = set()  # steps whose predictions in the folder are of this run
         self.errors = ErrorsByAlpha()
         self.validation_errors: dict[str, float] = {}  # by α, at the last validation
@@ -297,12 +282,11 @@ def hub_repository(output_dir: Path, hub: HubSettings) -> str:
     return hub.hub_model_id or output_dir.resolve().name
 
 
-def start_processes(
-    *, loop: LoopSettings, batches: BatchSettings, optimizer: OptimizerSettings, hub: HubSettings, seed: int
-) -> Accelerator:
+def start_processes(run: RunSettings, *, seed: int) -> Accelerator:
     """The processes of a run, seeded, and its folder. What lies there and would be replaced, or a repository that cannot
     be written, is told now, not when training has ended."""
-    accelerator = make_accelerator(loop, batches=batches, optimizer=optimizer)
+    loop, hub = run.loop, run.hub
+    accelerator = make_accelerator(loop, batches=run.batches, optimizer=run.optimizer)
     find_checkpoint(loop.output_dir, loop.resume_from_checkpoint)
     if hub.push_to_hub and accelerator.is_main_process:
         repo_id = hub_repository(loop.output_dir, hub)
@@ -314,16 +298,10 @@ def start_processes(
 
 
 def start_run(
-    model: ModelSettings,
-    sampling: SamplingSettings,
-    *,
-    loop: LoopSettings,
-    batches: BatchSettings,
-    optimizer: OptimizerSettings,
-    hub: HubSettings,
+    model: ModelSettings, sampling: SamplingSettings, *, run: RunSettings
 ) -> tuple[Accelerator, VideoGPTPipeline]:
     """What every run begins with: its processes, its folder, and the pipeline to train."""
-    accelerator = start_processes(loop=loop, batches=batches, optimizer=optimizer, hub=hub, seed=sampling.seed)
+    accelerator = start_processes(run, seed=sampling.seed)
     settle_size(sampling, model)
     pipe = load_pipeline(model, sampling)
     pipe.vae.to(accelerator.device)
@@ -362,10 +340,7 @@ def run_training(
     training: Training,
     *,
     feed: LatentFeed,
-    loop: LoopSettings,
-    batches: BatchSettings,
-    optimizer: OptimizerSettings,
-    hub: HubSettings,
+    run: RunSettings,
     record: RunRecord,
 ) -> None:
     """Trains to the end, saves what was trained with its card, and publishes it if asked to.
@@ -378,11 +353,11 @@ def run_training(
         training.model,
         feed=feed,
         loss=training.loss,
-        settings=loop,
-        optimizer=optimizer,
+        settings=run.loop,
+        optimizer=run.optimizer,
         run=training.run_fields() | feed.run_fields(),
         validate=training.validate,
-        gradient_accumulation_steps=batches.gradient_accumulation_steps,
+        gradient_accumulation_steps=run.batches.gradient_accumulation_steps,
         trainable_only=training.trainable_only,
         options=record.options,
         errors=training.errors,
@@ -390,5 +365,5 @@ def run_training(
     trainer.run()
     weights = trainer.trained_state_dict()
     if accelerator.is_main_process:
-        publish(loop.output_dir, hub, record=record, **training.save(trainer, weights))
+        publish(run.loop.output_dir, run.hub, record=record, **training.save(trainer, weights))
     accelerator.end_training()

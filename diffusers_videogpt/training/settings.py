@@ -7,7 +7,7 @@ refused when the dataclass is made. Nothing heavy is imported here, so that a sc
 import argparse
 import re
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -433,6 +433,49 @@ class HubSettings:
     hub_private: bool = option(False)
 
 
+# Parts that are handed on together
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What the batches of a run are made from: which videos, the samples taken of them, their latents, how many at once.
+
+    Attributes:
+        output_dir: of the run; what cannot be used is listed there, and what is encoded before the first step is kept there.
+    """
+
+    videos: VideoSettings
+    sampling: SamplingSettings
+    latents: LatentSettings
+    batches: BatchSettings
+    output_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a run trains, whatever it trains, and where the result goes."""
+
+    loop: LoopSettings
+    batches: BatchSettings
+    optimizer: OptimizerSettings
+    hub: HubSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings:
+    """What training by next clip diffusion adds: the loss, the predictions of held-out videos, how the result is saved.
+
+    Attributes:
+        loop: of the run, for its folder and its last step.
+        output_dtype: of the saved transformer's weights.
+    """
+
+    objective: ObjectiveSettings
+    rollouts: RolloutSettings
+    loop: LoopSettings
+    output_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
 # What the scripts compose
 
 
@@ -452,6 +495,20 @@ class TrainingSettings:
     def __post_init__(self):
         self.latents.check_videos(self.videos)
 
+    @property
+    def data(self) -> DataSettings:
+        return DataSettings(
+            videos=self.videos,
+            sampling=self.sampling,
+            latents=self.latents,
+            batches=self.batches,
+            output_dir=self.loop.output_dir,
+        )
+
+    @property
+    def run(self) -> RunSettings:
+        return RunSettings(loop=self.loop, batches=self.batches, optimizer=self.optimizer, hub=self.hub)
+
 
 @dataclass(kw_only=True)
 class NextClipSettings(TrainingSettings):
@@ -465,9 +522,17 @@ class NextClipSettings(TrainingSettings):
         self.objective.check_sampling(self.sampling)
         self.validation.check_run(self.loop, self.sampling)
 
+    @property
+    def recipe(self) -> RecipeSettings:
+        return RecipeSettings(objective=self.objective, rollouts=self.validation, loop=self.loop)
+
 
 @dataclass(kw_only=True)
 class PipelineSettings(NextClipSettings):
     """Of a run that trains the transformer of a pipeline, all of it, and saves the pipeline."""
 
     output_dtype: Literal["float32", "bfloat16"] = option("float32", "of saved weights")
+
+    @property
+    def recipe(self) -> RecipeSettings:
+        return replace(super().recipe, output_dtype=self.output_dtype)

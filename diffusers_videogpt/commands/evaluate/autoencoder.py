@@ -12,6 +12,9 @@ from ..options import add_command, add_device_argument
 
 
 def evaluate_autoencoder(args: argparse.Namespace) -> None:
+    """Encodes and decodes unseen simulated scenes, or your videos: share of posterior noise, eigenvalues of the
+    channels' correlation, and the reconstruction of clean and of noised latents; in the simulated world also how many
+    frames keep all their objects."""
     refuse_missing(args.data, "--data")
     if args.output is not None:
         check_output(args.output.parent)
@@ -57,13 +60,7 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
 
 def add_autoencoder_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks,
-        "autoencoder",
-        evaluate_autoencoder,
-        help="how good an autoencoder's latents are for diffusion",
-        description="Encodes and decodes unseen simulated scenes, or your videos: share of posterior noise, eigenvalues of the "
-        "channels' correlation, and the reconstruction of clean and of noised latents; in the simulated world also how many "
-        "frames keep all their objects.",
+        benchmarks, "autoencoder", evaluate_autoencoder, help="how good an autoencoder's latents are for diffusion"
     )
     command.add_argument("--vae", help="folder or Hub id of an autoencoder; default: the bundled model's")
     command.add_argument("--subfolder", help="of --vae that the autoencoder lies in, such as vae in a pipeline's")

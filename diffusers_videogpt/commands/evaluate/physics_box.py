@@ -1,21 +1,17 @@
 """`videogpt evaluate physics-box`: scores models on simulated physics, beside the truth and baselines."""
 
 import argparse
-from pathlib import Path
 
-from ...arguments import check_output, finite_float, positive_int
+from ...arguments import check_output, positive_int
 from ...console import say
-from ..models import (
-    QUANTIZERS,
-    leave_out,
-    look_at_model,
-    usable_device,
-)
+from ..models import QUANTIZERS, leave_out, look_at_model, usable_device
 from ..options import (
-    STEPS,
     add_command,
     add_device_argument,
+    add_guidance_argument,
     add_model_argument,
+    add_output_argument,
+    add_steps_argument,
 )
 
 
@@ -29,6 +25,8 @@ def parse_compared(text: str) -> tuple[str, str, int | None]:
 
 
 def evaluate_physics_box(args: argparse.Namespace) -> None:
+    """Continues unseen simulated scenes and compares with the truth: pixels, trajectories, objects, collisions,
+    energy, and the metrics of Physics-IQ. A run that was killed goes on where it stopped, with the same command."""
     check_output(args.output)
     for model in (args.model, *(source for _, source, _ in args.compare)):
         look_at_model(model)
@@ -59,8 +57,6 @@ def add_physics_box_benchmark(benchmarks) -> None:
         "physics-box",
         evaluate_physics_box,
         help="physics in a box: unseen simulated scenes, where the truth is known exactly",
-        description="Continues unseen simulated scenes and compares with the truth: pixels, trajectories, objects, collisions, "
-        "energy, and the metrics of Physics-IQ. A run that was killed goes on where it stopped, with the same command.",
     )
     add_model_argument(command)
     command.add_argument(
@@ -77,12 +73,8 @@ def add_physics_box_benchmark(benchmarks) -> None:
     command.add_argument(
         "--frames-per-clip", type=positive_int, nargs="+", help="clip lengths to compare; default: the model's own"
     )
-    command.add_argument("--guidance-scale", type=finite_float, help="history guidance; default: the model's own")
-    command.add_argument(
-        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
-    )
+    add_guidance_argument(command)
+    add_steps_argument(command)
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     add_device_argument(command)
-    command.add_argument(
-        "--output", type=Path, default=Path("videogpt_physics_box"), help="folder (default: %(default)s)"
-    )
+    add_output_argument(command, "videogpt_physics_box")

@@ -5,18 +5,8 @@ from pathlib import Path
 
 from ...arguments import check_output, finite_float, positive_int
 from ...console import progress_options, say
-from ..models import (
-    QUANTIZERS,
-    leave_out,
-    load_pipeline,
-    look_at_model,
-    refuse_missing,
-)
-from ..options import (
-    add_command,
-    add_device_argument,
-    add_dtype_argument,
-)
+from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing
+from ..options import add_command, add_device_argument, add_dtype_argument, add_output_argument
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -30,6 +20,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def evaluate_physics_iq(args: argparse.Namespace) -> None:
+    """Predicts the last 5 s of every video of the Physics-IQ benchmark from its first 3 s, or takes videos made by any
+    other model, and scores them as the benchmark's own scorer does. A run that was killed goes on where it stopped,
+    with the same command."""
     refuse_missing(args.data, "--data")
     for option in ("videos", "descriptions", "masks"):
         refuse_missing(getattr(args, option), f"--{option}")
@@ -84,15 +77,7 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
 
 
 def add_physics_iq_benchmark(benchmarks) -> None:
-    command = add_command(
-        benchmarks,
-        "physics-iq",
-        evaluate_physics_iq,
-        help="the Physics-IQ benchmark",
-        description="Predicts the last 5 s of every video of the Physics-IQ benchmark from its first 3 s, or takes videos "
-        "made by any other model, and scores them as the benchmark's own scorer does. A run that was killed goes on where "
-        "it stopped, with the same command.",
-    )
+    command = add_command(benchmarks, "physics-iq", evaluate_physics_iq, help="the Physics-IQ benchmark")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub id of a pipeline")
     source.add_argument(
@@ -101,9 +86,7 @@ def add_physics_iq_benchmark(benchmarks) -> None:
     command.add_argument(
         "--data", type=Path, required=True, help="the folder physics-IQ-benchmark, or the one that it is in"
     )
-    command.add_argument(
-        "--output", type=Path, default=Path("videogpt_physics_iq"), help="folder (default: %(default)s)"
-    )
+    add_output_argument(command, "videogpt_physics_iq")
     command.add_argument(
         "--descriptions", type=Path, help="the benchmark's CSV: which scenarios there are, and their categories"
     )

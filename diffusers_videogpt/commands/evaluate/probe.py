@@ -6,21 +6,14 @@ from pathlib import Path
 from ... import BUNDLED_MODEL
 from ...arguments import check_output, positive_int
 from ...console import say
-from ..models import (
-    QUANTIZERS,
-    leave_out,
-    load_pipeline,
-    look_at_model,
-    refuse_missing,
-    usable_device,
-)
-from ..options import (
-    add_command,
-    add_device_argument,
-)
+from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing, usable_device
+from ..options import add_command, add_device_argument, add_output_argument
 
 
 def evaluate_probe(args: argparse.Namespace) -> None:
+    """Scores a classifier that train_classification.py made on videos with known classes: top-1, top-5 and the
+    confusion matrix. With --simulated, compares linear probes on a model's features of simulated scenes with those on
+    a model of random weights and on the latents."""
     if not args.simulated and (args.model is None or args.data is None):
         raise ValueError("give --model and --data, or --simulated.")
     refuse_missing(args.data, "--data")
@@ -62,13 +55,7 @@ def evaluate_probe(args: argparse.Namespace) -> None:
 
 def add_probe_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks,
-        "probe",
-        evaluate_probe,
-        help="a classifier of videos, or what its features are worth",
-        description="Scores a classifier that train_classification.py made on videos with known classes: top-1, top-5 and "
-        "the confusion matrix. With --simulated, compares linear probes on a model's features of simulated scenes with "
-        "those on a model of random weights and on the latents.",
+        benchmarks, "probe", evaluate_probe, help="a classifier of videos, or what its features are worth"
     )
     command.add_argument(
         "--model", help="folder of a classifier; with --simulated of a pipeline (default: the bundled)"
@@ -89,4 +76,4 @@ def add_probe_benchmark(benchmarks) -> None:
     command.add_argument("--pooling", default="mean", help="mean, mean_std or thirds (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the random weights")
     add_device_argument(command)
-    command.add_argument("--output", type=Path, default=Path("videogpt_probe"), help="folder (default: %(default)s)")
+    add_output_argument(command, "videogpt_probe")

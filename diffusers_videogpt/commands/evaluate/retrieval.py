@@ -7,21 +7,13 @@ from pathlib import Path
 
 from ...arguments import check_output, positive_int
 from ...console import say
-from ..models import (
-    QUANTIZERS,
-    leave_out,
-    look_at_model,
-    refuse_missing,
-    told_of,
-    usable_device,
-)
-from ..options import (
-    add_command,
-    add_device_argument,
-)
+from ..models import QUANTIZERS, leave_out, look_at_model, refuse_missing, told_of, usable_device
+from ..options import add_command, add_device_argument
 
 
 def evaluate_retrieval(args: argparse.Namespace) -> None:
+    """Scores a retriever that train_retrieval.py made: R@1, R@5, R@10 and the median rank, both ways. Ties count
+    against the model. A caption of several videos is asked once, and all of these are right."""
     if args.output is not None:
         check_output(args.output.parent)
         if args.output.is_dir():
@@ -54,12 +46,7 @@ def evaluate_retrieval(args: argparse.Namespace) -> None:
 
 def add_retrieval_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks,
-        "retrieval",
-        evaluate_retrieval,
-        help="how well texts find their videos, and videos their texts",
-        description="Scores a retriever that train_retrieval.py made: R@1, R@5, R@10 and the median rank, both ways. Ties "
-        "count against the model. A caption of several videos is asked once, and all of these are right.",
+        benchmarks, "retrieval", evaluate_retrieval, help="how well texts find their videos, and videos their texts"
     )
     command.add_argument("--model", required=True, help="folder or Hub id of a retriever")
     command.add_argument("--dataset-file", type=Path, help="CSV or JSONL table with a column `video` of paths")

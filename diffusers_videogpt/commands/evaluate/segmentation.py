@@ -5,20 +5,13 @@ from pathlib import Path
 
 from ...arguments import check_output, finite_float, positive_int
 from ...console import say
-from ..models import (
-    QUANTIZERS,
-    leave_out,
-    load_pipeline,
-    look_at_model,
-    refuse_missing,
-)
-from ..options import (
-    add_command,
-    add_device_argument,
-)
+from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing
+from ..options import add_command, add_device_argument, add_output_argument
 
 
 def evaluate_segmentation(args: argparse.Namespace) -> None:
+    """Follows objects from their masks in the first frame, or takes index PNGs made by any other model, and prints the
+    region measure J and the boundary measure F, as DAVIS 2017 defines them."""
     refuse_missing(args.data, "--data")
     refuse_missing(args.masks, "--masks")
     check_output(args.output)
@@ -59,12 +52,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
 
 def add_segmentation_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks,
-        "segmentation",
-        evaluate_segmentation,
-        help="objects followed through videos, by J and F",
-        description="Follows objects from their masks in the first frame, or takes index PNGs made by any other model, and "
-        "prints the region measure J and the boundary measure F, as DAVIS 2017 defines them.",
+        benchmarks, "segmentation", evaluate_segmentation, help="objects followed through videos, by J and F"
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -89,9 +77,8 @@ def add_segmentation_benchmark(benchmarks) -> None:
     command.add_argument("--width", type=positive_int)
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     add_device_argument(command)
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path("videogpt_segmentation"),
-        help="folder of the model's masks, or of pictures of simulated scenes, and of scores.json (default: %(default)s)",
+    add_output_argument(
+        command,
+        "videogpt_segmentation",
+        help="folder of the model's masks, or of pictures of simulated scenes, and of scores.json",
     )

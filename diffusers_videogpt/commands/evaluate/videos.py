@@ -3,24 +3,23 @@
 import argparse
 from pathlib import Path
 
-from ...arguments import check_output, finite_float, positive_float, positive_int
+from ...arguments import check_output, positive_float, positive_int
 from ...console import progress_options, say
-from ..models import (
-    check_loras,
-    load_pipeline,
-    look_at_model,
-    refuse_missing,
-)
+from ..models import check_loras, load_pipeline, look_at_model, refuse_missing
 from ..options import (
-    STEPS,
     add_command,
     add_device_argument,
+    add_frames_per_clip_argument,
+    add_guidance_argument,
     add_lora_argument,
     add_model_argument,
+    add_output_argument,
+    add_steps_argument,
 )
 
 
 def evaluate_videos(args: argparse.Namespace) -> None:
+    """Continues windows of your videos and prints errors by horizon beside those of repeating the last frame."""
     refuse_missing(args.data, "--data")
     check_output(args.output)
     saved = look_at_model(args.model)
@@ -70,13 +69,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
 
 
 def add_videos_benchmark(benchmarks) -> None:
-    command = add_command(
-        benchmarks,
-        "videos",
-        evaluate_videos,
-        help="the videos of a folder",
-        description="Continues windows of your videos and prints errors by horizon beside those of repeating the last frame.",
-    )
+    command = add_command(benchmarks, "videos", evaluate_videos, help="the videos of a folder")
     command.add_argument("--data", type=Path, required=True, help="folder of videos")
     add_model_argument(command)
     add_lora_argument(command)
@@ -88,13 +81,9 @@ def add_videos_benchmark(benchmarks) -> None:
         "--height", type=positive_int, help="with --width: a fixed size; default: the model's longest side"
     )
     command.add_argument("--width", type=positive_int)
-    command.add_argument(
-        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
-    )
-    command.add_argument("--guidance-scale", type=finite_float, help="history guidance; default: the model's own")
-    command.add_argument(
-        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
-    )
+    add_frames_per_clip_argument(command)
+    add_guidance_argument(command)
+    add_steps_argument(command)
     command.add_argument("--fps", type=positive_float, default=8, help="of the written videos (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
     add_device_argument(command)
@@ -107,6 +96,4 @@ def add_videos_benchmark(benchmarks) -> None:
         "change from frame to frame)",
     )
     command.add_argument("--cache", type=Path, help="folder of the weights; default: the Hugging Face cache")
-    command.add_argument(
-        "--output", type=Path, default=Path("videogpt_evaluation"), help="folder (default: %(default)s)"
-    )
+    add_output_argument(command, "videogpt_evaluation")
