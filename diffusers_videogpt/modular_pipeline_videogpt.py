@@ -8,6 +8,29 @@
 A block is one step of [`VideoGPTPipeline`]'s call, made of the same methods: the same seed gives the same video. What a block
 takes is an argument of the call, or what an earlier block made; take that one out, and it becomes an argument.
 
+A block of one's own goes in between. This one stands in the loop, where it makes the next clip look back on few frames:
+
+    from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks
+    from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTBlocks
+
+
+    class ShortMemory(ModularPipelineBlocks):
+        inputs = [InputParam("history", required=True), InputParam("memory", default=4)]
+
+        def __call__(self, components, block_state, k):
+            block_state.history.replace(block_state.history.latents[:, :, -block_state.memory :])
+            return components, block_state
+
+
+    blocks = VideoGPTBlocks()  # conditions, encode_history, set_clips, prepare_history, rollout, decode
+    blocks.sub_blocks["rollout"].sub_blocks.insert("short_memory", ShortMemory(), 4)
+    pipe = blocks.init_pipeline(BUNDLED_MODEL)
+    pipe.load_components()
+    videos = pipe(video=SAMPLE_VIDEO, num_frames=16, memory=6, output="videos")
+
+`ModularPipeline.from_pretrained(folder)` gives all blocks as they are; an edited order is not saved
+(`blocks.init_pipeline(folder)` loads its parts). `pipe.doc` lists every argument.
+
 Shapes: B videos, C latent channels, F frames, h × w latent size.
 """
 

@@ -1,13 +1,10 @@
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from run_scripts import TWO_PROCESSES, run_script
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.data.latents import LatentCache, encode_moments, make_cache_key
@@ -16,7 +13,6 @@ from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.video_io import write_video
 
 
-SCRIPT = Path(__file__).parents[2] / "training_scripts" / "cache_latents.py"
 SAMPLING = Sampling(max_num_frames=4, frame_interval=(1, 2), longest_side=32)
 OPTIONS = {
     "max_num_frames": 4,
@@ -28,17 +24,10 @@ OPTIONS = {
 }
 
 
-def cache_latents(output_dir, *more, num_processes=1, **options):
-    launch = [sys.executable]
-    if num_processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+def cache_latents(output_dir, *more, launcher=(), **options):
     arguments = [f"--{name}={value}" for name, value in (OPTIONS | options).items()]
-    return subprocess.run(
-        [*launch, SCRIPT, "--output_dir", output_dir, "--frame_interval", "1", "2", *arguments, *more],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-    )
+    arguments = ["--output_dir", output_dir, "--frame_interval", 1, 2, *arguments, *more]
+    return run_script("cache_latents.py", *arguments, launcher=launcher, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 def test_two_processes_encode_a_folder(tmp_path, folder, vae_dir):
-    done = cache_latents(tmp_path, num_processes=2, instance_data_root=folder, pretrained_vae_path=vae_dir)
+    done = cache_latents(tmp_path, launcher=TWO_PROCESSES, instance_data_root=folder, pretrained_vae_path=vae_dir)
     assert done.returncode == 0, done.stderr
     assert "2 of 7 videos dropped" in done.stdout and "5 videos encoded, 2 windows each" in done.stdout
     with (tmp_path / "dropped_videos.csv").open() as file:
@@ -112,4 +101,4 @@ def test_simulated_scenes_through_the_vae_of_a_pipeline(tmp_path, tiny_transform
     ],
 )
 def test_arguments_that_cannot_be(refusal_of, arguments, message):
-    assert message in refusal_of(SCRIPT.name, "--pretrained_vae_path=vae", "--output_dir=cache", *arguments)
+    assert message in refusal_of("cache_latents.py", "--pretrained_vae_path=vae", "--output_dir=cache", *arguments)

@@ -1,22 +1,19 @@
 import argparse
 import csv
 import json
-import os
 import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from run_scripts import SCRIPTS, run_script
 
 from diffusers_videogpt.evaluation.autoencoder import latent_statistics
 from diffusers_videogpt.video_io import write_video
 
 
-SCRIPT = Path(__file__).parents[2] / "training_scripts" / "train_autoencoder.py"
+SCRIPT = SCRIPTS / "train_autoencoder.py"
 TOY = {
     "resolution": 16,
     "layers_per_block": 1,
@@ -34,12 +31,7 @@ def arguments(**options):
 
 
 def train(output_dir, *more, **options):
-    return subprocess.run(
-        [sys.executable, SCRIPT, "--output_dir", output_dir, *arguments(**options), *more],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-    )
+    return run_script(SCRIPT.name, "--output_dir", output_dir, *arguments(**options), *more, check=False)
 
 
 @pytest.fixture(scope="module")
