@@ -28,6 +28,7 @@ from diffusers.utils import apply_lora_scale
 from .attention_videogpt import AttentionMask, VideoGPTAttention, VideoGPTRotaryPosEmbed, masks_for_attention
 from .clips import ClipLayout, layout_after_history
 from .config_values import check_network_config
+from .diffusers_internals import WholeWeightsMixin
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
 
@@ -132,7 +133,7 @@ def _has_one_clip(layout: ClipLayout) -> bool:
 
 
 class VideoGPTTransformerModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    WholeWeightsMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     """Video-GPT (next clip diffusion): predicts the clean latents of noisy clips from the clean clips before them.
 
