@@ -1,11 +1,12 @@
 """Every name of diffusers that is not documented for users and that this package relies on.
 
 diffusers may rename or move them in any release. They are gathered here so that such a release is mended in one file.
-All were checked against diffusers 0.42.1. `tests/test_diffusers_internals.py` uses each of them.
+All were checked against diffusers 0.42.1, the tables of `registration.py` too. `tests/test_diffusers_internals.py` uses each
+of them, so that the suite, run on another version, tells which one has gone.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "LoraBaseMixin",
     "TransformerBlockMetadata",
     "TransformerBlockRegistry",
+    "WholeWeightsMixin",
     "active_attention_backend",
     "block_cache_config",
     "execution_device",
@@ -32,11 +34,56 @@ __all__ = [
     "has_model_hooks",
     "is_guider_enabled",
     "quiet_guiders",
+    "refuse_unread_tensors",
     "reset_block_caches",
     "unscale_lora_layers",
 ]
 
 fetch_lora_state_dict = _fetch_state_dict
+
+MAX_NAMED = 4  # in an error
+
+
+class WholeWeightsMixin:
+    """A `ModelMixin` that is only loaded from weights that have all its tensors.
+
+    Where one is missing, diffusers warns and goes on: with random numbers, or with a tensor that has no memory. This is
+    the step that every way of loading takes, also as a part of `DiffusionPipeline.from_pretrained`.
+    """
+
+    @classmethod
+    def _load_pretrained_model(
+        cls, model, state_dict, resolved_model_file, pretrained_model_name_or_path, *args, **kw
+    ):
+        loaded = super()._load_pretrained_model(
+            model, state_dict, resolved_model_file, pretrained_model_name_or_path, *args, **kw
+        )
+        _refuse_missing(loaded[1], f"The weights in '{pretrained_model_name_or_path}'")
+        return loaded
+
+
+def refuse_unread_tensors(models: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for a model of diffusers' own of whose tensors some were not in the file that it was loaded from.
+
+    `from_pretrained` leaves them without memory (on the device "meta"). So are tensors that a hook will bring from the disk
+    or the CPU when they are needed: models with hooks are passed over.
+
+    Args:
+        models: part of a pipeline → its model; what is no model is passed over.
+    """
+    for name, model in models.items():
+        if isinstance(model, nn.Module) and not any(hasattr(module, "_hf_hook") for module in model.modules()):
+            unread = [tensor for tensor, values in model.state_dict().items() if values.is_meta]
+            _refuse_missing(unread, f"The weights of the pipeline's `{name}`")
+
+
+def _refuse_missing(tensors: Iterable[str], where: str) -> None:
+    names = sorted(tensors)
+    if names:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        raise ValueError(
+            f"{where} lack {', '.join(names[:MAX_NAMED])}{more}: copy all files of the model again, with its own config.json."
+        )
 
 
 def active_attention_backend() -> AttentionBackendName:

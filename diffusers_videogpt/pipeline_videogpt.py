@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .conditions import ConditionEncoder, class_numbers
 from .config_values import check_pipeline_config
-from .diffusers_internals import execution_device, guidance_pass_name, reset_block_caches
+from .diffusers_internals import execution_device, guidance_pass_name, refuse_unread_tensors, reset_block_caches
 from .frame_latents import (
     VideoInput,
     decode_latents,
@@ -46,7 +46,6 @@ from .rollout import (
     usable_attention_kwargs,
 )
 from .saved_models import refuse_what_is_not
-from .saved_weights import refuse_missing_tensors
 from .scheduling_next_clip_flow_match import (
     NextClipFlowMatchScheduler,
     denoised_to_model_output,
@@ -246,6 +245,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         trained_on: str | None = None,
     ):
         super().__init__()
+        refuse_unread_tensors({"vae": vae, "text_encoder": text_encoder})
         self.register_modules(
             vae=vae,
             transformer=transformer,
@@ -285,8 +285,6 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             OSError: there is no such folder, and the Hub does not have it or could not be asked.
         """
         refuse_what_is_not("VideoGPTPipeline", pretrained_model_name_or_path, **kwargs)
-        if "transformer" not in kwargs:
-            refuse_missing_tensors(Path(pretrained_model_name_or_path, "transformer"), VideoGPTTransformerModel)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:

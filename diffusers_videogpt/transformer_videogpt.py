@@ -35,7 +35,7 @@ from .attention_videogpt import (
 )
 from .clips import ClipLayout, layout_after_history
 from .config_values import check_network_config
-from .diffusers_internals import TransformerBlockMetadata, TransformerBlockRegistry
+from .diffusers_internals import TransformerBlockMetadata, TransformerBlockRegistry, WholeWeightsMixin
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
 
@@ -144,7 +144,7 @@ def _has_one_clip(layout: ClipLayout) -> bool:
 
 
 class VideoGPTTransformerModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    WholeWeightsMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
 ):
     """Video-GPT (next clip diffusion): predicts the clean latents of noisy clips from the clean clips before them.
 

@@ -4,10 +4,12 @@ import logging
 import re
 from pathlib import Path
 
+import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, FirstBlockCacheConfig
+from diffusers import ClassifierFreeGuidance, DiffusionPipeline, FirstBlockCacheConfig
+from safetensors.torch import load_file, save_file
 
-from diffusers_videogpt import diffusers_internals
+from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, diffusers_internals
 
 
 def test_every_name_is_there():
@@ -43,3 +45,32 @@ def test_guiders(caplog):
     assert diffusers_internals.is_guider_enabled(guider)
     guider.disable()
     assert not diffusers_internals.is_guider_enabled(guider)
+
+
+def lose_a_tensor(folder: Path, name: str) -> None:
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+@pytest.mark.parametrize("pipeline", [DiffusionPipeline, VideoGPTPipeline])
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(
+    make_tiny_pipe, tmp_path, pipeline, low_cpu_mem_usage
+):
+    make_tiny_pipe().save_pretrained(tmp_path)
+    pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    lose_a_tensor(tmp_path / "transformer", "norm.weight")
+    with pytest.raises(ValueError, match=r"The weights in '.*transformer' lack norm.weight: copy all files"):
+        pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    with pytest.raises(ValueError, match="lack norm.weight"):
+        VideoGPTTransformerModel.from_pretrained(tmp_path / "transformer", low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+@pytest.mark.parametrize("pipeline", [DiffusionPipeline, VideoGPTPipeline])
+def test_an_autoencoder_that_lacks_a_tensor_is_named(make_tiny_pipe, tmp_path, pipeline):
+    make_tiny_pipe().save_pretrained(tmp_path)
+    lose_a_tensor(tmp_path / "vae", "decoder.conv_out.weight")
+    with pytest.raises(ValueError, match="weights of the pipeline's `vae` lack decoder.conv_out.weight"):
+        pipeline.from_pretrained(tmp_path)

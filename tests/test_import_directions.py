@@ -34,7 +34,6 @@ FLOORS = {
         "pictures",
         "registration",
         "saved_models",
-        "saved_weights",
         "scheduling_next_clip_flow_match",
         "video_io",
         "weights",

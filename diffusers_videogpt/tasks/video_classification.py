@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..data.sampling import Sampling
+from ..diffusers_internals import WholeWeightsMixin
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .token_pooling import pool_clean_tokens, pooled_size
@@ -44,7 +45,9 @@ class VideoClassifierOutput(BaseOutput):
     loss: torch.Tensor | None = None
 
 
-class VideoGPTForVideoClassification(VideoGPTLoadingMixin, VideoGPTTrunkMixin, ModelMixin, ConfigMixin):
+class VideoGPTForVideoClassification(
+    VideoGPTLoadingMixin, VideoGPTTrunkMixin, WholeWeightsMixin, ModelMixin, ConfigMixin
+):
     """A Video-GPT transformer up to a layer, and a linear head on its pooled clean tokens, normalised.
 
     Make one with [`from_transformer`].

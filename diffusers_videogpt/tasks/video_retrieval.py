@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 from ..conditions import encode_text, text_width
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
+from ..diffusers_internals import WholeWeightsMixin, refuse_unread_tensors
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .token_pooling import pool_clean_tokens, pooled_size
@@ -74,7 +75,7 @@ def text_feature_dim(text_encoder: PreTrainedModel) -> int:
     return text_width(text_encoder)
 
 
-class VideoGPTForVideoRetrieval(VideoGPTTrunkMixin, ModelMixin, ConfigMixin):
+class VideoGPTForVideoRetrieval(VideoGPTTrunkMixin, WholeWeightsMixin, ModelMixin, ConfigMixin):
     """A Video-GPT transformer up to a layer, and two projections: of its pooled clean tokens, and of a text feature.
 
     Make one with [`from_transformer`].
@@ -225,6 +226,7 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
         num_clips: int = 1,
     ):
         super().__init__()
+        refuse_unread_tensors({"vae": vae, "text_encoder": text_encoder})
         self.register_modules(vae=vae, retriever=retriever, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(sampling=json.loads(json.dumps(sampling or PAPER_SAMPLING)), num_clips=num_clips)
         width = text_feature_dim(text_encoder)
