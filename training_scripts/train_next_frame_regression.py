@@ -32,7 +32,9 @@ class Settings(PipelineSettings):
         without={
             "clips": "the baseline predicts frame after frame, leave --clips out",
             # Its noise is always all noise.
-            **dict.fromkeys(["max_clips", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"], ""),
+            **dict.fromkeys(
+                ["max_clips", "next_frame_share", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"], ""
+            ),
             **dict.fromkeys(["uniform_share", "loss_weighting", "max_loss_weight"], ""),
         },
     )

@@ -38,7 +38,7 @@ class Settings(PipelineSettings):
     )
     sampling: SamplingSettings = part(without=["target_fps"])
     latents: LatentSettings = part(without=["cached_latents", "same_clips_in_step", "validation_data_root"])
-    objective: ObjectiveSettings = part(without=["clips", "max_clips"])
+    objective: ObjectiveSettings = part(without=["clips", "max_clips", "next_frame_share"])
     validation: RolloutSettings = part(without=["validation_given_frames"], validation_inference_steps=8)
 
     def __post_init__(self):

@@ -36,8 +36,17 @@ def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torc
 
 
 def make_clip_drawer(objective: ObjectiveSettings) -> Callable[[int, torch.Generator | None], list[int]]:
-    """[`parse_clips`] of a run's objective."""
-    return parse_clips(objective.clips, objective.max_clips)
+    """[`parse_clips`] of a run's objective, with its share of samples that are cut into single frames."""
+    draw_clips = parse_clips(objective.clips, objective.max_clips)
+    if not objective.next_frame_share:
+        return draw_clips
+
+    def draw(num_frames: int, generator: torch.Generator | None) -> list[int]:
+        if float(torch.rand((), generator=generator)) < objective.next_frame_share:
+            return equal_clip_lengths(num_frames, 1)
+        return draw_clips(num_frames, generator)
+
+    return draw
 
 
 # α of every frame of a video, from its clip lengths and a generator

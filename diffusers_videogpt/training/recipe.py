@@ -128,7 +128,7 @@ class NextClipTraining(Training):
             "min_retention": self.objective.min_retention,
             "same_clips_in_step": self.feed.latents.same_clips_in_step,
             **self.objective.noise_fields(),
-        }
+        } | ({"next_frame_share": self.objective.next_frame_share} if self.objective.next_frame_share else {})
 
     def run_fields(self) -> dict[str, Any]:
         return self.model_fields() | self.objective_fields()

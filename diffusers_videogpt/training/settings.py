@@ -294,6 +294,9 @@ class ObjectiveSettings:
     max_clips: int | None = option(
         None, "with random: most clips of a sample; default: one a frame", type=positive_int
     )
+    next_frame_share: float = option(
+        0.0, "with random: share of the samples that are cut into clips of one frame instead", type=share
+    )
     min_retention: float = option(0.9, "least share of signal in a clean clip", type=share)
     weighting_scheme: Literal["none", "logit_normal", "mode"] = option(
         "none", "which noise levels α are drawn: none for uniform ones, as the paper; 1 is clean"
@@ -318,6 +321,8 @@ class ObjectiveSettings:
             raise ValueError(
                 "--max_clips 1: random clips are 2 at least; one clip a sample is --clips equal:N of all N frames"
             )
+        if self.next_frame_share and self.clips != "random":
+            raise ValueError(f"--next_frame_share has an effect only with --clips random, not with {self.clips}")
         if not self.logit_std > 0:
             raise ValueError(f"--logit_std {self.logit_std}: a spread is above 0")
         if not -1 <= self.mode_scale <= 1.75:

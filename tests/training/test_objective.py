@@ -9,6 +9,7 @@ from diffusers_videogpt.training.objective import (
     DenoisedClips,
     denoise_clips,
     make_alpha_drawer,
+    make_clip_drawer,
     next_clip_loss,
     parse_clips,
     velocity_weights,
@@ -34,6 +35,16 @@ class Recorder(torch.nn.Module):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def test_a_share_of_the_samples_is_cut_into_single_frames():
+    draw = make_clip_drawer(ObjectiveSettings(max_clips=3, next_frame_share=0.25))
+    generator = seeded(0)
+    drawn = [draw(8, generator) for _ in range(400)]
+    assert 70 < drawn.count([1] * 8) < 130 and all(len(x) in (2, 3, 8) for x in drawn)
+    assert all(sum(x) == 8 for x in drawn)
+    with pytest.raises(ValueError, match="next_frame_share"):
+        ObjectiveSettings(clips="equal:4", next_frame_share=0.25)
 
 
 def test_loss_is_the_mean_error_of_all_frames(tiny_transformer):
