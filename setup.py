@@ -1,6 +1,15 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
+
+
+class SourcesAlone(sdist):
+    """Leaves out tests/, of which setuptools would take only those of a certain name, that can't run alone."""
+
+    def make_distribution(self):
+        self.filelist.prune("tests")
+        super().make_distribution()
 
 
 setup(
@@ -11,21 +20,21 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["diffusers_videogpt", "diffusers_videogpt.*"]),
     package_data={"diffusers_videogpt": ["assets/**/*"]},
+    # Lower bounds are what `.ci/lowest` installs and tests. PyTorch has no upper bound: a user's newer one stays.
     install_requires=[
-        # torch 2.14 and later resolve to CUDA builds of several gigabytes where a CPU build of 2.13 is available.
-        "torch>=2.9,<2.14",
+        "torch>=2.9",
         "diffusers>=0.42.1",
         "transformers>=5.3",
         "accelerate>=1.10",
-        "peft>=0.17",
-        "huggingface-hub>=1.0",
-        "safetensors>=0.5",
+        "peft>=0.18",
+        "huggingface-hub>=1.32",
+        "safetensors>=0.8",
         "numpy>=1.26",
-        "pillow>=10.0",
-        "av>=14.0",
+        "pillow>=10.1",
+        "av>=17.0",
     ],
     extras_require={
         "worlds": ["pymunk>=7.0", "pygame-ce>=2.5"],
@@ -75,5 +84,6 @@ setup(
             "pygame-ce>=2.5",
         ],
     },
+    cmdclass={"sdist": SourcesAlone},
     entry_points={"console_scripts": ["videogpt=diffusers_videogpt.commands.main:main"]},
 )

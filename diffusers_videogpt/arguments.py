@@ -1,11 +1,9 @@
-"""Values as they are typed on a command line: numbers, devices and folders, refused before any work begins."""
+"""Values as they are typed on a command line: numbers and folders, refused before any work begins."""
 
 import argparse
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 
 def positive_int(text: str) -> int:
@@ -20,34 +18,23 @@ def natural_int(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+
+
 def positive_float(text: str) -> float:
-    if not 0 < float(text) < float("inf"):
+    if not 0 < _number(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return float(text)
 
 
-def parse_device(text: str) -> str:
-    """Refuses what PyTorch does not know or this machine does not have, before anything is loaded."""
-    try:
-        if torch.device(text).type == "meta":  # shapes without numbers
-            raise RuntimeError
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: cpu, cuda, cuda:1 or mps, as PyTorch says") from None
-    try:
-        torch.empty(1, device=text)
-    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({reason}); cpu always can") from None
-    return text
-
-
-def add_device_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--device",
-        type=parse_device,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, mps (default here: %(default)s)",
-    )
+def finite_float(text: str) -> float:
+    if not abs(_number(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return float(text)
 
 
 def check_output(folder: Path, option: str = "--output") -> None:

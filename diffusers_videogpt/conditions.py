@@ -5,6 +5,7 @@ Shapes: B videos, L text tokens, E width of the text encoder.
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 
 import torch
@@ -30,6 +31,11 @@ def condition_lengths(conditions: Mapping[str, torch.Tensor]) -> int | list[int]
     return num_labels + (0 if states is None else states.shape[1])
 
 
+def class_numbers(id2label: Mapping[int | str, str] | None) -> dict[str, int]:
+    """Numbers → names, as a configuration has them, turned round; empty for `None`."""
+    return {name: int(number) for number, name in (id2label or {}).items()}
+
+
 def text_width(text_encoder: PreTrainedModel) -> int:
     """E. Raises a `ValueError` for a model that is no encoder of text alone."""
     width = getattr(text_encoder.config, "hidden_size", None)
@@ -46,6 +52,7 @@ def encode_text(
     text_encoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
+    *,
     device: torch.device | str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts → the last layer's states of their tokens, special ones too.
@@ -56,6 +63,7 @@ def encode_text(
         text_encoder: of `transformers`; of an encoder–decoder model, the encoder is used.
         tokenizer: its tokenizer.
         texts: B of them; "" is a text too.
+        device: where the tokens go; by default where the encoder is.
 
     Returns:
         states (B, L, E) in the encoder's precision, on its device, of the longest text's L; and which of them are of real
@@ -94,13 +102,26 @@ def as_text_conditions(states: torch.Tensor, mask: torch.Tensor) -> Conditions:
     return {"encoder_hidden_states": states} | ({} if mask.all() else {"encoder_attention_mask": mask})
 
 
-class VideoGPTConditionMixin:
-    """Class labels and prompts of the pipeline: `transformer`, `text_encoder`, `tokenizer` and `config` are the pipeline's."""
+@dataclass(frozen=True, kw_only=True)
+class ConditionEncoder:
+    """Makes the transformer's condition arguments of class labels and prompts.
 
-    @property
-    def labels(self) -> dict[str, int]:
-        """Class names → their numbers; empty if the pipeline knows no names."""
-        return {name: int(number) for number, name in (self.config.id2label or {}).items()}
+    Attributes:
+        num_classes: of the transformer; `None` if it was not trained on classes.
+        text_embed_dim: E of the transformer; `None` if it was not trained on text.
+        labels: class names → their numbers; empty if no names are known.
+        text_encoder, tokenizer: `None` where texts come encoded already.
+        dtype: of the transformer, which encoded texts are cast to.
+        device: where all of it goes.
+    """
+
+    num_classes: int | None
+    text_embed_dim: int | None
+    labels: Mapping[str, int]
+    text_encoder: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase | None
+    dtype: torch.dtype
+    device: torch.device
 
     def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
         """Classes by name or number, one or several → numbers.
@@ -108,8 +129,7 @@ class VideoGPTConditionMixin:
         Raises:
             ValueError: if there are none, or for a name or number that the model does not know.
         """
-        num_classes = self.transformer.config.num_classes
-        if num_classes is None:
+        if self.num_classes is None:
             raise ValueError("`class_labels` were passed, but this model was not trained on classes: leave them out.")
         if isinstance(class_labels, torch.Tensor):
             class_labels = class_labels.tolist()
@@ -121,10 +141,12 @@ class VideoGPTConditionMixin:
             if isinstance(label, str) and label not in self.labels:
                 names = difflib.get_close_matches(label, self.labels, n=3) or list(self.labels)[:10]
                 known = f"do you mean {', '.join(map(repr, names))}?" if names else "it knows no names: pass numbers."
-                raise ValueError(f"Unknown class {label!r} among the {num_classes} classes of this model: {known}")
+                raise ValueError(
+                    f"Unknown class {label!r} among the {self.num_classes} classes of this model: {known}"
+                )
             number = self.labels[label] if isinstance(label, str) else label
-            if not isinstance(number, Integral) or not 0 <= number < num_classes:
-                raise ValueError(f"Class labels are numbers in 0..{num_classes - 1} or names, got {label!r}.")
+            if not isinstance(number, Integral) or not 0 <= number < self.num_classes:
+                raise ValueError(f"Class labels are numbers in 0..{self.num_classes - 1} or names, got {label!r}.")
             numbers.append(int(number))
         return numbers
 
@@ -132,6 +154,7 @@ class VideoGPTConditionMixin:
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        *,
         do_classifier_free_guidance: bool = True,
         num_videos_per_prompt: int = 1,
         prompt_embeds: torch.Tensor | None = None,
@@ -179,10 +202,7 @@ class VideoGPTConditionMixin:
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
     def _encode_texts(self, name, prompt, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.transformer is None:  # loaded for its text encoder alone, whose width the transformer will have
-            width, dtype = text_width(self.text_encoder), self.text_encoder.dtype
-        else:
-            width, dtype = self.transformer.config.text_embed_dim, self.transformer.dtype
+        width = self.text_embed_dim
         if width is None:
             raise ValueError(f"`{name}` was passed, but this model was not trained on text: leave it out.")
         if prompt is not None and embeds is not None:
@@ -195,7 +215,7 @@ class VideoGPTConditionMixin:
                 raise ValueError(
                     f"`{name}_attention_mask` must be {list(embeds.shape[:2])} with the real tokens first, got {list(mask.shape)}."
                 )
-            return embeds.to(self._execution_device, dtype), mask
+            return embeds.to(self.device, self.dtype), mask
         texts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"`{name}` must be a text or a list of at least one, got {prompt!r}.")
@@ -209,13 +229,14 @@ class VideoGPTConditionMixin:
                 f"The transformer takes text of width {width}, {type(self.text_encoder).__name__} gives "
                 f"{text_width(self.text_encoder)}: load the text encoder that the model was trained with."
             )
-        embeds, mask = encode_text(self.text_encoder, self.tokenizer, texts, self._execution_device)
-        return embeds.to(self._execution_device, dtype), mask.cpu()
+        embeds, mask = encode_text(self.text_encoder, self.tokenizer, texts, device=self.device)
+        return embeds.to(self.device, self.dtype), mask.cpu()
 
     def encode_conditions(
         self,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         prompt: str | list[str] | None = None,
+        *,
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
@@ -238,54 +259,25 @@ class VideoGPTConditionMixin:
             raise ValueError("A negative prompt needs a `prompt`, which may be ''.")
         is_guided = is_asked and guidance_scale != 1.0
         conditions, negative = {}, {}
-        num_classes = self.transformer.config.num_classes
-        if class_labels is not None or num_classes is not None:
-            ids = [num_classes] if class_labels is None else self.get_label_ids(class_labels)
-            conditions["class_labels"] = torch.tensor(ids, device=self._execution_device)
-            negative["class_labels"] = torch.full_like(conditions["class_labels"], num_classes)
-        if has_prompt or self.transformer.config.text_embed_dim is not None:
+        if class_labels is not None or self.num_classes is not None:
+            ids = [self.num_classes] if class_labels is None else self.get_label_ids(class_labels)
+            conditions["class_labels"] = torch.tensor(ids, device=self.device)
+            negative["class_labels"] = torch.full_like(conditions["class_labels"], self.num_classes)
+        if has_prompt or self.text_embed_dim is not None:
             states, mask, negative_states, negative_mask = self.encode_prompt(
                 prompt if has_prompt else "",
                 negative_prompt,
-                is_guided,
-                1,
-                prompt_embeds,
-                negative_prompt_embeds,
-                prompt_attention_mask,
-                negative_prompt_attention_mask,
+                do_classifier_free_guidance=is_guided,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
             )
             conditions |= as_text_conditions(states, mask)
             if is_guided:
                 negative |= as_text_conditions(negative_states, negative_mask)
         conditions, negative = (_of_one_size(c) for c in (conditions, negative))
         return conditions, negative if is_guided else None
-
-    def prepare_batch_size(
-        self,
-        given: torch.Tensor | None,
-        conditions: Conditions,
-        latents: torch.Tensor | None = None,
-        num_videos_per_prompt: int = 1,
-    ) -> int:
-        """How many videos are predicted: one of each given video, label or prompt, times `num_videos_per_prompt`.
-
-        Raises:
-            ValueError: if more than one is given of two of these, and not the same number.
-        """
-        num_given = 1 if given is None else given.shape[0]
-        num_asked = max((value.shape[0] for value in conditions.values()), default=1)
-        if 1 not in (num_given, num_asked) and num_given != num_asked:
-            raise ValueError(
-                f"{num_given} videos or images were given, and {num_asked} labels or prompts: give one, or as many of both."
-            )
-        if num_videos_per_prompt < 1:
-            raise ValueError(f"`num_videos_per_prompt` must be at least 1, got {num_videos_per_prompt}.")
-        batch_size = max(num_given, num_asked) * num_videos_per_prompt
-        if latents is None or latents.shape[0] == batch_size:
-            return batch_size
-        if batch_size > 1:
-            raise ValueError(f"`latents` is the noise of {latents.shape[0]} videos, {batch_size} are to be predicted.")
-        return latents.shape[0]
 
 
 def _of_one_size(conditions: Conditions) -> Conditions:

@@ -10,7 +10,6 @@ import json
 import math
 import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +19,12 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, logging
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
+from .config_values import check_positive_number, check_whole_number
+from .files import write_json, write_safetensors_header
 from .pipeline_videogpt import VideoGPTPipeline
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel
@@ -68,6 +68,14 @@ TOKENIZER_FILES = (
 )
 ROPE_KEYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor", "short_factor", "long_factor"}
 ROPE_KEYS |= {"original_max_position_embeddings"}
+# Of the reference's config.json, with the most that a network can have.
+WHOLE_NUMBERS = {
+    "hidden_size": 10**6,
+    "num_attention_heads": 1024,
+    "num_hidden_layers": 1000,
+    "intermediate_size": 10**6,
+}
+WHOLE_NUMBERS |= {"max_position_embeddings": 10**9, "original_max_position_embeddings": 10**9}
 
 # Weight files, and the index that lists them where they are shards. The first pattern that a folder has counts.
 REFERENCE_WEIGHTS = {
@@ -110,8 +118,9 @@ def convert_reference_checkpoint(
         max_shard_size: of the transformer's files, in bytes or as "2GB".
 
     Returns:
-        `output_dir`, `num_parameters`, `files` (the transformer's weight files), `hint_token_ids`, and `vae` (name of its
-        class, or `None`).
+        `output_dir`, `num_parameters`, `num_parameters_kept` (what was put aside, in words), `files` (the transformer's weight
+        files), `hint_token_ids`, `vae` (name of its class, or `None`), and without a VAE `no_vae` (what that means, and how
+        to add one).
 
     Raises:
         FileNotFoundError: if the weights, the config, the tokenizer, or a shard is missing.
@@ -163,12 +172,23 @@ def convert_reference_checkpoint(
         pipeline.save_config(folder)  # model_index.json
         _copy_config_and_tokenizer(reference_dir, folder / KEPT_FOLDER)
         _write_safetensors(folder / KEPT_FOLDER / KEPT_TENSORS, kept, lambda name: cast(weights.read(name)))
+    num_rows, width = weights.tensors[TOKEN_TABLE].shape
+    num_unread = (num_rows - len(token_ids)) * width
+    add_vae = {}
+    if vae_model is None:
+        add_vae["no_vae"] = (
+            "the pipeline takes and gives latents alone. For pictures and videos convert again with the folder of the VAE that the "
+            "model was trained with (SDXL's for the published one), or load with `vae=AutoencoderKL.from_pretrained(FOLDER)`."
+        )
     return {
         "output_dir": output_dir,
         "num_parameters": sum(tensor.numel() for tensor in state_dict.values()),
+        "num_parameters_kept": f"{num_unread} more, the {num_rows - len(token_ids)} rows of the authors' token table that the "
+        f"network does not read, are in {KEPT_FOLDER}/{KEPT_TENSORS} for the way back",
         "files": files,
         "hint_token_ids": dict(zip(HINT_TOKENS, token_ids, strict=True)),
         "vae": None if vae_model is None else type(vae_model).__name__,
+        **add_vae,
     }
 
 
@@ -187,7 +207,8 @@ def convert_to_reference_checkpoint(
             `pipeline_dir`. Pass it for a fine-tuned pipeline, as `save_pretrained` does not copy it.
 
     Returns:
-        `output_dir`, `num_parameters` (the fixed position table not counted) and `files`.
+        `output_dir`, `num_parameters` (the fixed position table not counted), `num_parameters_kept` (which of them were put
+        aside, in words) and `files`.
 
     Raises:
         FileNotFoundError: if the weights or what was kept of the reference is missing.
@@ -242,6 +263,9 @@ def convert_to_reference_checkpoint(
             return kept.read(name) if name in kept.tensors else transformer.pos_embed(size, size).to(hint_embed.dtype)
         return _to_reference(name, key_map[name], weights.read)
 
+    num_rows, width = kept.tensors[TOKEN_TABLE].shape
+    num_unread = (num_rows - len(token_ids)) * width
+
     # 3. Writing
     with _filled_at_once(output_dir) as folder:
         _copy_config_and_tokenizer(kept_dir, folder)
@@ -249,29 +273,9 @@ def convert_to_reference_checkpoint(
     return {
         "output_dir": output_dir,
         "num_parameters": sum(tensor.numel() for name, tensor in state_dict.items() if name != POS_EMBED),
+        "num_parameters_kept": f"{num_unread} of them are the {num_rows - len(token_ids)} rows of the token table that the "
+        f"network does not read, from {KEPT_TENSORS}",
         "files": ["model.safetensors"],
-    }
-
-
-def register_single_file() -> None:
-    """Makes `VideoGPTTransformerModel.from_single_file` work, for the authors' file and for one of ours.
-
-        VideoGPTTransformerModel.from_single_file(
-            "Video-GPT/model.safetensors", original_config="Video-GPT/config.json", tokenizer="Video-GPT"
-        )
-        VideoGPTTransformerModel.from_single_file("ours.safetensors", config="folder_with_config_json")
-
-    diffusers hands the mapping a state dict without its path, so the authors' file needs `tokenizer`: the folder of the
-    tokenizer's files, which tell the rows of the hint tokens. `config` or `original_config` must be given: without,
-    diffusers guesses the model from the file and takes it for another. For shards, use
-    [`convert_reference_checkpoint`].
-    """
-    # diffusers looks the names of this table up in itself.
-    diffusers.VideoGPTTransformerModel = VideoGPTTransformerModel
-    SINGLE_FILE_LOADABLE_CLASSES["VideoGPTTransformerModel"] = {
-        "checkpoint_mapping_fn": _map_single_file,
-        "config_mapping_fn": _map_single_file_config,
-        "default_subfolder": "transformer",
     }
 
 
@@ -344,6 +348,9 @@ def convert_config(phi3_config: Mapping[str, Any], tensors: Mapping[str, torch.T
 
 def _decoder_config(phi3_config: Mapping[str, Any]) -> dict[str, Any]:
     """What a Phi3Config says of the network. Rotary settings are at its top, in `rope_scaling` or `rope_parameters`."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(phi3_config.get(key) or {}, Mapping):
+            raise ValueError(f"`{key}` of the reference's config.json must be an object, got {phi3_config[key]!r}.")
     rope = {**(phi3_config.get("rope_scaling") or {}), **(phi3_config.get("rope_parameters") or {})}
     settings = {key: value for key, value in {**rope, **phi3_config}.items() if value is not None}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
@@ -357,6 +364,16 @@ def _decoder_config(phi3_config: Mapping[str, Any]) -> dict[str, Any]:
         needed |= {"long_factor", "max_position_embeddings"}
     if needed - set(settings):
         raise ValueError(f"The reference's config.json lacks {_listed(needed - set(settings))}: is it a Phi3Config?")
+    for key, largest in WHOLE_NUMBERS.items():
+        if key in settings:
+            check_whole_number(key, settings[key], at_most=largest)
+    for key in ("rms_norm_eps", "rope_theta"):
+        if key in settings and not isinstance(settings[key], str):
+            check_positive_number(key, settings[key])
+    if rope_type != "default" and not isinstance(settings["long_factor"], list | tuple):
+        raise ValueError(
+            f"`long_factor` of the reference's config.json must be a list, got {settings['long_factor']!r}."
+        )
     head_dim = settings["hidden_size"] // settings["num_attention_heads"]
     fixed = {
         "model_type": "phi3",
@@ -571,9 +588,14 @@ def _map_tensors(path: Path) -> dict[str, torch.Tensor]:
                 "nothing but tensors in it is read. If it is damaged, download it again; if it is not a state dict, "
                 "save its state dict as safetensors where you trust it."
             ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        held = f"a {type(tensors).__name__}" if not isinstance(tensors, dict) else "keys that are no names"
+        raise ValueError(
+            f"'{path}' is not a state dict, names with a tensor each: it holds {held}. Is it the right file?"
+        )
     wrong = [
         name
-        for name, tensor in (tensors.items() if isinstance(tensors, dict) else [("its content", tensors)])
+        for name, tensor in tensors.items()
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in SAFETENSORS_DTYPES
     ]
     if wrong:
@@ -594,7 +616,7 @@ def _write_shards(
         _write_safetensors(folder / filename, {name: tensors[name] for name in names}, read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index)
+        write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index, indent=2, sort_keys=True)
     return list(split.filename_to_tensors)
 
 
@@ -611,17 +633,15 @@ def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], read: Re
         end += tensor.nbytes
         dtype = SAFETENSORS_DTYPES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
-    header_bytes = json.dumps(header).encode()
-    header_bytes += b" " * (-len(header_bytes) % 8)
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(header_bytes)) + header_bytes)
+        write_safetensors_header(file, header)
         for name in logging.tqdm(names, desc=path.name, unit="tensor"):
             file.write(read(name).contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _check_output(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' is not an empty folder: choose another `output_dir`, or remove it first.")
+        raise FileExistsError(f"'{folder}' is not an empty folder: choose another to write to, or remove it first.")
 
 
 @contextmanager
@@ -669,12 +689,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"'{path.parent}' has no {path.name}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{path}' is not valid JSON ({error}): download it again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' should hold a JSON object, not a {type(content).__name__}.")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

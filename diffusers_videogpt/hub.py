@@ -17,13 +17,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .files import path_inside, read_json, write_json, write_safetensors_header
+from .saved_models import LORA_WEIGHTS
 
-PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHT_NAME_SAFE, "index.json"  # what each has in its folder
+
+PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHTS, "index.json"  # what each has in its folder
 CLASSIFIER = "config.json"  # and the autoencoder in the folder `vae`
 # In the text of a page: what is loaded, where training began and on what, and absolute paths, but not those of URLs.
 LOADED = re.compile(r"""\b(from_pretrained|load_lora_weights|load_classifier)\((["'])(.+?)\2""")
@@ -84,6 +86,7 @@ WITHOUT_IMPORT = """`from_pretrained("{model}", custom_pipeline="pipeline", trus
 
 # Pages of what brings none from its training, by the class in its configuration; and what the Hub calls its task.
 TASKS = {"VideoGPTPipeline": "image-to-video", "VideoGPTForVideoClassification": "video-classification"}
+IN_THE_INDEX = {"VideoGPTPipeline": ("frames_per_clip", "max_context_frames", "longest_side")}  # what its page tells
 TEXTS = {
     "VideoGPTPipeline": f"""# {{name}}
 
@@ -191,18 +194,23 @@ def export_to_hub_folder(
 
     facts: dict[str, Any] = {"base": base_model, "input": 'video="given.mp4"', "caption": "two red balls fall"}
     if kind == PIPELINE:
-        index = _as_diffusers_own(_read_json(source / PIPELINE))
+        index = _as_diffusers_own(read_json(source / PIPELINE))
+        lacking = [name for name in IN_THE_INDEX.get(index["_class_name"], ()) if name not in index]
+        if lacking:
+            raise ValueError(f"'{source / PIPELINE}' does not say {', '.join(lacking)}: save the pipeline again.")
         facts |= index | {"num_frames": index.get("frames_per_clip")}
-        _write_json(output_dir / PIPELINE, index)
+        write_json(output_dir / PIPELINE, index, indent=2)
         (output_dir / "pipeline.py").write_text(STUB.format(name=index["_class_name"]), encoding="utf-8")
     elif kind == CLASSIFIER:
-        config = _read_json(source / CLASSIFIER)
+        config = read_json(source / CLASSIFIER)
+        if not isinstance(config.get("id2label"), dict):
+            raise ValueError(f"'{source / CLASSIFIER}' has no classes (`id2label`): save the classifier again.")
         facts |= config | {"num_classes": len(config["id2label"])}
     elif kind == LATENTS:
-        index = _without_local_paths(_read_json(source / LATENTS))
+        index = _without_local_paths(read_json(source / LATENTS))
         for shard in index["shards"]:
             shard["bytes"] = (output_dir / shard["file"]).stat().st_size
-        _write_json(output_dir / LATENTS, index)
+        write_json(output_dir / LATENTS, index, indent=2)
         facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
     repo = repo_id or output_dir.resolve().name
     _write_card(source, output_dir, kind, facts | {"model": repo, "name": repo.split("/")[-1]}, license)
@@ -242,7 +250,8 @@ def _kind_of(folder: Path) -> str:
     for marker in (LORA, PIPELINE, LATENTS):
         if (folder / marker).is_file():
             return marker
-    if (folder / CLASSIFIER).is_file() and _read_json(folder / CLASSIFIER).get("_class_name") in TEXTS:
+    class_name = read_json(folder / CLASSIFIER).get("_class_name") if (folder / CLASSIFIER).is_file() else None
+    if isinstance(class_name, str) and class_name in TEXTS:
         return CLASSIFIER
     raise FileNotFoundError(
         f"'{folder}' is no saved pipeline or retriever (they would have a {PIPELINE}), LoRA ({LORA}), classifier "
@@ -256,7 +265,8 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
     if kind == LORA:
         files.append(folder / LORA)
     elif kind == LATENTS:
-        files += [folder / shard["file"] for shard in _read_json(folder / LATENTS)["shards"]]
+        shards = _checked_latents(folder)["shards"]
+        files += [path_inside(folder, shard["file"]) for shard in shards]
     elif kind == CLASSIFIER:
         files += [
             folder / CLASSIFIER,
@@ -264,17 +274,48 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
             *_files_of_component(folder / "vae"),
         ]
     else:
-        index = _read_json(folder / PIPELINE)
-        if index["_class_name"] not in TEXTS:
+        index = read_json(folder / PIPELINE)
+        class_name = index.get("_class_name")
+        if not isinstance(class_name, str) or class_name not in TEXTS:
             raise ValueError(
-                f"'{folder}' holds a {index['_class_name']}, which is not of this package: its own `push_to_hub` uploads it."
+                f"'{folder}' holds a {class_name}, which is not of this package: its own `push_to_hub` uploads it."
             )
-        for name in (name for name, value in index.items() if isinstance(value, list) and value[0] is not None):
+        for name in (
+            name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None
+        ):
             files += _files_of_component(folder / name)
     return [file.relative_to(folder) for file in files]
 
 
+def _checked_latents(folder: Path) -> dict[str, Any]:
+    """The index of cached latents. Raises a `ValueError` if it lacks something that is read of it here."""
+    index = read_json(folder / LATENTS)
+    shards, key = index.get("shards"), index.get("key")
+    is_complete = (
+        isinstance(shards, list)
+        and all(isinstance(shard, dict) and isinstance(shard.get("file"), str) for shard in shards)
+        and isinstance(key, dict)
+        and "num_windows" in key
+        and isinstance(index.get("videos"), list | dict)
+    )
+    if not is_complete:
+        raise ValueError(
+            f"'{folder / LATENTS}' is no finished index of cached latents (shards with a file each, videos, and a key with "
+            "num_windows): let `cache_latents.py` finish it."
+        )
+    missing = [shard["file"] for shard in shards if not path_inside(folder, shard["file"]).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"'{folder}' lacks {missing[0]}, which {LATENTS} lists: let `cache_latents.py` finish it."
+        )
+    return index
+
+
 def _files_of_component(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"'{folder.parent}' has no folder {folder.name}, which its configuration names: save it again."
+        )
     present = sorted(folder.iterdir())
     suffixes = {path.suffix for path in present}
     if suffixes & set(PICKLES) and ".safetensors" not in suffixes:
@@ -288,7 +329,7 @@ def _files_of_component(folder: Path) -> list[Path]:
 def _as_diffusers_own(index: dict[str, Any]) -> dict[str, Any]:
     package = __name__.split(".")[0]
     return {
-        name: ["diffusers", *value[1:]] if isinstance(value, list) and value[0] == package else value
+        name: ["diffusers", *value[1:]] if isinstance(value, list) and value and value[0] == package else value
         for name, value in index.items()
     }
 
@@ -307,9 +348,7 @@ def _copy_shard(source: Path, target: Path) -> None:
         header = json.loads(old.read(length))
         metadata = header["__metadata__"]
         metadata["cache"] = json.dumps(_without_local_paths(json.loads(metadata["cache"])))
-        content = json.dumps(header).encode()
-        content += b" " * (-len(content) % 8)
-        new.write(struct.pack("<Q", len(content)) + content)
+        write_safetensors_header(new, header)
         shutil.copyfileobj(old, new)
 
 
@@ -389,11 +428,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

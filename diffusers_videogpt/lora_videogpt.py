@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
-from diffusers.utils.peft_utils import unscale_lora_layers
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,6 +19,8 @@ from peft.utils.hotswap import check_hotswap_configs_compatible
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 
+from .config_values import check_finite_number, check_whole_number
+from .diffusers_internals import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, fetch_lora_state_dict, unscale_lora_layers
 from .transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -116,6 +116,8 @@ def _check_fit(transformer: VideoGPTTransformerModel, layers: dict[str, dict[str
         for part, tensor in parts.items():
             if tensor.shape != expected_shapes[part]:
                 problems.append(f"{name}.{part} is {tuple(tensor.shape)}, not {expected_shapes[part]}")
+            elif not tensor.is_floating_point():
+                problems.append(f"{name}.{part} holds {tensor.dtype}, no floating point numbers")
             elif not tensor.isfinite().all():
                 problems.append(f"{name}.{part} has NaN or infinite values")
     if problems:
@@ -143,6 +145,7 @@ def _make_config(layers: dict[str, dict[str, torch.Tensor]], metadata: dict[str,
     if metadata is None:
         return config
     metadata = LoraConfig().to_dict() | metadata
+    _check_metadata(metadata)
     if metadata["init_lora_weights"] not in INITS_ON_AN_UNCHANGED_BASE:
         raise ValueError(
             f"This LoRA began with `init_lora_weights={metadata['init_lora_weights']!r}`, which changed the base weights "
@@ -160,6 +163,25 @@ def _make_config(layers: dict[str, dict[str, torch.Tensor]], metadata: dict[str,
             f"{_some_of(differing)}."
         )
     return config | {name: metadata[name] for name in ("lora_alpha", "alpha_pattern", "use_rslora")}
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """Raises a `ValueError` that names a value of another type than PEFT writes, in what is read of a LoRA's metadata."""
+    check_whole_number("r", metadata["r"])
+    check_finite_number("lora_alpha", metadata["lora_alpha"])
+    if not isinstance(metadata["use_rslora"], bool):
+        raise ValueError(f"`use_rslora` in the LoRA's metadata must be true or false, got {metadata['use_rslora']!r}.")
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(metadata[name], dict):
+            raise ValueError(
+                f"`{name}` in the LoRA's metadata must map layers to numbers, got {metadata[name]!r}: save it again."
+            )
+        for layer, value in metadata[name].items():
+            check_finite_number(f"{name} of {layer}", value)
+            try:
+                re.compile(layer)
+            except re.error as error:
+                raise ValueError(f"`{name}` in the LoRA's metadata names '{layer}', no pattern ({error}).") from error
 
 
 def _check_hotswap(
@@ -200,6 +222,15 @@ def _check_hotswap(
             "under a name of its own, or call `enable_lora_hotswap(target_rank=...)` before the first one is loaded."
         )
     check_hotswap_configs_compatible(configs[adapter_name], LoraConfig(**config))
+
+
+def refuse_lora_layers(transformer: VideoGPTTransformerModel | None) -> None:
+    """Raises a `ValueError` while LoRAs are loaded, for a pipeline that is to be saved whole."""
+    if transformer is not None and any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
+        raise ValueError(
+            "The transformer has LoRA layers, which don't belong into a full pipeline. Call `unload_lora_weights()` "
+            "to save it without them; `fuse_lora()`, then `unload_lora_weights()`, to save it merged."
+        )
 
 
 class VideoGPTLoraLoaderMixin(LoraBaseMixin):
@@ -257,7 +288,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         if not isinstance(source, dict):
             weight_name = _safetensors_name(source, subfolder, weight_name)
         try:
-            state_dict, metadata = _fetch_state_dict(
+            state_dict, metadata = fetch_lora_state_dict(
                 source if isinstance(source, dict) else str(source),
                 weight_name=weight_name,
                 use_safetensors=True,
@@ -271,9 +302,14 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
                 user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
                 allow_pickle=False,
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             file = Path(source, subfolder or "", weight_name or "")
             raise ValueError(f"No LoRA could be read from '{file}', as a path or from the Hub: {error}") from error
+        if metadata is not None and not isinstance(metadata, dict):
+            raise ValueError(
+                f"The metadata of the LoRA '{source}' is a {type(metadata).__name__}, not an object: save it again by "
+                "`save_lora_weights`."
+            )
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     def load_lora_weights(
@@ -487,17 +523,3 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         """
         self._refuse_while_fused("delete_adapters")
         super().delete_adapters(adapter_names)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Saves the pipeline, as everywhere in diffusers.
-
-        Raises:
-            ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
-        """
-        transformer = self.components.get("transformer")
-        if transformer is not None and any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
-            raise ValueError(
-                "The transformer has LoRA layers, which don't belong into a full pipeline. Call `unload_lora_weights()` "
-                "to save it without them; `fuse_lora()`, then `unload_lora_weights()`, to save it merged."
-            )
-        super().save_pretrained(os.fspath(save_directory), **kwargs)

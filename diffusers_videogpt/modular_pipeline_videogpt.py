@@ -17,6 +17,7 @@ import os
 import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
+from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import (
     BlockState,
     ComponentSpec,
@@ -32,11 +33,31 @@ from diffusers.modular_pipelines import (
 from diffusers.video_processor import VideoProcessor
 from transformers import AutoTokenizer, CLIPTextModel
 
-from .conditions import Conditions, VideoGPTConditionMixin
-from .frame_coding import VideoGPTFrameMixin, get_vae_scale_factor
+from .conditions import Conditions, class_numbers
+from .diffusers_internals import execution_device
+from .frame_latents import check_size, decode_latents, encode_given, get_vae_scale_factor
+from .guidance_next_clip import NextClipGuidance, condition_scale, guider_for_call
 from .history import History
-from .lora_videogpt import VideoGPTLoraLoaderMixin
-from .pipeline_videogpt import VideoGPTPipeline, VideoGPTRolloutMixin
+from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
+from .pipeline_inputs import (
+    batch_size_of,
+    check_given,
+    check_output_type,
+    check_rollout,
+    clip_lengths_of,
+    frame_size_of,
+    window_of,
+)
+from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
+from .rollout import (
+    OneCallAtATime,
+    check_block_cache,
+    make_condition_encoder,
+    prepare_history,
+    prepare_noise,
+    remember,
+    usable_attention_kwargs,
+)
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
 from .transformer_videogpt import VideoGPTTransformerModel
 
@@ -52,6 +73,7 @@ COMPONENTS = {
     "vae": AutoencoderKL,
     "transformer": VideoGPTTransformerModel,
     "scheduler": NextClipFlowMatchScheduler,
+    "guider": NextClipGuidance,
 }
 
 ARGUMENTS = {
@@ -137,8 +159,8 @@ class VideoGPTStep(ModularPipelineBlocks):
 class VideoGPTConditionsStep(VideoGPTStep):
     """Classes and prompts → what the transformer sees of them."""
 
-    uses_components = ("text_encoder", "tokenizer", "transformer")
-    uses_configs = ("condition_guidance_scale", "id2label")
+    uses_components = ("text_encoder", "tokenizer", "transformer", "guider")
+    uses_configs = ("guidance_scale", "condition_guidance_scale", "id2label")
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -151,10 +173,29 @@ class VideoGPTConditionsStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        arguments = block_state.as_dict()
-        scale = arguments.pop("condition_guidance_scale")
-        scale = components.config.condition_guidance_scale if scale is None else scale
-        conditions, negative_conditions = components.encode_conditions(**arguments, guidance_scale=scale)
+        asked = (block_state.class_labels, block_state.prompt, block_state.prompt_embeds)
+        scale = condition_scale(
+            components.guider_for_call(condition_guidance_scale=block_state.condition_guidance_scale),
+            block_state.condition_guidance_scale,
+            is_asked=any(value is not None for value in asked),
+        )
+        condition_encoder = make_condition_encoder(
+            components.transformer,
+            components.text_encoder,
+            tokenizer=components.tokenizer,
+            id2label=components.config.id2label,
+            device=execution_device(components),
+        )
+        conditions, negative_conditions = condition_encoder.encode_conditions(
+            block_state.class_labels,
+            block_state.prompt,
+            negative_prompt=block_state.negative_prompt,
+            prompt_embeds=block_state.prompt_embeds,
+            negative_prompt_embeds=block_state.negative_prompt_embeds,
+            prompt_attention_mask=block_state.prompt_attention_mask,
+            negative_prompt_attention_mask=block_state.negative_prompt_attention_mask,
+            guidance_scale=scale,
+        )
         block_state.conditions, block_state.negative_conditions = conditions, negative_conditions
         self.set_block_state(state, block_state)
         return components, state
@@ -177,8 +218,21 @@ class VideoGPTEncodeHistoryStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        components.check_given(block_state.video, block_state.image, block_state.video_latents)
-        block_state.history_latents = components.encode_given(**block_state.as_dict())
+        check_given(block_state.video, block_state.image, block_state.video_latents, vae=components.vae)
+        block_state.history_latents = encode_given(
+            block_state.video,
+            block_state.image,
+            video_latents=block_state.video_latents,
+            vae=components.vae,
+            window=window_of(block_state.max_context_frames, components.config.max_context_frames),
+            longest_side=components.config.longest_side,
+            multiple=components.size_multiple,
+            height=block_state.height,
+            width=block_state.width,
+            fps=block_state.fps,
+            generator=block_state.generator,
+            device=execution_device(components),
+        )
         self.set_block_state(state, block_state)
         return components, state
 
@@ -198,7 +252,12 @@ class VideoGPTSetClipsStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        block_state.clip_lengths = components.prepare_clip_lengths(**block_state.as_dict())
+        block_state.clip_lengths = clip_lengths_of(
+            block_state.num_frames,
+            block_state.chunk_partition,
+            frames_per_clip=block_state.frames_per_clip,
+            default_frames_per_clip=components.config.frames_per_clip,
+        )
         self.set_block_state(state, block_state)
         return components, state
 
@@ -216,7 +275,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
         return (
             _made_before("clip_lengths")
             + _made_before("history_latents", "conditions", "negative_conditions", required=False)
-            + _arguments("height", "width", *cache, "num_videos_per_prompt", "latents", *checked)
+            + _arguments("height", "width", *cache, "num_videos_per_prompt", "latents", "generator", *checked)
         )
 
     @property
@@ -225,37 +284,52 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        components.check_size(block_state.height, block_state.width)
-        has_history = block_state.history_latents is not None
-        components.check_rollout(
+        sizes = {"vae_scale_factor": components.vae_scale_factor, "multiple": components.size_multiple}
+        check_size(block_state.height, block_state.width, multiple=components.size_multiple)
+        check_rollout(
             block_state.clip_lengths,
-            block_state.history_latents,
-            block_state.latents,
-            has_history,
-            block_state.guidance_scale,
-            block_state.history_retention,
+            video_latents=block_state.history_latents,
+            latents=block_state.latents,
+            has_history=block_state.history_latents is not None,
+            channels=components.transformer.config.in_channels,
+            guidance_scale=block_state.guidance_scale,
+            history_retention=block_state.history_retention,
         )
         # As they may come from the caller: on the right device, no more than the window.
-        given = components.encode_given(
-            video_latents=block_state.history_latents, max_context_frames=block_state.max_context_frames
+        window = window_of(block_state.max_context_frames, components.config.max_context_frames)
+        given = encode_given(
+            video_latents=block_state.history_latents,
+            vae=None,
+            window=window,
+            longest_side=components.config.longest_side,
+            multiple=components.size_multiple,
+            device=execution_device(components),
         )
-        block_state.frame_size = components.frame_size(
-            given if block_state.latents is None else block_state.latents, block_state.height, block_state.width
+        sizes["longest_side"] = components.config.longest_side
+        sized = given if block_state.latents is None else block_state.latents
+        height, width = frame_size_of(sized, height=block_state.height, width=block_state.width, **sizes)
+        frame_size_of(given, height=height, width=width, **sizes)  # noise and history are of one size
+        block_state.frame_size = (height, width)
+        block_state.batch_size = batch_size_of(
+            0 if given is None else len(given),
+            max((len(value) for value in (block_state.conditions or {}).values()), default=0),
+            num_videos_per_prompt=block_state.num_videos_per_prompt,
+            latents=block_state.latents,
+            generator=block_state.generator,
         )
-        components.frame_size(given, *block_state.frame_size)  # both of one size
-        block_state.batch_size = components.prepare_batch_size(
-            given, block_state.conditions or {}, block_state.latents, block_state.num_videos_per_prompt
-        )
-        block_state.history = components.prepare_history(
+        block_state.history = prepare_history(
             given,
-            *block_state.frame_size,
-            sum(block_state.clip_lengths),
-            block_state.max_context_frames,
-            block_state.use_kv_cache,
-            block_state.conditions,
-            block_state.negative_conditions,
-            block_state.batch_size,
-            block_state.rolling_cache,
+            transformer=components.transformer,
+            window=window,
+            batch_size=block_state.batch_size,
+            frame_size=block_state.frame_size,
+            vae_scale_factor=components.vae_scale_factor,
+            num_frames=sum(block_state.clip_lengths),
+            longest_clip=max(block_state.clip_lengths),
+            conditions=block_state.conditions,
+            negative_conditions=block_state.negative_conditions,
+            use_kv_cache=block_state.use_kv_cache,
+            rolling_cache=block_state.rolling_cache,
         )
         self.set_block_state(state, block_state)
         return components, state
@@ -277,8 +351,12 @@ class VideoGPTPrepareClipStep(VideoGPTStep):
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
         first, length = sum(block_state.clip_lengths[:k]), block_state.clip_lengths[k]
         noise = None if block_state.latents is None else block_state.latents[:, :, first : first + length]
-        block_state.clip = components.prepare_latents(
-            block_state.batch_size, length, *block_state.frame_size, block_state.generator, noise
+        latent_size = [size // components.vae_scale_factor for size in block_state.frame_size]
+        block_state.clip = prepare_noise(
+            (block_state.batch_size, components.transformer.config.in_channels, length, *latent_size),
+            device=execution_device(components),
+            generator=block_state.generator,
+            latents=noise,
         )
         return components, block_state
 
@@ -298,7 +376,7 @@ class VideoGPTSetTimestepsStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
         block_state.timesteps, block_state.alphas = set_flow_timesteps(
-            components.scheduler, block_state.num_inference_steps, device=components._execution_device
+            components.scheduler, block_state.num_inference_steps, device=execution_device(components)
         )
         return components, block_state
 
@@ -306,7 +384,7 @@ class VideoGPTSetTimestepsStep(VideoGPTStep):
 class VideoGPTDenoiseClipStep(VideoGPTStep):
     """In the loop: noise → the clean latents of a clip, with guidance by history, class and text."""
 
-    uses_components = ("transformer", "scheduler")
+    uses_components = ("transformer", "scheduler", "guider")
     uses_configs = ("guidance_scale", "condition_guidance_scale")
 
     @property
@@ -321,24 +399,27 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
         return _made("clip")
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
-        components._set_call_state(
-            block_state.guidance_scale,
-            block_state.condition_guidance_scale,
-            block_state.guidance_interval,
-            block_state.attention_kwargs,
-        )
-
         def on_step_end(timestep: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
             block_state.progress_bar.update()
             return clip
 
-        block_state.clip = components.run_steps(
+        check_block_cache(components.transformer)
+        block_state.clip = denoise_steps(
             block_state.clip,
             block_state.history,
-            block_state.timesteps,
-            block_state.alphas,
-            on_step_end,
-            block_state.generator,
+            timesteps=block_state.timesteps,
+            alphas=block_state.alphas,
+            transformer=components.transformer,
+            scheduler=components.scheduler,
+            guider=components.guider_for_call(
+                guidance_scale=block_state.guidance_scale,
+                condition_guidance_scale=block_state.condition_guidance_scale,
+                guidance_interval=block_state.guidance_interval,
+            ),
+            is_interrupted=lambda: components.interrupt,
+            attention_kwargs=usable_attention_kwargs(block_state.attention_kwargs),
+            generator=block_state.generator,
+            on_step_end=on_step_end,
         )
         return components, block_state
 
@@ -352,8 +433,11 @@ class VideoGPTAppendHistoryStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
         if k + 1 < len(block_state.clip_lengths):
-            components.remember(
-                block_state.history, block_state.clip, block_state.history_retention, block_state.generator
+            remember(
+                block_state.history,
+                block_state.clip,
+                retention=block_state.history_retention,
+                generator=block_state.generator,
             )
         return components, block_state
 
@@ -361,7 +445,7 @@ class VideoGPTAppendHistoryStep(VideoGPTStep):
 class VideoGPTRolloutStep(LoopSequentialPipelineBlocks):
     """Clip after clip. Its blocks are called as `block(components, block_state, k)` for clip `k`.
 
-    A block of one's own may change `block_state.history` (by [`History.rewind`] and [`History.append`]), `block_state.clip`,
+    A block of one's own may change `block_state.history` (by [`History.replace`] and [`History.append`]), `block_state.clip`,
     or an argument, such as `block_state.guidance_scale`, for this clip and those after it.
     """
 
@@ -425,9 +509,13 @@ class VideoGPTDecodeStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        components.check_output_type(block_state.output_type)
-        latents = block_state.predicted_latents.to(components._execution_device)
-        block_state.videos = components.decode_latents(latents, block_state.output_type)
+        check_output_type(block_state.output_type, components.vae)
+        latents = block_state.predicted_latents.to(execution_device(components))
+        block_state.videos = latents
+        if block_state.output_type != "latent":
+            block_state.videos = components.video_processor.postprocess_video(
+                decode_latents(components.vae, latents), output_type=block_state.output_type
+            )
         self.set_block_state(state, block_state)
         return components, state
 
@@ -448,10 +536,8 @@ class VideoGPTBlocks(SequentialPipelineBlocks):
     block_names = ["conditions", "encode_history", "set_clips", "prepare_history", "rollout", "decode"]
 
 
-class VideoGPTModularPipeline(
-    VideoGPTRolloutMixin, VideoGPTFrameMixin, VideoGPTConditionMixin, VideoGPTLoraLoaderMixin, ModularPipeline
-):
-    """Runs [`VideoGPTBlocks`], or blocks made of them, with the arguments and the methods of [`VideoGPTPipeline`].
+class VideoGPTModularPipeline(ModularPipeline, VideoGPTLoraLoaderMixin):
+    """Runs [`VideoGPTBlocks`], or blocks made of them, with the arguments of [`VideoGPTPipeline`] and its LoRA methods.
 
     Loads from its own folders and from those of the standard pipeline. A pipeline of some of the blocks has only the
     components that these need.
@@ -476,6 +562,34 @@ class VideoGPTModularPipeline(
             if spec.type_hint is None:  # the folder says that it has none: nothing to load
                 spec.pretrained_model_name_or_path = None
                 self.register_to_config(**{name: (None, None, self._component_spec_to_dict(spec))})
+        # Of the running or the last call
+        self.one_call = OneCallAtATime()
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Saves the pipeline, as everywhere in diffusers.
+
+        Raises:
+            ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
+        """
+        refuse_lora_layers(self.components.get("transformer"))
+        super().save_pretrained(os.fspath(save_directory), **kwargs)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the running or the last call, over all clips."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` to end the call after the clip's current step."""
+        return self._interrupt
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class names → their numbers; empty if the pipeline knows no names."""
+        return class_numbers(self.config.id2label)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -488,6 +602,23 @@ class VideoGPTModularPipeline(
         transformer = self.components.get("transformer")
         return self.vae_scale_factor * (2 if transformer is None else transformer.config.patch_size)
 
+    def guider_for_call(
+        self,
+        *,
+        guidance_scale: float | None = None,
+        condition_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+    ) -> BaseGuidance:
+        """A copy of the component `guider`, or the default, with these changes: see [`~guidance_next_clip.guider_for_call`]."""
+        return guider_for_call(
+            self.components.get("guider"),
+            default_guidance_scale=self.config.guidance_scale,
+            default_condition_guidance_scale=self.config.condition_guidance_scale,
+            guidance_scale=guidance_scale,
+            condition_guidance_scale=condition_guidance_scale,
+            guidance_interval=guidance_interval,
+        )
+
     def __call__(self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs):
         """Runs the blocks.
 
@@ -498,6 +629,7 @@ class VideoGPTModularPipeline(
 
         Raises:
             ValueError: as the standard pipeline; or if the model is not loaded.
+            RuntimeError: if another call of this pipeline has not ended.
         """
         missing = [name for name in ("transformer", "scheduler") if name in self.null_component_names]
         if missing:
@@ -506,5 +638,7 @@ class VideoGPTModularPipeline(
             )
         if "output_type" in self._blocks.input_names:  # else a wrong one would be found when all is computed
             known = {} if state is None else state.values
-            self.check_output_type(kwargs.get("output_type", known.get("output_type", CALL["output_type"].default)))
-        return super().__call__(state, output, **kwargs)
+            output_type = kwargs.get("output_type", known.get("output_type", CALL["output_type"].default))
+            check_output_type(output_type, self.components.get("vae"))
+        with self.one_call:
+            return super().__call__(state, output, **kwargs)

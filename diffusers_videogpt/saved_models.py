@@ -1,16 +1,19 @@
 """What a folder holds, for who named the wrong one, and whether the Hub has what is no folder."""
 
-import json
 from pathlib import Path
 
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from .files import read_json
+
 
 HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same in all versions of huggingface_hub
 
+
+# diffusers' LORA_WEIGHT_NAME_SAFE, whose file imports PyTorch: a wrong folder is to be told before that.
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 # Class or kind of what is in a folder → what to do with it, where something else was wanted.
 HINTS = {
@@ -25,18 +28,24 @@ HINTS = {
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def kind_of(folder: Path) -> str | None:
-    """A key of `HINTS`, or the name of another class, or `None` if nothing there is known."""
+    """A key of `HINTS`, or the name of another class, or `None` if nothing there is known.
+
+    Raises:
+        ValueError: for a configuration that is no JSON object.
+    """
     class_name = _read_json(folder / "model_index.json").get("_class_name")
     if class_name is not None:
+        if not isinstance(class_name, str):
+            raise ValueError(f"{folder / 'model_index.json'}: `_class_name` is no text, but {class_name!r}.")
         return class_name
-    if (folder / LORA_WEIGHT_NAME_SAFE).is_file():
+    if (folder / LORA_WEIGHTS).is_file():
         return "LoRA"
     config = _read_json(folder / "config.json") | _read_json(folder / "scheduler_config.json")
-    if config.get("_class_name") in HINTS:
+    if isinstance(config.get("_class_name"), str) and config["_class_name"] in HINTS:
         return config["_class_name"]
     if (folder.parent / "model_index.json").is_file():
         return "part of a pipeline"
@@ -98,8 +107,51 @@ def refuse_unreachable(
         raise OSError(f"'{name}' is no folder here, and the Hub could not be asked ({reason}).") from error
 
 
+def refuse_what_is_not(
+    wanted: str,
+    name: str | Path,
+    *,
+    local_files_only: bool | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    **_kwargs,
+) -> None:
+    """Says what is wrong with what `from_pretrained` is to load, before diffusers tries.
+
+    Args:
+        wanted: a class in `HINTS`.
+        name: a folder, or an id on the Hub.
+        local_files_only, subfolder, revision, token, cache_dir: as in `from_pretrained`, whose other arguments don't matter.
+
+    Raises:
+        ValueError: says what the folder holds, and what takes that.
+        OSError: there is no such folder, and the Hub does not have it or could not be asked.
+    """
+    if not local_files_only:
+        refuse_unreachable(name, revision=revision, token=token, cache_dir=cache_dir)
+    if subfolder is None:
+        refuse_other_kinds(name, wanted)
+        refuse_odd_configurations(Path(name))
+
+
+def refuse_odd_configurations(folder: Path) -> None:
+    """Raises a `ValueError` for a saved pipeline whose parts are not named, or whose configurations are no JSON objects."""
+    for name, value in _read_json(folder / "model_index.json").items():
+        if name in ("vae", "transformer", "scheduler", "text_encoder", "tokenizer", "guider"):
+            is_pair = isinstance(value, list) and len(value) == 2
+            if not is_pair or not all(part is None or isinstance(part, str) for part in value):
+                raise ValueError(
+                    f"{folder / 'model_index.json'}: `{name}` must name a library and a class, got {value!r}: copy the "
+                    "file again."
+                )
+    for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
+        _read_json(folder / name)
+
+
 class VideoGPTLoadingMixin:
-    """`from_pretrained` of pipelines and models that are loaded by a folder's name."""
+    """`from_pretrained` of models and pipelines of other tasks, with the checks of [`refuse_what_is_not`]."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
@@ -113,11 +165,6 @@ class VideoGPTLoadingMixin:
             ValueError: says what the folder holds, and what takes that.
             OSError: there is no such folder, and the Hub does not have it or could not be asked.
         """
-        if not kwargs.get("local_files_only"):
-            asked = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-            refuse_unreachable(pretrained_model_name_or_path, **asked)
-        if kwargs.get("subfolder") is None:
-            refuse_other_kinds(
-                pretrained_model_name_or_path, next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
-            )
+        wanted = next(c.__name__ for c in cls.__mro__ if c.__name__ in HINTS)
+        refuse_what_is_not(wanted, pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

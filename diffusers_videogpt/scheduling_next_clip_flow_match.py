@@ -20,9 +20,11 @@ A denoising loop that takes this scheduler as well as diffusers' own:
 """
 
 import inspect
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +34,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+
+MAX_TRAIN_TIMESTEPS = 10**6  # a unit only; it is as many numbers in memory until timesteps are set
 
 # Made for flow matching and nothing else: they take the velocity, without an option that says so.
 _VELOCITY_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
@@ -163,10 +167,14 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         shift: float = 1.0,
         solver: Literal["euler", "multistep"] = "euler",
     ):
-        if shift <= 0:
-            raise ValueError(f"`shift` is {shift}, but must be positive; 1.0 leaves the times as they are.")
+        if not isinstance(shift, Real) or not 0 < shift < math.inf:
+            raise ValueError(f"`shift` is {shift!r}, but must be a positive number; 1.0 leaves the times as they are.")
         if solver not in ("euler", "multistep"):
             raise ValueError(f"`solver` is {solver!r}, but must be 'euler' or 'multistep'.")
+        if not isinstance(num_train_timesteps, Integral) or not 1 <= num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"`num_train_timesteps` is {num_train_timesteps!r}, but must be a whole number in 1..{MAX_TRAIN_TIMESTEPS}."
+            )
         # For other classes' `from_config`. Not arguments, because they can only have these values here; registered by
         # hand, because `from_config` does not hand on arguments that were left at their default.
         self.register_to_config(prediction_type="sample", use_flow_sigmas=True, flow_shift=shift)
@@ -394,8 +402,9 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
 
 def _check_num_inference_steps(num_inference_steps: int):
-    if num_inference_steps < 1:
-        raise ValueError(f"`num_inference_steps` is {num_inference_steps}, but must be at least 1.")
+    is_whole = isinstance(num_inference_steps, Integral) and not isinstance(num_inference_steps, bool)
+    if not is_whole or num_inference_steps < 1:
+        raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}, but must be at least 1, and whole.")
 
 
 def _rising_times(values: Sequence[float], noise_value: float, name: str) -> torch.Tensor:
@@ -413,9 +422,9 @@ def set_flow_timesteps(
     """Set up this or one of diffusers' schedulers for one loop from pure noise; the one place where α = 1 − σ.
 
     Every scheduler applies the shift of its own config to the same linear times, where it takes sigmas from outside
-    (`FlowMatchEulerDiscreteScheduler`, `UniPCMultistepScheduler`); `DPMSolverMultistepScheduler` does not and keeps its own
-    grid, which begins at σ = 0.999 before the shift. α comes from the sigmas, because the timesteps of diffusers'
-    multistep solvers are rounded to integers.
+    (`FlowMatchEulerDiscreteScheduler`, `UniPCMultistepScheduler`) and in `FlowMatchHeunDiscreteScheduler`, which calls the
+    model twice a step; `DPMSolverMultistepScheduler` does not and keeps its own grid, which begins at σ = 0.999 before
+    the shift. α comes from the sigmas, because the timesteps of diffusers' multistep solvers are rounded to integers.
 
     Returns:
         `timesteps` to hand to `scheduler.step`, and `alphas` in [0, 1) to hand to the model at the same step (fp32);
@@ -433,11 +442,30 @@ def set_flow_timesteps(
     else:
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
+        elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+            _set_heun_timesteps(scheduler, num_inference_steps, device)
         else:
             scheduler.set_timesteps(num_inference_steps, device=device)
         alphas = 1 - scheduler.sigmas[:-1]
     scheduler.set_begin_index(0)
     return scheduler.timesteps, alphas.to(device)
+
+
+def _set_heun_timesteps(
+    scheduler: FlowMatchHeunDiscreteScheduler, num_inference_steps: int, device: str | torch.device | None
+) -> None:
+    """Puts Heun's method on the linear times 1, …, 1 / T of the other schedulers, before their shift.
+
+    Its own grid ends at σ = 0.001, and before the last step it corrects the one that led there by the velocity at that σ,
+    (ψ − x̂) / 0.001: what error ψ has is multiplied by the length of that step over 0.001, about 20 in 50 steps. On this
+    grid the factor is below 1. Its shift counts once, as everywhere, and not twice.
+    """
+    bounds = scheduler.sigma_max, scheduler.sigma_min
+    scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / num_inference_steps
+    try:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    finally:
+        scheduler.sigma_max, scheduler.sigma_min = bounds
 
 
 def denoised_to_model_output(
@@ -468,15 +496,19 @@ def _check_flow_matching(scheduler: SchedulerMixin):
     name = type(scheduler).__name__
     config = scheduler.config
     if _has_option(scheduler, "use_flow_sigmas"):
-        ready = config.use_flow_sigmas and config.prediction_type in ("sample", "flow_prediction")
-    else:
-        ready = isinstance(scheduler, (NextClipFlowMatchScheduler, *_VELOCITY_SCHEDULERS))
-    if not ready:
+        wrong = [] if config.use_flow_sigmas else [f"`use_flow_sigmas` is {config.use_flow_sigmas}, not True"]
+        if config.prediction_type not in ("sample", "flow_prediction"):
+            wrong.append(f"`prediction_type` is {config.prediction_type!r}, not 'sample' or 'flow_prediction'")
+        if wrong:
+            raise ValueError(
+                f"{name} is not set up for flow matching: {' and '.join(wrong)}. Use `{name}.from_config(scheduler.config, "
+                "use_flow_sigmas=True, prediction_type='flow_prediction')`, or `NextClipFlowMatchScheduler()`."
+            )
+    elif not isinstance(scheduler, (NextClipFlowMatchScheduler, *_VELOCITY_SCHEDULERS)):
         raise ValueError(
-            f"{name} is not set up for flow matching (prediction_type={config.get('prediction_type')!r}, "
-            f"use_flow_sigmas={config.get('use_flow_sigmas', False)}). Use `NextClipFlowMatchScheduler()`, or for example "
-            "`DPMSolverMultistepScheduler.from_config(scheduler.config, use_flow_sigmas=True, "
-            "prediction_type='flow_prediction')`."
+            f"{name} is not made for flow matching: it has no `use_flow_sigmas`, so no setting makes its noise levels those of "
+            "Video-GPT. Use `NextClipFlowMatchScheduler()`, `FlowMatchEulerDiscreteScheduler()`, or for example "
+            "`DPMSolverMultistepScheduler.from_config(NextClipFlowMatchScheduler().config)`."
         )
     for option in ("use_dynamic_shifting", "invert_sigmas"):
         if _has_option(scheduler, option) and config[option]:

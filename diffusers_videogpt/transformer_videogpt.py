@@ -34,6 +34,7 @@ from .attention_videogpt import (
     masks_for_attention,
 )
 from .clips import ClipLayout, layout_after_history
+from .config_values import check_network_config
 from .diffusers_internals import TransformerBlockMetadata, TransformerBlockRegistry
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
@@ -196,6 +197,7 @@ class VideoGPTTransformerModel(
         text_embed_dim: int | None = None,
     ):
         super().__init__()
+        check_network_config(self.config)
         dim = num_attention_heads * attention_head_dim
 
         # 1. Patches and the learned tokens around them

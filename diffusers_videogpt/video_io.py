@@ -1,36 +1,58 @@
-"""File ↔ frames with their timestamps: reading by time, sizes for the model, writing videos and film strips.
+"""File ↔ frames with their timestamps: reading by time, sizes for the model, writing videos.
 
 Frames are `uint8` RGB arrays of shape (F, H, W, 3) everywhere in this file.
 """
 
 import io
 import itertools
+import logging
 import math
 import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
-import torch
+from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
-from diffusers.utils import logging
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
+
+from .pictures import (
+    WHITE,
+    Color,
+    VideoReadError,
+    check_background,
+    check_frame_size,
+    lay_on_background,
+    name_of,
+    open_picture,
+    picture_to_rgb,
+)
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
+
+# Containers that hold their own frames, and raw streams, in FFmpeg's words. It knows others that name further files or
+# addresses (playlists, session descriptions), which it would open; these are never read.
+CONTAINERS = (
+    *("mov", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "dv"),
+    *("h264", "hevc", "m4v", "mpegvideo", "ivf", "obu", "av1", "yuv4mpegpipe"),
+)
+READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
+MAX_FPS = 1000.0
+MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
+HDR = {16: "PQ (HDR10, Dolby Vision)", 18: "HLG"}  # by the number of the transfer function
 
 # (shown from, shown until, picture), in seconds since the first frame of the file.
-ShownFrame = tuple[float, float, "av.VideoFrame | Image.Image"]
-
-
-class VideoReadError(ValueError):
-    """A file could not be read as the video that was asked for. The message names the path, what is wrong, what to do."""
+ShownFrame = tuple[float, float, "av.VideoFrame | np.ndarray"]
 
 
 @dataclass
@@ -84,20 +106,23 @@ def read_video(
     min_frames: int = 1,
     from_end: bool = False,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    background: Color = WHITE,
 ) -> Video:
-    """Reads a video (anything FFmpeg decodes, GIF, animated WebP and PNG too) or a picture (one frame) by timestamp.
+    """Reads a video (of [`CONTAINERS`], animated WebP and PNG too) or a picture (one frame) by timestamp.
 
     Only the timestamps of decoded frames are believed, never a frame count, a duration or an index: variable frame
-    rate, edit lists and a late or negative first timestamp come out right. Rotation metadata is applied; pixels are
-    taken as stored, without stretching by a sample aspect ratio. Reading ends at the first damaged packet, since what
-    follows is built on it.
+    rate, edit lists and a late or negative first timestamp come out right. Rotation and mirroring by metadata are
+    applied; pixels are taken as stored, without stretching by a sample aspect ratio. What is transparent shows
+    `background`. Colours of HDR videos (PQ, HLG) are taken as stored, with a warning. Reading ends at the first damaged
+    packet, since what follows is built on it.
 
     Args:
         path: the file, or the bytes of one.
         start: seconds since the first frame; reading begins with the frame that is on screen then.
         origin: that of the file's [`VideoInfo`], where it is known: the first frame is then not decoded to find it.
         fps: resample: frame k is the one on screen at `start + k / fps`, and `timestamps` are these times. Frames are
-            repeated or left out as needed. Without it every source frame is read.
+            repeated or left out as needed; of one that is repeated, `transform` is asked once. At most [`MAX_FPS`].
+            Without it every source frame is read.
         frame_interval: without `fps`, every how many source frames one is taken (the paper trains with 4 to 12).
         max_frames: at most so many frames. Decoding stops there, or, with `from_end`, the last ones are kept without
             the rest in memory.
@@ -105,22 +130,28 @@ def read_video(
         from_end: keep the last `max_frames` rather than the first.
         transform: applied to every kept frame, (H, W, 3) to (H', W', 3), as it is decoded, so that a long film never
             stands in memory at full size; for example `functools.partial(resize_and_crop, longest_side=320)`.
+        background: red, green and blue, 0 to 255, behind what is transparent; white as in most viewers.
 
     Raises:
-        VideoReadError: there is no such file, it is no video, no frame decodes, or fewer than `min_frames` do.
+        VideoReadError: there is no such file, it is no video, no frame decodes, or fewer than `min_frames` do; a frame is
+            far too large, or is shown for longer than [`MAX_GAP`].
         ValueError: `fps` together with `frame_interval`, or a number out of range.
     """
     if fps is not None and frame_interval != 1:
         raise ValueError(f"fps={fps} and frame_interval={frame_interval} both set a rate; give one of them.")
-    if start < 0 or (fps is not None and fps <= 0):
-        raise ValueError(f"start={start} must be at least 0, and fps={fps} above 0.")
+    if not 0 <= start < math.inf:
+        raise ValueError(f"start={start} must be a number of seconds, at least 0.")
+    if fps is not None:
+        check_rate(fps)
+    check_background(background)
     if frame_interval < 1 or min_frames < 1 or (max_frames is not None and max_frames < 1):
         raise ValueError(
             f"frame_interval={frame_interval}, min_frames={min_frames} and max_frames={max_frames} must be at least 1."
         )
     path = _check_source(path)
 
-    rate, slack, shown = _open_picture(path) or _open_video(path, start, origin)
+    picture = open_picture(path, background)
+    rate, slack, shown = _open_video(path, start, origin) if picture is None else (picture[0], 1e-6, picture[1])
     with closing(shown):
         visible = itertools.dropwhile(lambda frame: frame[1] <= start + slack, shown)
         if fps is not None and rate is not None:
@@ -130,16 +161,22 @@ def read_video(
         if from_end:
             picked = deque(picked, maxlen=max_frames)
         timestamps, frames = [], []
-        size = None
+        size = before = None
         for time, frame in itertools.islice(picked, max_frames):
-            size = size or (frame.width, frame.height)
-            pixels = _to_rgb(frame, size)
-            frames.append(pixels if transform is None else transform(pixels))
+            if frame is not before:
+                if isinstance(frame, np.ndarray):
+                    pixels = frame
+                else:
+                    size = size or (frame.width, frame.height)
+                    pixels = _to_rgb(frame, size, background)
+                pixels = pixels if transform is None else transform(pixels)
+                before = frame
+            frames.append(pixels)
             timestamps.append(time)
 
     if len(frames) < min_frames:
         raise VideoReadError(
-            f"{_name(path)}: {len(frames)} frames could be read from {start:g} s on, {min_frames} are needed. The video is "
+            f"{name_of(path)}: {len(frames)} frames could be read from {start:g} s on, {min_frames} are needed. The video is "
             "shorter than that, or cut or damaged behind them; give a longer one or ask for fewer frames."
         )
     if fps is None and rate is not None:
@@ -166,18 +203,22 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
         VideoReadError: as [`read_video`].
     """
     path = _check_source(path)
-    if _open_picture(path) is None:
+    if open_picture(path, WHITE) is None:
         container, stream = _open_container(path)
         with container:
-            first = next(_decode(container, stream), None)
+            first = next(_decode(path, container, stream), None)
             if first is None:
                 raise _no_frame(path)
-            size = (first.height, first.width) if first.rotation % 180 == 0 else (first.width, first.height)
+            is_turned, *_ = _orientation(first)
+            size = (first.width, first.height) if is_turned else (first.height, first.width)
             tick = float(stream.time_base)
         stamps = _packet_stamps(path)
         if stamps is not None and first.pts in stamps:
             stamps = np.unique([stamp for stamp in stamps if stamp >= first.pts])
-            return VideoInfo(*size, stamps * tick - first.pts * tick, first.pts * tick)
+            times = stamps * tick - first.pts * tick
+            for gap in np.flatnonzero(np.diff(times) > MAX_GAP):
+                raise _too_long(path, times[gap], times[gap + 1])
+            return VideoInfo(*size, times, first.pts * tick)
     sizes = []
 
     def transform(frame):
@@ -216,16 +257,30 @@ def _check_source(path: str | Path | bytes) -> Path | bytes:
         return path
     path = Path(path)
     if not path.is_file():
-        raise VideoReadError(f"{path}: {'not a file' if path.exists() else 'no such file'}; give the path of a video.")
+        problem = "not a file" if path.exists() else "no such file"
+        raise VideoReadError(f"{name_of(path)}: {problem}; give the path of a video.")
     return path
 
 
-def _name(path: Path | bytes) -> str:
-    return f"video of {len(path)} bytes" if isinstance(path, bytes) else str(path)
-
-
 def _no_frame(path: Path | bytes) -> VideoReadError:
-    return VideoReadError(f"{_name(path)}: the video track holds no frame that decodes; the file is empty or damaged.")
+    return VideoReadError(
+        f"{name_of(path)}: the video track holds no frame that decodes; the file is empty or damaged."
+    )
+
+
+def _too_long(path: Path | bytes, begin: float, end: float) -> VideoReadError:
+    return VideoReadError(
+        f"{name_of(path)}: the frame at {begin:g} s would be shown until {end:g} s, longer than {MAX_GAP:g} s: the timestamps "
+        "are damaged; mend the video by encoding it anew, or leave it out."
+    )
+
+
+def check_rate(fps: float) -> None:
+    """Raises a `ValueError` for frames per second that no video has: from one in [`MAX_GAP`] seconds to [`MAX_FPS`]."""
+    if not 1 / MAX_GAP <= fps <= MAX_FPS:
+        raise ValueError(
+            f"fps={fps} must be at most {MAX_FPS:g} frames per second, and at least one in {MAX_GAP:g} s."
+        )
 
 
 def _resample(shown: Iterator[ShownFrame], start: float, fps: float, slack: float):
@@ -236,87 +291,71 @@ def _resample(shown: Iterator[ShownFrame], start: float, fps: float, slack: floa
             k += 1
 
 
-@contextmanager
-def _told_as_video_errors(path: Path | bytes) -> Iterator[None]:
-    """What Pillow says of a picture, as a [`VideoReadError`]; but not that the file is none of its pictures."""
-    try:
-        yield
-    except Image.UnidentifiedImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise VideoReadError(
-            f"{_name(path)}: a picture too large to be meant ({error}); scale it down, or raise `PIL.Image.MAX_IMAGE_PIXELS`."
-        ) from error
-    except (OSError, SyntaxError) as error:
-        raise VideoReadError(f"{_name(path)}: a damaged picture ({error}); give another file.") from error
-
-
-def _open_image(path: Path | bytes) -> Image.Image:
-    """A picture, an animated WebP or PNG. A GIF only if it has one frame: FFmpeg reads the others."""
-    file = io.BytesIO(path) if isinstance(path, bytes) else path
-    image = Image.open(file, formats=("BMP", "GIF", "JPEG", "PNG", "WEBP"))
-    try:
-        is_film = image.format == "GIF" and image.is_animated
-    except (OSError, SyntaxError):  # cut behind the first frame
-        is_film = True
-    if is_film:
-        image.close()
-        raise Image.UnidentifiedImageError
-    return image
-
-
-def _open_picture(path: Path | bytes) -> tuple[float | None, float, Iterator[ShownFrame]] | None:
-    """Pictures, animated WebP and PNG, which FFmpeg does not decode or shows as a picture; `None` for any other file."""
-    durations = {0: math.inf}  # of each frame
-    try:
-        with _told_as_video_errors(path), _open_image(path) as image:
-            # An animated PNG may begin with a picture for who does not know the format, which is not part of the film.
-            first = 1 if image.info.get("default_image") else 0
-            num_frames = getattr(image, "n_frames", 1)
-            if num_frames > first + 1:
-                durations = {}  # known once a frame is decoded; frames are not kept, so that a long film fits in memory
-                for index in range(first, num_frames):
-                    image.seek(index)
-                    image.load()
-                    durations[index] = (image.info["duration"] or 100) / 1000
-    except Image.UnidentifiedImageError:
-        return None
-    rate = None if len(durations) == 1 else len(durations) / sum(durations.values())
-    return rate, 1e-6, _picture_frames(path, durations)
-
-
-def _picture_frames(path: Path | bytes, durations: dict[int, float]) -> Iterator[ShownFrame]:
-    begin = 0.0
-    with _told_as_video_errors(path), _open_image(path) as image:
-        for index, duration in durations.items():
-            image.seek(index)
-            yield begin, begin + duration, ImageOps.exif_transpose(image).convert("RGB")
-            begin += duration
-
-
 def _open_container(path: Path | bytes):
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     try:
-        container = av.open(io.BytesIO(path) if isinstance(path, bytes) else os.path.abspath(path))
+        container = av.open(
+            io.BytesIO(path) if isinstance(path, bytes) else os.path.abspath(path),
+            container_options=options,
+            metadata_errors="replace",
+        )
     except (av.error.FFmpegError, OSError) as error:
         raise VideoReadError(
-            f"{_name(path)}: no video that FFmpeg can open ({error.strerror}). It may be another kind of file, or a download "
-            "that was cut before its index; give a whole video file."
+            f"{name_of(path)}: no video that FFmpeg can open ({error.strerror}). It may be another kind of file, or a download "
+            f"that was cut before its index; give a whole {READABLE}."
         ) from error
-    stream = container.streams.best("video")
-    # FFmpeg draws text files as terminal screens ("tty"); nobody means that.
-    if stream is None or container.format.name == "tty":
+    try:
+        stream = _video_stream(path, container)
+        check_frame_size(path, stream.codec_context.width, stream.codec_context.height)
+    except VideoReadError:
         container.close()
-        raise VideoReadError(f"{_name(path)}: there is no video in this file; give one with a video track.")
+        raise
     stream.thread_type = "AUTO"
     return container, stream
 
 
+def _video_stream(path: Path | bytes, container):
+    """The track that a player would show; the cover of an audio recording is none."""
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    if not streams:
+        remedy = "only the cover of an audio recording; " if container.streams.video else ""
+        raise VideoReadError(f"{name_of(path)}: there is no video in this file; {remedy}give one with a video track.")
+    streams = [stream for stream in streams if stream.codec_context is not None and stream.time_base]
+    if not streams:
+        raise VideoReadError(
+            f"{name_of(path)}: this FFmpeg has no decoder for the video track; encode it anew, as H.264 for example."
+        )
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
+
+
+def _decoder(stream):
+    """The stream's own decoder; of a WebM with transparency, libvpx, since FFmpeg's own passes over it."""
+    if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1":
+        name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+        if name in av.codecs_available:
+            return av.CodecContext.create(name, "r")
+    return stream.codec_context
+
+
+def _rates(container, stream) -> tuple[float | None, float]:
+    """Frames per second as the header says, and as FFmpeg guesses from the first frames; of a still picture `None`."""
+    average, guessed = (
+        float(rate) if rate is not None and rate > 0 else None for rate in (stream.average_rate, stream.guessed_rate)
+    )
+    # Raw streams carry no timestamps and at most a guess at the rate; FFmpeg's own default for them is 25.
+    rate = average or guessed or 25.0
+    is_still = container.metadata.get("major_brand") in ("avif", "heic", "mif1")
+    return None if is_still else rate, guessed or rate
+
+
 def _open_video(
     path: Path | bytes, start: float, origin: float | None = None
-) -> tuple[float, float, Iterator[ShownFrame]]:
+) -> tuple[float | None, float, Iterator[ShownFrame]]:
     """Rate in the header, how far the file's clock may be off (seconds), frames from a key frame at or before `start`."""
     container, stream = _open_container(path)
-    frames = _decode(container, stream)
+    frames = _decode(path, container, stream)
     first = None
     tick = float(stream.time_base)
     if start == 0 or origin is None:
@@ -325,15 +364,15 @@ def _open_video(
             container.close()
             raise _no_frame(path)
         origin = None if first.pts is None else first.pts * tick
-    # Raw streams carry no timestamps and at most a guess at the rate; FFmpeg's own default for them is 25.
-    rate = float(stream.average_rate or stream.guessed_rate or 25)
-    interval = 1 / float(stream.guessed_rate or rate)
+    rate, guessed = _rates(container, stream)
+    interval = 1 / guessed
     # A timestamp is rounded to the file's tick, and so is the first one, from which time is counted.
-    slack = min(tick, 1 / (8 * rate))
+    slack = min(tick, 1 / (8 * (rate or guessed)))
     if start > 0 and origin is not None:
         # Believed only where it lands on a key frame at or before the start; else the file is decoded from its start.
         first = None
-        try:
+        # An `OverflowError`: a start that no file's clock reaches.
+        with suppress(av.error.FFmpegError, OverflowError):
             target = int((origin + start) / tick)
             container.seek(target, stream=stream)
             packet = next(container.demux(stream))
@@ -344,10 +383,8 @@ def _open_video(
                 packet = next(container.demux(stream))
             if packet.is_keyframe:
                 container.seek(target, stream=stream)
-                frames = _decode(container, stream)
+                frames = _decode(path, container, stream)
                 first = next(frames, None)
-        except av.error.FFmpegError:
-            pass
         if first is None or first.pts is None or first.pts * tick - origin > start:
             container.close()
             return _open_video(path, 0.0)
@@ -362,18 +399,20 @@ def _open_video(
                     time = held[0] + interval
                 # A frame replaced at the very time of its own is never on screen.
                 if held is not None and held[0] < time:
+                    if time - held[0] > MAX_GAP:
+                        raise _too_long(path, held[0], time)
                     yield held[0], time, held[2]
                 time = time or 0.0
-                held = time, time + ((frame.duration or 0) * tick or interval), frame
+                held = time, time + min((frame.duration or 0) * tick or interval, MAX_GAP), frame
             yield held
 
     return rate, slack, shown()
 
 
-def _decode(container, stream) -> Iterator[av.VideoFrame]:
+def _decode(path: Path | bytes, container, stream) -> Iterator[av.VideoFrame]:
     """Frames in display order up to the first damage; damage before the first frame is passed over, since a stream
     cut out of a broadcast begins with it."""
-    decoder, packets = stream.codec_context, container.demux(stream)
+    decoder, packets = _decoder(stream), container.demux(stream)
     started = False
     while True:
         try:
@@ -393,10 +432,12 @@ def _decode(container, stream) -> Iterator[av.VideoFrame]:
             if frame.is_corrupt and started:  # decoded all the same, its damage painted over
                 damaged = True
                 break
+            if not started and frame.color_trc in HDR:
+                _warn_of_hdr(name_of(path), HDR[frame.color_trc])
             started = True
             yield frame
         if damaged and started:
-            logger.warning(f"{container.name}: damaged; only the frames before the damage are used.")
+            logger.warning(f"{name_of(path)}: damaged; only the frames before the damage are used.")
             return
         if packet is None:
             return
@@ -404,52 +445,96 @@ def _decode(container, stream) -> Iterator[av.VideoFrame]:
             decoder.flush_buffers()
 
 
-def _to_rgb(frame: "av.VideoFrame | Image.Image", size: tuple[int, int]) -> np.ndarray:
-    if isinstance(frame, Image.Image):
-        return np.asarray(frame)
+@lru_cache(maxsize=1024)  # once a file, not at every sample of a training
+def _warn_of_hdr(name: str, kind: str) -> None:
+    logger.warning(
+        f"{name}: an HDR video in {kind}, read without tone mapping: its colours come out pale. Convert it to SDR before, for "
+        "example by FFmpeg's filters zscale and tonemap."
+    )
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """How the display matrix turns a stored frame upright: rows and columns change places; then it is mirrored along x;
+    along y. FFmpeg's `rotation` alone does not tell of mirroring."""
+    # Not `frame.side_data`, which keeps the frame and its decoder in a circle of references.
+    data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    is_turned = abs(b) > abs(a)
+    return (True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)
+
+
+def _to_rgb(frame: av.VideoFrame, size: tuple[int, int], background: Color) -> np.ndarray:
+    has_opacity = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     # Streams may change their size on the way; everything comes in the size of the first frame.
-    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
+    pixels = frame.to_ndarray(format="rgba" if has_opacity else "rgb24", width=size[0], height=size[1])
+    if has_opacity:
+        pixels = lay_on_background(pixels, background)
+    is_turned, mirror_x, mirror_y = _orientation(frame)
+    if is_turned:
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1])
 
 
-def to_uint8_frames(video) -> np.ndarray:
+def to_uint8_frames(video, background: Color = WHITE) -> np.ndarray:
     """Frames in any of diffusers' forms → `uint8` array (F, H, W, 3).
 
     Args:
         video: a path; one PIL image or a list of them; an array (F, H, W, 3) or a list of (H, W, 3); a tensor
-            (F, 3, H, W) or a list of (3, H, W). Arrays and tensors are `uint8`, or floating point in [0, 1].
+            (F, 3, H, W) or a list of (3, H, W). Arrays and tensors are `uint8`, or floating point in [0, 1], which is
+            scaled by 255 and rounded (half to even). A fourth channel is opacity.
+        background: red, green and blue, 0 to 255, behind what is transparent.
 
     Raises:
         ValueError: no frames, frames of different sizes, another shape or type, NaN, values outside [0, 1].
         VideoReadError: the path cannot be read.
     """
+    check_background(background)
     if isinstance(video, str | Path):
-        return read_video(video).frames
+        return read_video(video, background=background).frames
     if isinstance(video, Image.Image):
         video = [video]
     if isinstance(video, list | tuple):
-        frames = [np.asarray(f.convert("RGB")) if isinstance(f, Image.Image) else f for f in video]
-        frames = [f if isinstance(f, torch.Tensor) else np.asarray(f) for f in frames]
+        frames = [picture_to_rgb(f, background) if isinstance(f, Image.Image) else f for f in video]
         if not frames:
             raise ValueError("The video has no frames; give at least one.")
-        shapes = sorted({tuple(frame.shape) for frame in frames})
+        has_tensors = _is_tensor(frames[0])
+        frames = [_to_array(frame) for frame in frames]
+        shapes = sorted({frame.shape for frame in frames})
         if len(shapes) > 1:
             raise ValueError(f"The frames of one video differ in shape: {shapes}; resize them to one size first.")
-        video = torch.stack(frames) if isinstance(frames[0], torch.Tensor) else np.stack(frames)
-    if isinstance(video, torch.Tensor):
-        if video.ndim != 4 or video.shape[1] != 3:
-            raise ValueError(
-                f"A video tensor is (frames, 3, height, width), not {tuple(video.shape)}; permute or index it."
-            )
-        video = video.detach().cpu().permute(0, 2, 3, 1)
-        video = (video.float() if video.is_floating_point() else video).numpy()
-    video = np.asarray(video)
-    if video.ndim != 4 or video.shape[3] != 3:
+        video = np.stack(frames)
+    else:
+        has_tensors = _is_tensor(video)
+        video = _to_array(video)
+    if has_tensors:
+        # With opacity, but 3 pixels wide: rather an array's order.
+        if video.ndim != 4 or video.shape[1] not in (3, 4) or video.shape[1::2] == (4, 3):
+            raise ValueError(f"A video tensor is (frames, 3, height, width), not {video.shape}; permute or index it.")
+        video = video.transpose(0, 2, 3, 1)
+    if video.ndim != 4 or video.shape[3] not in (3, 4) or video.shape[1::2] == (3, 4):
         raise ValueError(f"A video array is (frames, height, width, 3), not {video.shape}; transpose or index it.")
     if video.size == 0:
         raise ValueError(f"The video is empty: its shape is {video.shape}; give at least one frame.")
-    if video.dtype == np.uint8:
-        return video
+    if video.dtype != np.uint8:
+        video = _floats_to_uint8(video)
+    return video if video.shape[3] == 3 else lay_on_background(video, background)
+
+
+def _is_tensor(frames) -> bool:
+    return hasattr(frames, "detach")  # so that this file does not import PyTorch, and a wrong path is refused at once
+
+
+def _to_array(frames) -> np.ndarray:
+    if not _is_tensor(frames):
+        return np.asarray(frames)
+    frames = frames.detach().cpu()
+    return (frames.float() if frames.is_floating_point() else frames).numpy()
+
+
+def _floats_to_uint8(video: np.ndarray) -> np.ndarray:
     if not np.issubdtype(video.dtype, np.floating):
         raise ValueError(f"Frames of type {video.dtype} are ambiguous; give uint8, or floating point in [0, 1].")
     low, high = float(video.min()), float(video.max())
@@ -465,15 +550,19 @@ def to_uint8_frames(video) -> np.ndarray:
 
 
 def target_size(
-    width: int, height: int, longest_side: int = 320, multiple: int = 16
+    width: int, height: int, *, longest_side: int = 320, multiple: int = 16
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """(width, height) of a frame after scaling, and after the centre crop, as the published weights were trained.
 
     Frames are only ever made smaller. Sizes are rounded after scaling, then cut down to `multiple`.
 
     Raises:
-        ValueError: a side would be shorter than `multiple`.
+        ValueError: `longest_side` is less than `multiple`, or a side would be.
     """
+    if multiple < 1 or longest_side < multiple:
+        raise ValueError(
+            f"longest_side={longest_side} must be at least {max(multiple, 1)} pixels, a multiple of the model."
+        )
     resized = (width, height)
     while min(resized) >= 2 * longest_side:
         resized = (resized[0] // 2, resized[1] // 2)
@@ -490,7 +579,7 @@ def target_size(
     return resized, cropped
 
 
-def resize_and_crop(frames: np.ndarray, longest_side: int = 320, multiple: int = 16) -> np.ndarray:
+def resize_and_crop(frames: np.ndarray, longest_side: int = 320, *, multiple: int = 16) -> np.ndarray:
     """Scales frames so that the longest side is at most `longest_side`, then crops the centre to multiples.
 
     The preparation that the published weights were trained with, to the last bit: box halving while the shorter side
@@ -502,11 +591,11 @@ def resize_and_crop(frames: np.ndarray, longest_side: int = 320, multiple: int =
     Returns:
         `uint8` with the same number of dimensions.
     """
-    resized, cropped = target_size(frames.shape[-2], frames.shape[-3], longest_side, multiple)
+    resized, cropped = target_size(frames.shape[-2], frames.shape[-3], longest_side=longest_side, multiple=multiple)
     return _resize_and_crop(frames, longest_side, resized, cropped)
 
 
-def resize_to_cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_to_cover(frames: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Scales frames, up or down, to just cover `height` x `width`, then crops the centre to exactly that size.
 
     Args:
@@ -514,7 +603,12 @@ def resize_to_cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Returns:
         `uint8` (height, width, 3) or (F, height, width, 3).
+
+    Raises:
+        ValueError: `height` or `width` is not at least 1.
     """
+    if min(height, width) < 1:
+        raise ValueError(f"height={height} and width={width} must be at least 1 pixel.")
     size = (frames.shape[-2], frames.shape[-3])
     longest_side = max(height, width)
     while min(size) >= 2 * longest_side:
@@ -541,7 +635,7 @@ def _resize_and_crop(frames, longest_side, resized, cropped) -> np.ndarray:
 
 
 @contextmanager
-def _atomic(path: str | Path, suffixes: tuple[str, ...]):
+def written_whole(path: str | Path, suffixes: tuple[str, ...]):
     """Yields a name beside `path` to write to, and moves it there at the end: `path` is whole or is not there."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -555,7 +649,7 @@ def _atomic(path: str | Path, suffixes: tuple[str, ...]):
         unfinished.unlink(missing_ok=True)
 
 
-def write_video(path: str | Path, frames, fps: float, crf: int = 18) -> Path:
+def write_video(path: str | Path, frames, *, fps: float, crf: int = 18) -> Path:
     """Writes a video that browsers play: `.mp4` (H.264), `.webm` (VP9) or `.gif`, by the suffix.
 
     An MP4 lasts F / fps seconds exactly, a WebM to 1/1000 s, a GIF to 1/100 s (whose equal neighbours become one).
@@ -564,16 +658,16 @@ def write_video(path: str | Path, frames, fps: float, crf: int = 18) -> Path:
 
     Args:
         frames: anything that [`to_uint8_frames`] takes.
-        fps: frames per second; `30000 / 1001` is kept exactly. At most 50 for a GIF, which browsers slow down above.
+        fps: frames per second, at most [`MAX_FPS`]; `30000 / 1001` is kept exactly. At most 50 for a GIF, which browsers
+            slow down above.
         crf: quality of `.mp4` (0 to 51) and `.webm` (0 to 63); smaller is better and larger in bytes.
 
     Raises:
         ValueError: another suffix, `fps` out of range, or bad frames.
     """
     frames = to_uint8_frames(frames)
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps={fps} must be a positive number of frames per second.")
-    with _atomic(path, (".mp4", ".webm", ".gif")) as unfinished:
+    check_rate(fps)
+    with written_whole(path, (".mp4", ".webm", ".gif")) as unfinished:
         if unfinished.suffix == ".gif":
             if fps > 50:
                 raise ValueError(
@@ -584,7 +678,11 @@ def write_video(path: str | Path, frames, fps: float, crf: int = 18) -> Path:
             first, *rest = [Image.fromarray(frame) for frame in frames]
             first.save(unfinished, save_all=True, append_images=rest, duration=durations, loop=0)
         else:
-            _encode(unfinished, frames, Fraction(fps).limit_denominator(1001), crf)
+            # The fraction nearest to a rate below 1 may be 0; that nearest to its inverse is not.
+            rate = (
+                Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / (1 / Fraction(fps)).limit_denominator(1001)
+            )
+            _encode(unfinished, frames, rate, crf)
     return Path(path)
 
 
@@ -608,77 +706,3 @@ def _encode(path: Path, frames: np.ndarray, rate: Fraction, crf: int) -> None:
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-# Film strip
-
-_GIVEN, _NEXT, _INK = (44, 110, 203), (226, 125, 32), (40, 40, 40)
-
-
-def write_film_strip(
-    path: str | Path,
-    rows: dict[str, object],
-    num_given: int,
-    fps: float | None = None,
-    max_columns: int = 12,
-    start: float = 0.0,
-) -> Path:
-    """Writes a PNG that compares videos frame by frame: one labelled row each, one column a point in time.
-
-    Every row starts at the same frame; a shorter row ends earlier. Blue marks the frames that the model was given,
-    orange those that follow.
-
-    Args:
-        rows: label → frames (anything that [`to_uint8_frames`] takes), for example `{"truth": …, "predicted": …}`.
-        num_given: how many of the first frames were given.
-        fps: write seconds above the columns; without it, frame numbers.
-        max_columns: of longer videos so many columns are shown, evenly spread, the first and the last among them.
-        start: seconds at the first frame.
-
-    Raises:
-        ValueError: no rows, bad frames, or a path that does not end in `.png`.
-    """
-    if not rows:
-        raise ValueError("A film strip needs at least one row, as in {'predicted': frames}.")
-    rows = {label: to_uint8_frames(frames) for label, frames in rows.items()}
-    total = max(len(frames) for frames in rows.values())
-    columns = np.linspace(0, total - 1, min(max_columns, total)).round().astype(int)
-
-    height, width = next(iter(rows.values())).shape[1:3]
-    # Small pictures grow by whole pixels, which keeps them sharp; large ones shrink to a readable size.
-    scale = max(1, 128 // max(height, width)) if max(height, width) <= 160 else 160 / max(height, width)
-    tile = (round(width * scale), round(height * scale))
-    method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-
-    font, small = ImageFont.load_default(size=20), ImageFont.load_default(size=16)
-    border, gap, margin = 3, 5, 16
-    step = (tile[0] + 2 * border + gap, tile[1] + 2 * border + gap)
-    left = margin + round(max(font.getlength(label) for label in rows)) + 14
-    top = margin + 54
-    canvas = Image.new(
-        "RGB", (left + step[0] * len(columns) - gap + margin, top + step[1] * len(rows) - gap + margin), "white"
-    )
-    draw = ImageDraw.Draw(canvas)
-
-    shown_given = int((columns < num_given).sum())
-    for name, color, begin, end in (("given", _GIVEN, 0, shown_given), ("next", _NEXT, shown_given, len(columns))):
-        if begin < end:
-            x0, x1 = left + begin * step[0], left + end * step[0] - gap - 1
-            draw.rectangle((x0, margin, x1, margin + 26), fill=color)
-            draw.text(((x0 + x1) / 2, margin + 13), name, fill="white", font=font, anchor="mm")
-    for column, index in enumerate(columns):
-        x = left + column * step[0]
-        time = f"{index + 1}" if fps is None else f"{start + index / fps:.2f} s"
-        draw.text((x + step[0] / 2 - gap / 2, margin + 40), time, fill=_INK, font=small, anchor="mm")
-        for row, frames in enumerate(rows.values()):
-            if index < len(frames):
-                y = top + row * step[1]
-                color = _GIVEN if index < num_given else _NEXT
-                draw.rectangle((x, y, x + tile[0] + 2 * border - 1, y + tile[1] + 2 * border - 1), fill=color)
-                canvas.paste(Image.fromarray(frames[index]).resize(tile, method), (x + border, y + border))
-    for row, label in enumerate(rows):
-        draw.text((margin, top + row * step[1] + step[1] / 2), label, fill=_INK, font=font, anchor="lm")
-
-    with _atomic(path, (".png",)) as unfinished:
-        canvas.save(unfinished)
-    return Path(path)

@@ -28,7 +28,7 @@ def _write(frames_folder: Path, masks_folder: Path, seed: int, mask_interval: in
     frames_folder.mkdir(parents=True)
     for frame, name in zip(frames, names, strict=True):
         Image.fromarray(frame).save(frames_folder / f"{name}.jpg", quality=98, subsampling=0)
-    write_masks(masks_folder, masks[::mask_interval], names[::mask_interval])
+    write_masks(masks_folder, masks[::mask_interval], names=names[::mask_interval])
 
 
 def make_davis(root: Path, splits: dict[str, list[str]]) -> Path:

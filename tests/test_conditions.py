@@ -8,7 +8,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from text_encoders import MAX_TOKENS, WIDTH, make_text_encoder, make_tokenizer
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, rollout
 from diffusers_videogpt.conditions import encode_text
 
 
@@ -205,13 +205,13 @@ def test_rolling_cache_keeps_the_conditions(pipe):
 def test_a_text_padded_to_a_fixed_length_is_cached_too(pipe, history, monkeypatch):
     embeds, mask = encode_text(pipe.text_encoder, pipe.tokenizer, [SHORT])
     padded = torch.cat([embeds, torch.ones(1, 3, WIDTH)], dim=1)
-    histories, prepare = [], pipe.prepare_history
+    histories, prepare = [], rollout.prepare_history
 
     def record(*args, **kwargs):
         histories.append(prepare(*args, **kwargs))
         return histories[-1]
 
-    monkeypatch.setattr(pipe, "prepare_history", record)
+    monkeypatch.setattr(rollout, "prepare_history", record)
     arguments = {"video_latents": history, "condition_guidance_scale": 2.0}
     expected = predict(pipe, prompt_embeds=embeds, **arguments)
     padded_mask = torch.cat([mask, torch.zeros(1, 3, dtype=torch.bool)], dim=1)

@@ -23,7 +23,6 @@ from diffusers_videogpt.convert_checkpoint import (
     convert_reference_checkpoint,
     convert_to_reference_checkpoint,
     find_hint_token_ids,
-    register_single_file,
 )
 from diffusers_videogpt.pipeline_videogpt import VideoGPTPipeline
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
@@ -456,7 +455,6 @@ def test_other_networks_are_refused(reference_dir, tmp_path, changes, message):
 
 
 def test_from_single_file(reference_dir, tmp_path):
-    register_single_file()
     convert_reference_checkpoint(reference_dir, tmp_path / "ours")
     our_dir = tmp_path / "ours" / "transformer"
     expected = VideoGPTTransformerModel.from_pretrained(our_dir)
@@ -520,3 +518,45 @@ def test_memory_is_a_few_tensors(reference_dir, tmp_path):
     growths = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert len(growths) == 2
     assert int(growths[-1]) < size / 2, f"{growths} bytes for a checkpoint of {size}"
+
+
+def test_a_summary_says_which_parameters_the_two_forms_do_not_share(reference_dir, tmp_path, weights):
+    """The rows of the authors' token table that the network does not read; and what a pipeline without VAE lacks."""
+    there = convert_reference_checkpoint(reference_dir, tmp_path / "ours")
+    back = convert_to_reference_checkpoint(tmp_path / "ours", tmp_path / "back")
+    num_rows, width = weights["llm.embed_tokens.weight"].shape
+    unread = (num_rows - 3) * width
+    assert back["num_parameters"] - there["num_parameters"] == unread
+    for summary in (there, back):
+        assert summary["num_parameters_kept"].startswith(f"{unread} ")
+        assert f"the {num_rows - 3} rows of the" in summary["num_parameters_kept"]
+    assert (
+        there["vae"] is None
+        and "takes and gives latents alone" in there["no_vae"]
+        and "convert again" in there["no_vae"]
+    )
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", "4"),
+        ("num_attention_heads", 0),
+        ("hidden_size", 2.5),
+        ("rms_norm_eps", [1]),
+        ("rope_scaling", "longrope"),
+    ],
+)
+def test_configs_that_no_network_can_have_are_refused_at_once(reference_dir, tmp_path, key, value):
+    edit_config(reference_dir, **{key: value})
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        convert_reference_checkpoint(reference_dir, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {3: torch.zeros(3)}, "x"], ids=str)
+def test_a_pickle_of_something_else_than_named_tensors(reference_dir, tmp_path, content):
+    (reference_dir / "model.safetensors").unlink()
+    torch.save(content, reference_dir / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="is not a state dict"):
+        convert_reference_checkpoint(reference_dir, tmp_path / "ours")

@@ -17,8 +17,9 @@ from diffusers_videogpt.video_io import read_video
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = [(match[1], match[2]) for match in re.finditer(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)]
-CLASSES = [x for x in map(diffusers_videogpt.__dict__.get, diffusers_videogpt.__all__) if inspect.isclass(x)]
-FUNCTIONS = [x for x in map(diffusers_videogpt.__dict__.get, diffusers_videogpt.__all__) if inspect.isfunction(x)]
+PUBLIC = [getattr(diffusers_videogpt, name) for name in diffusers_videogpt.__all__]
+CLASSES = [x for x in PUBLIC if inspect.isclass(x)]
+FUNCTIONS = [x for x in PUBLIC if inspect.isfunction(x)]
 # diffusers' own, whose meaning is the same in every class of it.
 COMMON = {"self", "cls", "args", "kwargs", "return_dict"}
 

@@ -322,3 +322,27 @@ def test_command_line(run_folder, hub, tmp_path, monkeypatch, capsys):  # noqa: 
         main(["export-hub", str(run_folder), str(out)])
     with pytest.raises(SystemExit, match="--push needs --repo-id"):
         main(["export-hub", str(run_folder), str(tmp_path / "other"), "--push"])
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("model_index.json", "[1]", "this JSON is a list"),
+        ("model_index.json", "{", "no JSON can be read"),
+        ("model_index.json", "{}", "holds a None"),
+        ("model_index.json", '{"_class_name": ["VideoGPTPipeline"]}', "which is not of this package"),
+        ("model_index.json", '{"_class_name": "VideoGPTPipeline", "vae": ["diffusers", "X"]}', "has no folder vae"),
+        ("model_index.json", '{"_class_name": "VideoGPTPipeline", "vae": []}', "does not say frames_per_clip"),
+        ("index.json", "{}", "no finished index of cached latents"),
+        ("index.json", '{"shards": [{"file": "a"}], "key": {"num_windows": 1}, "videos": []}', "lacks a"),
+        ("index.json", '{"shards": [{"file": "../a"}], "key": {"num_windows": 1}, "videos": []}', "leads out of"),
+        ("config.json", '{"_class_name": "VideoGPTForVideoClassification"}', "has no folder vae"),
+        ("config.json", "[]", "this JSON is a list"),
+    ],
+)
+def test_damaged_configurations_are_named(tmp_path, file, content, message):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / file).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        export_to_hub_folder(source, tmp_path / "out")

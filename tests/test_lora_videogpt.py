@@ -579,3 +579,38 @@ def test_saving_refuses(tmp_path):
         VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, safe_serialization=False)
     VideoGPTPipeline.save_lora_weights(tmp_path / "new", layers, is_main_process=False)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ([1], "is a list, not an object"),
+        ("x", "is a str, not an object"),
+        ({"transformer.r": "x"}, "`r` must be a whole number"),
+        ({"transformer.lora_alpha": None}, "`lora_alpha` must be a finite number"),
+        ({"transformer.lora_alpha": float("nan")}, "`lora_alpha` must be a finite number"),
+        ({"transformer.use_rslora": "yes"}, "`use_rslora` .* must be true or false"),
+        ({"transformer.rank_pattern": [1]}, "`rank_pattern` .* must map layers to numbers"),
+        ({"transformer.alpha_pattern": 3}, "`alpha_pattern` .* must map layers to numbers"),
+        ({"transformer.alpha_pattern": {"to_q": "x"}}, "`alpha_pattern of to_q` must be a finite number"),
+        ({"transformer.rank_pattern": {"(": 4}}, "names '\\(', no pattern"),
+    ],
+    ids=str,
+)
+def test_metadata_of_another_shape_is_refused(pipe, make_lora, metadata, message):
+    if isinstance(metadata, dict):
+        metadata = {"transformer.r": 4} | metadata
+    with pytest.raises(ValueError, match=message):
+        pipe.load_lora_weights(edit(make_lora(), lambda tensors: None, metadata))
+    assert not hasattr(pipe.transformer, "peft_config")
+
+
+def test_deeply_nested_metadata_and_whole_numbers_are_refused(pipe, make_lora):
+    folder = make_lora()
+    tensors = load_file(weights_file(folder))
+    save_file(tensors, weights_file(folder), metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: "[" * 10**5})
+    with pytest.raises(ValueError, match="No LoRA could be read"):
+        pipe.load_lora_weights(folder)
+    first = next(iter(tensors))
+    with pytest.raises(ValueError, match="holds torch.int32, no floating point numbers"):
+        pipe.load_lora_weights(tensors | {first: tensors[first].int()})

@@ -1,5 +1,7 @@
+import gc
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -19,8 +21,9 @@ from diffusers import (
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTBlocks, VideoGPTPipeline, pipeline_videogpt
 from diffusers_videogpt.history import History
+from diffusers_videogpt.rollout import prepare_noise
 from diffusers_videogpt.video_io import VideoReadError, read_video, write_video
 
 
@@ -243,7 +246,7 @@ def test_of_a_long_file_only_the_last_frames_are_held(pipe, tmp_path, monkeypatc
         held.append(len(clip.frames))
         return clip
 
-    monkeypatch.setattr("diffusers_videogpt.frame_coding.read_video", read)
+    monkeypatch.setattr("diffusers_videogpt.frame_latents.read_video", read)
     logging.getLogger("diffusers_videogpt").propagate = True
     with caplog.at_level(logging.WARNING):
         result = predict(pipe, video=path)
@@ -310,26 +313,26 @@ def test_rolling_cache_is_filled_anew_before_its_positions_are_far(pipe, history
     torch.testing.assert_close(predict(pipe, rolling_cache=True, **arguments), expected)
 
     monkeypatch.setattr("diffusers_videogpt.history.MAX_PAST_FRAMES", 8)
-    positions, encode = [], VideoGPTPipeline.encode_history
+    positions, encode = [], pipeline_videogpt.encode_history
 
-    def record(self, history: History):
-        encode(self, history)
+    def record(history: History, transformer, **kwargs):
+        encode(history, transformer, **kwargs)
         positions.append(history.kv_cache.next_frame)
 
-    monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
+    monkeypatch.setattr(pipeline_videogpt, "encode_history", record)
     predict(pipe, rolling_cache=True, **arguments)
     assert positions == [3, 5, 7, 9, 5, 7, 9, 5, 7, 9]
 
 
 def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):
     sizes = []
-    encode = VideoGPTPipeline.encode_history
+    encode = pipeline_videogpt.encode_history
 
-    def record(self, history: History):
-        encode(self, history)
+    def record(history: History, transformer, **kwargs):
+        encode(history, transformer, **kwargs)
         sizes.append(sum(layer.keys.numel() + layer.values.numel() for layer in history.kv_cache.layers))
 
-    monkeypatch.setattr(VideoGPTPipeline, "encode_history", record)
+    monkeypatch.setattr(pipeline_videogpt, "encode_history", record)
     predict(pipe, video_latents=history, num_frames=12, num_inference_steps=1)
     assert len(sizes) == 6 and len(set(sizes)) == 1
 
@@ -383,6 +386,16 @@ def test_multistep_schedulers_come_near_the_exact_solution(pipe, history, schedu
     pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
     error = (predict(pipe, num_inference_steps=30, **arguments) - exact).abs().mean()
     assert error < euler_error
+
+
+def test_heun_comes_nearer_than_euler(pipe, history):
+    noise = torch.randn(1, 4, 2, 4, 6, generator=seeded(5))
+    arguments = {"video_latents": history, "latents": noise}
+    exact = predict(pipe, num_inference_steps=400, **arguments)
+    euler_error = (predict(pipe, num_inference_steps=20, **arguments) - exact).abs().mean()
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    error = (predict(pipe, num_inference_steps=20, **arguments) - exact).abs().mean()
+    assert pipe.num_timesteps == 39 and error < 0.8 * euler_error
 
 
 @pytest.mark.parametrize(
@@ -482,8 +495,9 @@ def test_bfloat16(pipe, video):
 def test_noise_is_in_fp32_whatever_the_model_and_the_given_noise_are_in(pipe):
     noise = torch.randn(1, 4, 2, 4, 6, generator=seeded())
     pipe.to(torch.bfloat16)
-    assert torch.equal(pipe.prepare_latents(1, 2, 32, 48, seeded()), noise)
-    given = pipe.prepare_latents(1, 2, 32, 48, latents=noise.bfloat16())
+    place = {"shape": noise.shape, "device": noise.device}
+    assert torch.equal(prepare_noise(generator=seeded(), **place), noise)
+    given = prepare_noise(latents=noise.bfloat16(), **place)
     assert given.dtype == torch.float32 and torch.equal(given, noise.bfloat16().float())
 
 
@@ -597,6 +611,21 @@ def test_stream_raises_what_went_wrong_in_the_worker(pipe, history):
         ({"video": np.full((2, 32, 32, 3), np.nan, np.float32)}, "NaN"),
         ({"video": [np.zeros((2, 32, 32, 3), np.uint8), np.zeros((3, 32, 32, 3), np.uint8)]}, "one batch must agree"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": 2.0}, "`num_inference_steps` is 2.0"),
+        ({"num_frames": 4.0}, "`num_frames` must be a whole number, got 4.0"),
+        ({"num_frames": "4"}, "`num_frames` must be a whole number, got '4'"),
+        ({"frames_per_clip": 2.0}, "`frames_per_clip` must be a whole number, got 2.0"),
+        ({"chunk_partition": [1.0, 1]}, "`chunk_partition` must be a whole number, got 1.0"),
+        ({"max_context_frames": 3.5}, "`max_context_frames` must be a whole number, got 3.5"),
+        ({"num_videos_per_prompt": 1.5}, "`num_videos_per_prompt` must be a whole number, got 1.5"),
+        ({"height": 32.0, "width": 32}, "`height` must be a whole number, got 32.0"),
+        ({"fps": float("nan"), "video": np.zeros((1, 32, 32, 3), np.uint8)}, "`fps` must be a finite number above 0"),
+        ({"history_retention": float("nan")}, "share in"),
+        ({"generator": [seeded(), seeded()]}, "`generator` is a list of 2 for 1 predicted videos"),
+        ({"generator": []}, "`generator` is a list of 0 for 1 predicted videos"),
+        ({"generator": [seeded()], "num_videos_per_prompt": 2}, "`generator` is a list of 1 for 2 predicted videos"),
+        ({"generator": [0]}, "`generator` must be a `torch.Generator`, or a list"),
+        ({"generator": 0}, "`generator` must be a `torch.Generator`, or a list"),
         ({"num_videos_per_prompt": 0}, "`num_videos_per_prompt` must be at least 1, got 0"),
         (
             {"video": np.zeros((2, 32, 48, 3), np.uint8), "latents": torch.zeros(1, 4, 2, 4, 4)},
@@ -606,6 +635,7 @@ def test_stream_raises_what_went_wrong_in_the_worker(pipe, history):
 )
 def test_bad_arguments(pipe, arguments, message):
     defaults = {"guidance_scale": None, "num_inference_steps": 1}
+    pipe.transformer.register_forward_hook(lambda *_: pytest.fail("computed"))
     with pytest.raises(ValueError, match=message):
         predict(pipe, **(defaults | arguments))
 
@@ -656,3 +686,54 @@ def test_first_block_cache(pipe, history):
     assert predict(pipe, **arguments).isfinite().all()
     # Each clip encodes its history once and computes the first of its steps.
     assert len(calls) == 3 * (1 + 1)
+
+
+# One call at a time
+
+
+def test_a_second_call_is_told_that_the_pipeline_is_busy(pipe, history):
+    """From another thread, from a callback, while a stream is open; afterwards it is free, also after an error."""
+    expected, errors = predict(pipe, video_latents=history), []
+
+    def from_a_callback(*_):
+        for start in (predict, lambda pipe, **arguments: pipe.stream(**arguments)):
+            with ThreadPoolExecutor() as threads, pytest.raises(RuntimeError, match="busy") as error:
+                threads.submit(start, pipe, video_latents=history).result()
+            errors.append(error)
+
+    assert torch.equal(predict(pipe, video_latents=history, callback_on_step_end=from_a_callback), expected)
+    assert len(errors) == 2 * 3
+    with pipe.stream(video_latents=history, num_inference_steps=1) as stream:
+        for start in (pipe, pipe.stream):
+            with pytest.raises(RuntimeError, match="busy"):
+                start(video_latents=history)
+        assert len(next(stream).frames[0]) == 2
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        pipe.stream(video_latents=history, num_inference_steps=0)
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        predict(pipe, num_inference_steps=0)
+    assert torch.equal(predict(pipe, video_latents=history), expected)
+
+
+def test_a_stream_that_nobody_holds_frees_the_pipeline(pipe, history):
+    expected = predict(pipe, video_latents=history)
+    for _ in pipe.stream(video_latents=history, num_inference_steps=1):
+        break
+    gc.collect()
+    assert torch.equal(predict(pipe, video_latents=history), expected)
+
+
+def test_a_busy_pipeline_of_blocks(pipe, history):
+    modular = VideoGPTBlocks().init_pipeline()
+    modular.update_components(**{n: c for n, c in pipe.components.items() if n in modular.component_names})
+    modular.set_progress_bar_config(disable=True)
+
+    def again(*_):
+        with pytest.raises(RuntimeError, match="busy"):
+            modular(video_latents=history, num_inference_steps=1)
+
+    hook = pipe.transformer.register_forward_hook(again)
+    arguments = {"video_latents": history, "num_frames": 1, "num_inference_steps": 1, "output_type": "latent"}
+    modular(**arguments)
+    hook.remove()
+    assert modular(**arguments, output="videos").shape[2] == 1

@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -236,6 +237,19 @@ def test_sample_and_flow_prediction_agree(scheduler_class):
     torch.testing.assert_close(from_sample, from_flow, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_heun_has_the_times_of_the_others(shift):
+    """Not its own, whose last step is corrected at σ = 0.001: that multiplies errors. Its settings stay as they were."""
+    heun = FlowMatchHeunDiscreteScheduler(shift=shift)
+    bounds = heun.sigma_max, heun.sigma_min
+    ours = NextClipFlowMatchScheduler(shift=shift)
+    for num_inference_steps in (1, 2, 10):
+        _, alphas = set_flow_timesteps(heun, num_inference_steps)
+        _, expected = set_flow_timesteps(ours, num_inference_steps)
+        torch.testing.assert_close(alphas[[0, *range(1, len(alphas), 2)]], expected, atol=1e-6, rtol=0)
+    assert (heun.sigma_max, heun.sigma_min) == bounds
+
+
 def test_heun_evaluates_the_model_where_its_sigmas_are():
     heun = FlowMatchHeunDiscreteScheduler.from_config(NextClipFlowMatchScheduler().config)
     timesteps, alphas = set_flow_timesteps(heun, 10)
@@ -256,23 +270,36 @@ def test_alphas_are_one_minus_sigma_and_indices_are_set(scheduler_class):
 
 
 @pytest.mark.parametrize(
-    "scheduler",
+    "scheduler, reason",
     [
-        DDIMScheduler(),
-        DPMSolverMultistepScheduler(),
-        DPMSolverMultistepScheduler(prediction_type="sample"),
-        UniPCMultistepScheduler(use_flow_sigmas=True),
-        DDIMScheduler.from_config(NextClipFlowMatchScheduler().config),  # carries our keys, but cannot act on them
+        (DPMSolverMultistepScheduler(), "`use_flow_sigmas` is False, not True and `prediction_type` is 'epsilon'"),
+        (DPMSolverMultistepScheduler(prediction_type="sample"), "matching: `use_flow_sigmas` is False, not True. Use"),
+        (UniPCMultistepScheduler(use_flow_sigmas=True), "matching: `prediction_type` is 'epsilon', not 'sample'"),
     ],
 )
-def test_scheduler_without_flow_matching_is_refused_with_the_way_out(scheduler):
-    with pytest.raises(
-        ValueError, match=r"not set up for flow matching[\s\S]*from_config\(scheduler.config, use_flow"
-    ):
+def test_scheduler_without_flow_matching_is_refused_with_the_way_out(scheduler, reason):
+    with pytest.raises(ValueError, match=reason) as refusal:
         set_flow_timesteps(scheduler, 4)
+    assert f"{type(scheduler).__name__}.from_config(scheduler.config, use_flow_sigmas=True" in str(refusal.value)
     fixed = DPMSolverMultistepScheduler.from_config(
         scheduler.config, use_flow_sigmas=True, prediction_type="flow_prediction"
     )
+    assert error(fixed, 50) < 0.25 * error(NextClipFlowMatchScheduler(), 50)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler(),
+        EulerDiscreteScheduler(),
+        DDIMScheduler.from_config(NextClipFlowMatchScheduler().config),  # carries our keys, but cannot act on them
+    ],
+)
+def test_scheduler_that_no_setting_makes_fit_is_told_so(scheduler):
+    with pytest.raises(ValueError, match=f"{type(scheduler).__name__} is not made for flow matching") as refusal:
+        set_flow_timesteps(scheduler, 4)
+    assert "prediction_type" not in str(refusal.value)
+    fixed = DPMSolverMultistepScheduler.from_config(NextClipFlowMatchScheduler().config)
     assert error(fixed, 50) < 0.25 * error(NextClipFlowMatchScheduler(), 50)
 
 
@@ -518,3 +545,25 @@ def test_step_of_different_shapes_is_refused():
 def test_a_path_is_no_config():
     with pytest.raises(ValueError, match="got the path 'folder': use `from_pretrained`"):
         NextClipFlowMatchScheduler.from_config("folder")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"shift": "3"},
+        {"shift": float("nan")},
+        {"shift": 0},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": 2.5},
+    ],
+    ids=str,
+)
+def test_a_config_of_wrong_values_is_refused_by_name(setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}` is "):
+        NextClipFlowMatchScheduler(**setting)
+
+
+@pytest.mark.parametrize("num_inference_steps", [0, 2.0, "4", True])
+def test_steps_are_a_whole_number(num_inference_steps):
+    with pytest.raises(ValueError, match="`num_inference_steps` is"):
+        set_flow_timesteps(NextClipFlowMatchScheduler(), num_inference_steps)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from diffusers_videogpt import video_io
+from diffusers_videogpt.film_strips import write_film_strip
 from diffusers_videogpt.video_io import (
     VideoReadError,
     probe_video,
@@ -19,7 +20,6 @@ from diffusers_videogpt.video_io import (
     resize_to_cover,
     target_size,
     to_uint8_frames,
-    write_film_strip,
     write_video,
 )
 
@@ -514,7 +514,7 @@ def make_no_video(path, kind):
         ("folder.mp4", "directory", "not a file; give the path"),
         ("empty.mp4", "empty", "no video that FFmpeg can open"),
         ("text.mp4", "text", "no video that FFmpeg can open"),
-        ("text.txt", "text", "no video in this file"),
+        ("text.txt", "text", "no video that FFmpeg can open"),
         ("text.gif", "text", "no video that FFmpeg can open"),
         ("noise.mp4", "noise", "no video that FFmpeg can open"),
         ("cut.mp4", "cut before its index", "no video that FFmpeg can open .*cut before its index"),
@@ -600,10 +600,13 @@ def test_target_size_properties(longest_side, multiple):
     for width, height in generator.integers(64, 2000, (200, 2)).tolist():
         if max(width, height) > 2 * min(width, height):
             continue
-        resized, cropped = target_size(width, height, longest_side, multiple)
+        resized, cropped = target_size(width, height, longest_side=longest_side, multiple=multiple)
         assert max(resized) == min(longest_side, max(width, height))
         assert all(0 <= r - c < multiple and c % multiple == 0 for r, c in zip(resized, cropped, strict=True))
-        assert target_size(height, width, longest_side, multiple) == (resized[::-1], cropped[::-1])
+        assert target_size(height, width, longest_side=longest_side, multiple=multiple) == (
+            resized[::-1],
+            cropped[::-1],
+        )
 
 
 def test_too_thin_a_frame_is_an_error():
@@ -619,7 +622,7 @@ def test_resize_to_cover_keeps_the_centre(size, target):
     y, x = size[0] // 2, size[1] // 2
     arm = max(2, min(size) // 8)
     frame[y - arm : y + arm, x - arm : x + arm] = 255
-    output = resize_to_cover(frame, *target)
+    output = resize_to_cover(frame, height=target[0], width=target[1])
     assert output.shape == (*target, 3)
     rows, columns = np.nonzero(output[..., 0] > 170)
     scale = max(target[0] / size[0], target[1] / size[1])
@@ -712,7 +715,7 @@ def border_runs(strip, y):
 
 def test_film_strip_marks_what_was_given(tmp_path):
     truth = np.stack([numbered_frame(i, 64, 64) for i in range(24)])
-    path = write_film_strip(tmp_path / "new/strip.png", {"truth": truth, "predicted": truth[:20]}, 8, fps=8)
+    path = write_film_strip(tmp_path / "new/strip.png", {"truth": truth, "predicted": truth[:20]}, num_given=8, fps=8)
     strip = np.asarray(Image.open(path))
     # Of columns 0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23 the first four were given. Frames are doubled to 128 x 128,
     # with a border of 3 and a gap of 5; the last row's lower border ends 16 pixels above the edge.
@@ -764,7 +767,9 @@ def test_one_frame_is_a_picture(tmp_path, suffix):
 
 def test_strip_starts_at_its_first_frames_time(tmp_path):
     frames = np.zeros((3, 16, 16, 3), np.uint8)
-    at_zero, later = (write_film_strip(tmp_path / f"{s}.png", {"a": frames}, 1, fps=4, start=s) for s in (0.0, 2.5))
+    at_zero, later = (
+        write_film_strip(tmp_path / f"{s}.png", {"a": frames}, num_given=1, fps=4, start=s) for s in (0.0, 2.5)
+    )
     assert later.read_bytes() != at_zero.read_bytes()
-    moved = write_film_strip(tmp_path / "moved.png", {"a": frames}, 1, fps=4, start=0.0)
+    moved = write_film_strip(tmp_path / "moved.png", {"a": frames}, num_given=1, fps=4, start=0.0)
     assert moved.read_bytes() == at_zero.read_bytes()

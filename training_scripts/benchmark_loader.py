@@ -27,7 +27,9 @@ from diffusers_videogpt import video_io
 from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.data.sampling import Sampling, Window
 from diffusers_videogpt.data.videos import VideoTable
-from diffusers_videogpt.training.arguments import add_data_arguments, make_parser, make_sampling
+from diffusers_videogpt.training.arguments import add_options, make_parser, read_options
+from diffusers_videogpt.training.loading import make_sampling
+from diffusers_videogpt.training.settings import SamplingSettings
 
 
 def bare_loop(work: tuple[Path, float, float, Window, Sampling]) -> int:
@@ -80,21 +82,27 @@ def ratio(rates: list[float], others: list[float]) -> dict[str, float]:
 
 def main():
     parser = make_parser(__doc__)
-    add_data_arguments(parser)
-    parser.set_defaults(max_num_frames=16)
+    parser.add_argument("--instance_data_root", type=Path, required=True, help="folder of videos")
+    parser.add_argument(
+        "--max_bad_fraction", type=float, default=0.5, help="a larger share of unusable videos ends it"
+    )
+    # Without `target_fps`, as the bare loop takes every Nth frame
+    add_options(parser, SamplingSettings, without=["target_fps"], max_num_frames=16)
     parser.add_argument("--train_batch_size", type=int, default=2)
     parser.add_argument("--dataloader_num_workers", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, default=32, help="batches of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output_json", type=Path)
     args = parser.parse_args()
-    if args.target_fps is not None:
-        parser.error("the bare loop takes every Nth frame: use --frame_interval")
+    try:
+        sampling = make_sampling(read_options(args, SamplingSettings))
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
 
-    table = VideoTable.from_folder(args.instance_data_root, make_sampling(args), args.max_bad_fraction)
+    table = VideoTable.from_folder(args.instance_data_root, sampling, max_bad_fraction=args.max_bad_fraction)
     print(table.dropped.summary(), flush=True)
-    plan = BatchPlan(table, args.train_batch_size, args.seed)
+    plan = BatchPlan(table, args.train_batch_size, seed=args.seed)
     dataset = WindowDataset(table, args.seed)
     rates = {name: [] for name in ("loader", "bare_loop", "loader_cpu", "bare_loop_cpu")}
     for number in range(args.rounds):

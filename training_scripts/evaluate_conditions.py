@@ -8,7 +8,6 @@ generated ones, and writes both, for `videogpt evaluate fvd --data classes/real 
 `prompts` asks for simulated scenes by text, and reads colours, numbers and shapes of their objects.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from diffusers_videogpt.evaluation.condition_following import (
     format_classes,
     format_prompts,
 )
+from diffusers_videogpt.files import write_json
 from diffusers_videogpt.training.arguments import make_parser
 
 
@@ -51,12 +51,18 @@ def main():
         "folder": args.output,
     }
     if args.what == "classes":
-        scores = evaluate_classes(pipe, args.videos_per_class, args.num_training_videos, args.data_root, **settings)
+        scores = evaluate_classes(
+            pipe,
+            args.videos_per_class,
+            num_training_videos=args.num_training_videos,
+            data_root=args.data_root,
+            **settings,
+        )
         table, numbers = format_classes(scores), asdict(scores)
     else:
         scores = evaluate_prompts(pipe, args.num_prompts, **settings)
         table, numbers = format_prompts(scores), {name: asdict(x) for name, x in scores.items()}
-    (args.output / "scores.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    write_json(args.output / "scores.json", numbers)
     print(table)
 
 

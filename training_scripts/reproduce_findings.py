@@ -330,7 +330,7 @@ MEASURES = {  # of a point: label
 
 
 def measure(pipe: VideoGPTPipeline, settings: RolloutSettings, scenes: list, store: Store) -> dict[str, float]:
-    scores = score_predictions(predict_scenes(pipe, scenes, settings, store), scenes)
+    scores = score_predictions(predict_scenes(pipe, scenes, settings=settings, store=store), scenes)
     still = [repeat_last_frame(scene.take_1, scene.num_given) for scene in scenes]
     repeated = np.mean([np.square(f / 255 - s.truth / 255).mean() for f, s in zip(still, scenes, strict=True)])
     return {
@@ -464,7 +464,9 @@ def main(command_line: list[str] | None = None):
         sys.exit(f"{folder} holds runs with other numbers ({kept}): choose another --output_dir.")
     kept.write_text(json.dumps(is_what, indent=1), encoding="utf-8")
 
-    scenes = make_scenes(preset.num_test_scenes, preset.num_given, preset.num_predicted, preset.size)
+    scenes = make_scenes(
+        preset.num_test_scenes, preset.num_given, num_predicted=preset.num_predicted, size=preset.size
+    )
     seeds = {}
     for seed in args.seeds:
         results = {}

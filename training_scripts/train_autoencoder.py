@@ -1,14 +1,21 @@
-"""Train a small 8x-down `AutoencoderKL`, the autoencoder of the bundled model, on simulated physics or on your videos.
+"""Train a small 8x-down `AutoencoderKL` whose latents are made for diffusion, on simulated physics or on your videos.
 
     accelerate launch training_scripts/train_autoencoder.py --output_dir vae --max_train_steps 6000
 
-Writes into --output_dir: the autoencoder (`config.json` with a measured `scaling_factor`, safetensors weights),
-`train_log.csv`, and `checkpoint-N` folders, from the latest of which `--resume_from_checkpoint latest` goes on.
+What a model of the latents gets wrong looks like noise to the decoder, so it is trained on latents with noise of up to
+--latent_noise standard deviations of each channel (l-DeTok, https://arxiv.org/abs/2507.15856). A penalty keeps the channels
+from telling the same; what is left of their correlation is whitened into `quant_conv` and `post_quant_conv` at the end, which
+leaves what is decoded as it was and gives every channel mean 0 and standard deviation 1.
+
+Writes into --output_dir: the autoencoder (`config.json`, safetensors weights), `latents.json` (how good its latents are,
+as `videogpt evaluate autoencoder` measures it), `train_log.csv`, and `checkpoint-N` folders, from the latest of which
+`--resume_from_checkpoint latest` goes on.
 """
 
 import csv
-import math
+import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +28,29 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
-from diffusers_videogpt.training.arguments import make_parser, positive_int
+from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.evaluation.autoencoder import (
+    add_latent_noise,
+    correlation_penalty,
+    encode_videos,
+    failed_gates,
+    format_report,
+    judge_latents,
+    latent_statistics,
+)
+from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.checkpoints import refuse_existing
-from diffusers_videogpt.training.loop import SCHEDULES, ema_decay, hold_process_group
+from diffusers_videogpt.training.loop import hold_process_group
+from diffusers_videogpt.training.settings import SCHEDULES, ema_decay
 
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
 LOG_EVERY = 20
+LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
 EMA = "ema.pt"
+REPORT = "latents.json"
+LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 
 
 def parse_args():
@@ -46,11 +67,13 @@ def parse_args():
     )
     parser.add_argument("--resolution", type=int, default=64, help="frames are made square, this many pixels a side")
     parser.add_argument(
-        "--pretrained_model_name_or_path", help="a saved AutoencoderKL to go on from; its sizes hold, not those below"
+        "--pretrained_model_name_or_path",
+        help="a saved AutoencoderKL to go on from; its sizes hold, not those below, but for --latent_channels: with another "
+        "number of them the layers next to the latents are new",
     )
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 32, 64, 64])
     parser.add_argument("--layers_per_block", type=int, default=1)
-    parser.add_argument("--latent_channels", type=int, default=4)
+    parser.add_argument("--latent_channels", type=positive_int, help="default: 4, or the pretrained model's")
     parser.add_argument("--norm_num_groups", type=int, default=8)
     parser.add_argument(
         "--frames_per_video", type=positive_int, default=4, help="frames taken from a video each time it is drawn"
@@ -62,7 +85,19 @@ def parse_args():
     parser.add_argument("--lr_warmup_steps", type=int, default=100)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--mse_weight", type=float, default=4.0, help="weight of the squared error; L1 has weight 1")
-    parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the KL term, a mean over the latents")
+    parser.add_argument("--kl_weight", type=float, default=1e-6, help="weight of the KL term, a mean over the latents")
+    parser.add_argument(
+        "--latent_noise",
+        type=float,
+        default=0.6,
+        help="largest noise on the latents that are decoded, in standard deviations of each channel; uniform from 0 on",
+    )
+    parser.add_argument(
+        "--correlation_weight",
+        type=float,
+        default=1e-2,
+        help="weight of the squared correlations of the channels, summed over all pairs in both orders",
+    )
     parser.add_argument(
         "--foreground_weight",
         type=float,
@@ -165,14 +200,25 @@ def open_videos(args):
 
 def make_autoencoder(args):
     if args.pretrained_model_name_or_path:
-        return AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path)
+        vae = AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path)
+        if not (vae.config.use_quant_conv and vae.config.use_post_quant_conv):
+            raise SystemExit(
+                f"{args.pretrained_model_name_or_path} has no quant_conv and post_quant_conv, in which correlated channels are "
+                "whitened: start from an autoencoder that has both, or from none."
+            )
+        if args.latent_channels in (None, vae.config.latent_channels):
+            return vae
+        resized = AutoencoderKL.from_config(vae.config, latent_channels=args.latent_channels)
+        new, given = resized.state_dict(), vae.state_dict()
+        resized.load_state_dict({name: given[name] if given[name].shape == w.shape else w for name, w in new.items()})
+        return resized
     levels = len(args.block_out_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(args.block_out_channels),
         layers_per_block=args.layers_per_block,
-        latent_channels=args.latent_channels,
+        latent_channels=args.latent_channels or 4,
         norm_num_groups=args.norm_num_groups,
         sample_size=args.resolution,
         mid_block_add_attention=False,
@@ -180,70 +226,68 @@ def make_autoencoder(args):
 
 
 class ReconstructionObjective(torch.nn.Module):
-    """L1 + mse_weight x squared error + kl_weight x KL, both errors weighed towards pixels unlike the frame's median.
+    """L1 + mse_weight x squared error + kl_weight x KL + correlation_weight x penalty, of latents with noise.
+
+    Both errors are weighed towards pixels unlike the frame's median; the noise of each frame is uniform in
+    [0, latent_noise] standard deviations of each channel.
 
     A module, so that distributed data parallel and torch.compile see the whole of it.
     """
 
-    def __init__(self, vae, mse_weight, kl_weight, foreground_weight):
+    def __init__(self, vae, mse_weight, kl_weight, foreground_weight, latent_noise, correlation_weight):
         super().__init__()
         self.vae, self.mse_weight, self.kl_weight = vae, mse_weight, kl_weight
         self.foreground_weight = foreground_weight
+        self.latent_noise, self.correlation_weight = latent_noise, correlation_weight
 
     def forward(self, pixels):
         posterior = self.vae.encode(pixels).latent_dist
-        error = self.vae.decode(posterior.sample()).sample.float() - pixels
+        latents = posterior.sample()
+        level = self.latent_noise * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
+        noised = add_latent_noise(latents, level, torch.randn_like(latents))
+        error = self.vae.decode(noised).sample.float() - pixels
         median = pixels.flatten(2).median(dim=-1).values[..., None, None]
         weight = 1 + self.foreground_weight * (pixels - median).abs().mean(dim=1, keepdim=True)
         weight = weight / weight.mean()
         l1, mse = (weight * error.abs()).mean(), (weight * error.square()).mean()
         # diffusers sums the KL over a sample's latents; a mean keeps its weight independent of their number.
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        return l1 + self.mse_weight * mse + self.kl_weight * kl, l1, mse, kl
+        penalty = correlation_penalty(posterior.mean.float())
+        loss = l1 + self.mse_weight * mse + self.kl_weight * kl + self.correlation_weight * penalty
+        return loss, l1, mse, kl, penalty
 
 
 @torch.no_grad()
-def evaluate(vae, videos, simulated):
-    """Reconstruct every frame of `videos` from the mean of its latents.
+def whiten_latents(vae, statistics):
+    """Give the channels mean 0, standard deviation 1 and no correlation, without a change in what is decoded.
 
-    Returns a dict: latent_mean (of each channel), latent_std (around it, over all channels), mse and psnr (pixels in
-    0..1), mse_later (between each frame and the one 16 frames later) and, for simulated scenes, objects_kept (fraction
-    of frames that show as many objects of each colour and shape as before).
+    z' = W (z − mean) with W = covariance^(-1/2), of all such matrices the one that changes the channels least, goes into
+    `quant_conv`; z = W⁻¹ z' + mean into `post_quant_conv`. In the config nothing is left to scale or shift.
+    The posterior's noise, mixed by W, would no longer be independent from channel to channel, as the class has it, and no
+    model of the latents can make use of it: it is taken away, down to the smallest variance that diffusers knows.
+
+    Args:
+        statistics: [`~diffusers_videogpt.evaluation.autoencoder.LatentStatistics`] of what the autoencoder encodes.
     """
-    latents, errors, later, kept = [], [], [], []
-    for index in range(len(videos)):
-        frames = videos[index]
-        pixels = to_model(frames)
-        mean = vae.encode(pixels).latent_dist.mean
-        decoded = ((vae.decode(mean).sample.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        latents.append(mean)
-        errors.append(np.square(decoded / 255.0 - frames / 255.0).mean())
-        ahead = min(16, len(frames) - 1)
-        later.append(np.square(frames[ahead:] / 255.0 - frames[: len(frames) - ahead] / 255.0).mean())
-        if simulated:
-            from diffusers_videogpt.worlds import find_objects
+    values, vectors = torch.linalg.eigh(statistics.covariance.cpu())
+    values = values.clamp_min(1e-6 * values.max())  # a direction without variance is left small
+    whiten, colour = (vectors @ torch.diag(values**power) @ vectors.T for power in (-0.5, 0.5))
+    mean, channels = statistics.mean.cpu(), len(values)
 
-            kept += [sorted(find_objects(a)) == sorted(find_objects(b)) for a, b in zip(frames, decoded, strict=True)]
-    mse = float(np.mean(errors))
-    latents = torch.cat(latents)
-    latent_mean = latents.mean(dim=(0, 2, 3))
-    result = {
-        "latent_mean": latent_mean,
-        "latent_std": (latents - latent_mean[:, None, None]).std().item(),
-        "mse": mse,
-        "psnr": -10 * math.log10(mse),
-        "mse_later": float(np.mean(later)),
-    }
-    if simulated:
-        result["objects_kept"] = float(np.mean(kept))
-    return result
+    convolution = vae.quant_conv
+    weight, bias = convolution.weight.double(), convolution.bias.double()
+    weight[:channels] = torch.einsum("ij,jkhw->ikhw", whiten, weight[:channels])
+    bias[:channels] = whiten @ (bias[:channels] - mean)
+    weight[channels:], bias[channels:] = 0, LEAST_LOG_VARIANCE
+    convolution.weight.copy_(weight)
+    convolution.bias.copy_(bias)
 
-
-@torch.no_grad()
-def centre_latents(vae, mean):
-    """Move the channels' means to zero, as a diffusion model wants them, without a change in what is decoded."""
-    vae.quant_conv.bias[: len(mean)] -= mean
-    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    convolution = vae.post_quant_conv
+    weight, bias = convolution.weight.double(), convolution.bias.double()
+    bias += weight[:, :, 0, 0] @ mean
+    convolution.weight.copy_(torch.einsum("ijhw,jk->ikhw", weight, colour))
+    convolution.bias.copy_(bias)
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None, latents_mean=None, latents_std=None)
 
 
 def find_checkpoint(args):
@@ -262,6 +306,23 @@ def find_checkpoint(args):
     if not found:
         raise SystemExit(f"--resume_from_checkpoint latest: no complete checkpoint-N folder in {args.output_dir}")
     return max(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+def report_and_save(vae, videos, output_dir, simulated):
+    """Whiten the latents, judge them on unseen videos and save the autoencoder with what was found."""
+    read_objects = None
+    if simulated:
+        from diffusers_videogpt.worlds import count_objects as read_objects
+    moments = encode_videos(vae, (videos[index] for index in range(len(videos))))
+    statistics = latent_statistics(moments, vae.config.latent_channels)
+    whiten_latents(vae, statistics)
+    # Whitening makes every eigenvalue 1 but cannot undo that a direction was hardly used: those of training count.
+    report = replace(judge_latents(vae, videos, read_objects=read_objects), eigenvalues=statistics.eigenvalues)
+    vae.save_pretrained(output_dir)
+    (output_dir / REPORT).write_text(json.dumps(asdict(report), indent=1))
+    print(f"{len(videos)} unseen videos, eigenvalues before the channels were whitened:\n\n{format_report(report)}\n")
+    print("\n".join(failed_gates(report)) or "All gates are passed.")
+    print(f"saved in {output_dir}")
 
 
 def main():
@@ -294,7 +355,9 @@ def main():
     loader = DataLoader(
         clips, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, generator=torch.Generator()
     )
-    objective = ReconstructionObjective(vae, args.mse_weight, args.kl_weight, args.foreground_weight)
+    objective = ReconstructionObjective(
+        vae, args.mse_weight, args.kl_weight, args.foreground_weight, args.latent_noise, args.correlation_weight
+    )
     objective, optimizer, loader, scheduler = accelerator.prepare(objective, optimizer, loader, scheduler)
     ema.to(accelerator.device)
 
@@ -319,7 +382,7 @@ def main():
     for batch in loader:
         pixels = batch.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
-            loss, l1, mse, kl = objective(pixels)
+            loss, l1, mse, kl, penalty = objective(pixels)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
         optimizer.step()
@@ -328,10 +391,10 @@ def main():
         ema.step(vae.parameters())
         step += 1
         if accelerator.is_main_process and (step % LOG_EVERY == 0 or step == 1):
-            values = [f"{value.item():.6f}" for value in (loss, l1, mse, kl)]
+            values = [f"{value.item():.6f}" for value in (loss, l1, mse, kl, penalty)]
             rows.append([step, *values, f"{scheduler.get_last_lr()[0]:.2e}"])
             with log_path.open("w", newline="") as file:
-                csv.writer(file).writerows([["step", "loss", "l1", "mse", "kl", "learning_rate"], *rows])
+                csv.writer(file).writerows([LOG_COLUMNS, *rows])
             print(f"step {step}/{args.max_train_steps} loss {values[0]} l1 {values[1]} mse {values[2]}", flush=True)
         if step % args.checkpointing_steps == 0:
             checkpoint = args.output_dir / f"checkpoint-{step}"
@@ -349,17 +412,7 @@ def main():
     if accelerator.is_main_process:
         ema.copy_to(vae.parameters())
         vae = vae.to("cpu").float().eval()
-        result = evaluate(vae, eval_videos, simulated=args.instance_data_root is None)
-        centre_latents(vae, result["latent_mean"])
-        vae.register_to_config(scaling_factor=1 / result["latent_std"])
-        vae.save_pretrained(args.output_dir)
-        print(
-            f"{len(eval_videos)} unseen videos: PSNR {result['psnr']:.2f} dB, MSE {result['mse']:.3e}, "
-            f"which is {100 * result['mse'] / result['mse_later']:.2f} % of the MSE 16 frames later"
-        )
-        if "objects_kept" in result:
-            print(f"objects counted right, by colour and shape, in {100 * result['objects_kept']:.2f} % of frames")
-        print(f"scaling_factor {1 / result['latent_std']:.4f}, saved in {args.output_dir}")
+        report_and_save(vae, eval_videos, args.output_dir, simulated=args.instance_data_root is None)
     accelerator.end_training()
 
 

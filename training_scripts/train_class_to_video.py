@@ -11,39 +11,65 @@ simulated scene. UCF-101's lists (trainlist01.txt, and classInd.txt beside it fo
 All else is as in `train_videogpt.py`; `validation/` shows held-out videos beside new ones of their classes.
 """
 
-from diffusers_videogpt.tasks.class_to_video import ClassToVideoTraining
-from diffusers_videogpt.tasks.conditional_generation import add_condition_arguments
-from diffusers_videogpt.training.arguments import make_parser, parse_arguments
-from diffusers_videogpt.training.feed import make_feed
-from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import (
-    add_pipeline_arguments,
-    check_pipeline_arguments,
-    start_run,
-    train_pipeline,
-)
+from dataclasses import dataclass
+
+from diffusers_videogpt.tasks.settings import ClassSettings
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
+from diffusers_videogpt.training.settings import PipelineSettings, RolloutSettings, VideoSettings
 
 
-def parse_args():
-    parser = make_parser(__doc__)
-    add_pipeline_arguments(parser)
-    add_condition_arguments(parser, "--label_dropout")
-    args = parse_arguments(parser)
-    check_pipeline_arguments(parser, args)
-    if args.streaming:
-        parser.error(
-            "all classes must be known before the first step, of a stream they are not: leave out --streaming"
-        )
-    return args
+@dataclass(kw_only=True)
+class Settings(PipelineSettings):
+    """Of a pipeline's training, without a stream, and without given frames, as videos are made from their class alone."""
+
+    condition: ClassSettings = part()
+    videos: VideoSettings = part(
+        without={
+            "streaming": "all classes must be known before the first step, of a stream they are not: leave out --streaming"
+        }
+    )
+    validation: RolloutSettings = part(without=["validation_given_frames"])
 
 
 def main():
-    args = parse_args()
-    accelerator, pipe = start_run(args)
-    feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
-    training = ClassToVideoTraining(args, accelerator, pipe, feed)
-    train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_class_to_video.py")
+    settings = parse_settings(Settings, __doc__, what="class to video")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.tasks.class_to_video import ClassToVideoTraining
+    from diffusers_videogpt.training.feed import make_feed
+    from diffusers_videogpt.training.objective import parse_clips
+    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+
+    run = {
+        "loop": settings.loop,
+        "batches": settings.batches,
+        "optimizer": settings.optimizer,
+        "hub": settings.hub,
+    }
+    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    feed = make_feed(
+        accelerator,
+        pipe.vae,
+        draw_clips=parse_clips(settings.objective.clips, settings.objective.max_clips),
+        videos=settings.videos,
+        sampling=settings.sampling,
+        latents=settings.latents,
+        batches=settings.batches,
+        output_dir=settings.loop.output_dir,
+    )
+    training = ClassToVideoTraining(
+        accelerator,
+        pipe,
+        feed=feed,
+        classes=settings.condition,
+        dataset_file=settings.videos.dataset_file,
+        objective=settings.objective,
+        rollouts=settings.validation,
+        loop=settings.loop,
+        output_dtype=settings.output_dtype,
+    )
+    record = record_run(settings, "training_scripts/train_class_to_video.py")
+    run_training(accelerator, training, feed=feed, record=record, **run)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

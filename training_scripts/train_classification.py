@@ -14,49 +14,89 @@ A video's class is the folder that it lies in, the column `--label_column` of a 
 simulated scene. UCF-101's lists are read as they are. The output folder is a `VideoGPTForVideoClassification`, with the VAE.
 """
 
-from diffusers_videogpt.tasks.classification_training import (
-    add_classification_arguments,
-    check_classification_arguments,
-    train_classifier,
-    train_probe,
-)
-from diffusers_videogpt.training.arguments import (
-    add_data_arguments,
-    add_model_arguments,
-    check_data_arguments,
-    check_model_arguments,
-    make_parser,
-    parse_arguments,
-)
-from diffusers_videogpt.training.feed import add_feed_arguments, make_feed
-from diffusers_videogpt.training.loop import add_loop_arguments
-from diffusers_videogpt.training.recipe import add_hub_arguments, start_run
+from dataclasses import dataclass
+
+from diffusers_videogpt.tasks.settings import ClassifierSettings
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
+from diffusers_videogpt.training.settings import LatentSettings, ModelSettings, TrainingSettings, VideoSettings
 
 
-def parse_args():
-    parser = make_parser(__doc__)
-    add_model_arguments(parser)
-    add_data_arguments(parser)
-    add_feed_arguments(parser)
-    add_classification_arguments(parser)
-    add_loop_arguments(parser)
-    add_hub_arguments(parser)
-    args = parse_arguments(parser)
-    check_model_arguments(parser, args)
-    check_data_arguments(parser, args)
-    check_classification_arguments(parser, args)
-    return args
+@dataclass(kw_only=True)
+class Settings(TrainingSettings):
+    """Of any training, without what belongs to pipelines that predict: the result is none, and a sample is one clip."""
+
+    model: ModelSettings = part(without=["frames_per_clip", "guidance_scale"])
+    videos: VideoSettings = part(
+        without={
+            "streaming": "all classes must be known before the first step, of a stream they are not: leave out --streaming"
+        }
+    )
+    latents: LatentSettings = part(without=["same_clips_in_step"])
+    classifier: ClassifierSettings = part()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.classifier.mode == "finetune":
+            return
+        latents, loop = self.latents, self.loop
+        if latents.cached_latents is not None or latents.windows_per_video is not None:
+            raise ValueError(
+                "--mode probe takes its clips evenly from the videos: leave out --cached_latents and --windows_per_video"
+            )
+        if latents.num_validation_videos == 0:
+            raise ValueError(
+                "--mode probe chooses its weight decay on videos kept for validation: --num_validation_videos is 0"
+            )
+        # The numbers of an optimizer may be given, as one YAML file serves both modes; these would be missed.
+        missed = {
+            "posterior": latents.posterior != "sample",
+            "validation_data_root": latents.validation_data_root,
+            "resume_from_checkpoint": loop.resume_from_checkpoint,
+            "ema_decay": self.optimizer.ema_decay,
+            "torch_compile": loop.torch_compile,
+            "report_to": loop.report_to,
+        }
+        for name, value in missed.items():
+            if value:
+                raise ValueError(f"--{name} does not apply to --mode probe: leave it out")
 
 
 def main():
-    args = parse_args()
-    accelerator, pipe = start_run(args)
-    if args.mode == "probe":
-        train_probe(args, accelerator, pipe)
-    else:
-        feed = make_feed(args, accelerator, pipe.vae, lambda num_frames, generator: [num_frames])
-        train_classifier(args, accelerator, pipe, feed)
+    settings = parse_settings(Settings, __doc__, what="classification")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.tasks.classification_training import ClassifierTraining, train_probe
+    from diffusers_videogpt.training.feed import make_feed
+    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+
+    run = {
+        "loop": settings.loop,
+        "batches": settings.batches,
+        "optimizer": settings.optimizer,
+        "hub": settings.hub,
+    }
+    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    record = record_run(settings, "training_scripts/train_classification.py")
+    data = {
+        "videos": settings.videos,
+        "sampling": settings.sampling,
+        "latents": settings.latents,
+        "batches": settings.batches,
+        "output_dir": settings.loop.output_dir,
+    }
+    if settings.classifier.mode == "probe":
+        train_probe(accelerator, pipe, classifier=settings.classifier, hub=settings.hub, record=record, **data)
+        return
+    feed = make_feed(accelerator, pipe.vae, draw_clips=lambda num_frames, generator: [num_frames], **data)
+    training = ClassifierTraining(
+        accelerator,
+        pipe,
+        feed=feed,
+        classifier=settings.classifier,
+        dataset_file=settings.videos.dataset_file,
+        output_dir=settings.loop.output_dir,
+    )
+    run_training(accelerator, training, feed=feed, record=record, **run)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,59 +10,71 @@ from the tokens before it at once. One denoising step of one frame without guida
 `frames_per_clip=1, guidance_scale=1, num_inference_steps=1`.
 """
 
-import torch
+from dataclasses import dataclass
 
-from diffusers_videogpt.training.arguments import make_parser, parse_arguments
-from diffusers_videogpt.training.feed import MicroBatch, make_feed
-from diffusers_videogpt.training.objective import next_clip_loss, parse_clips
-from diffusers_videogpt.training.recipe import (
-    NextClipTraining,
-    add_pipeline_arguments,
-    check_pipeline_arguments,
-    start_run,
-    train_pipeline,
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
+from diffusers_videogpt.training.settings import (
+    LatentSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    PipelineSettings,
 )
 
 
-class NextFrameRegression(NextClipTraining):
-    """The loss of next clip diffusion where every noise weight is that of pure noise."""
+@dataclass(kw_only=True)
+class Settings(PipelineSettings):
+    """Of a pipeline's training where every frame is a clip."""
 
-    def loss(self, transformer, batch: MicroBatch) -> torch.Tensor:
-        def from_noise_alone(hidden_states: torch.Tensor, timestep: torch.Tensor, **inputs):
-            noise = torch.stack([torch.randn(hidden_states.shape[1:], generator=g) for g in batch.generators])
-            return transformer(hidden_states=noise.to(hidden_states), timestep=torch.zeros_like(timestep), **inputs)
-
-        return next_clip_loss(
-            from_noise_alone,
-            batch.latents,
-            batch.clip_lengths,
-            batch.generators,
-            self.args.min_retention,
-            self.patch_size,
-        )
-
-    def run_fields(self) -> dict:
-        return super().run_fields() | {"objective": "next frame regression"}
-
-
-def parse_args():
-    parser = make_parser(__doc__)
-    add_pipeline_arguments(parser)
-    parser.set_defaults(clips="equal:1", frames_per_clip=1, guidance_scale=1.0)
-    args = parse_arguments(parser)
-    check_pipeline_arguments(parser, args)
-    if args.clips != "equal:1":
-        parser.error(f"--clips {args.clips}: the baseline predicts frame after frame, leave --clips out")
-    return args
+    model: ModelSettings = part(frames_per_clip=1, guidance_scale=1.0)
+    latents: LatentSettings = part(without=["same_clips_in_step"])
+    objective: ObjectiveSettings = part(
+        clips="equal:1",
+        without={
+            "clips": "the baseline predicts frame after frame, leave --clips out",
+            # Its noise is always all noise.
+            **dict.fromkeys(["max_clips", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"], ""),
+            **dict.fromkeys(["uniform_share", "loss_weighting", "max_loss_weight"], ""),
+        },
+    )
 
 
 def main():
-    args = parse_args()
-    accelerator, pipe = start_run(args)
-    feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
-    training = NextFrameRegression(args, accelerator, pipe, feed)
-    train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_next_frame_regression.py")
+    settings = parse_settings(Settings, __doc__, what="the baseline, which predicts frame after frame")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.training.feed import make_feed
+    from diffusers_videogpt.training.next_frame_regression import NextFrameRegression
+    from diffusers_videogpt.training.objective import parse_clips
+    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+
+    run = {
+        "loop": settings.loop,
+        "batches": settings.batches,
+        "optimizer": settings.optimizer,
+        "hub": settings.hub,
+    }
+    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    feed = make_feed(
+        accelerator,
+        pipe.vae,
+        draw_clips=parse_clips(settings.objective.clips, settings.objective.max_clips),
+        videos=settings.videos,
+        sampling=settings.sampling,
+        latents=settings.latents,
+        batches=settings.batches,
+        output_dir=settings.loop.output_dir,
+    )
+    training = NextFrameRegression(
+        accelerator,
+        pipe,
+        feed=feed,
+        objective=settings.objective,
+        rollouts=settings.validation,
+        loop=settings.loop,
+        output_dtype=settings.output_dtype,
+    )
+    record = record_run(settings, "training_scripts/train_next_frame_regression.py")
+    run_training(accelerator, training, feed=feed, record=record, **run)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,46 +15,76 @@ Captions are a column of a CSV or JSONL table or of a Hub dataset, or those of s
 `VideoGPTRetrievalPipeline`.
 """
 
-from diffusers_videogpt.tasks.retrieval_training import (
-    add_retrieval_arguments,
-    check_retrieval_arguments,
-    make_retrieval_feed,
-    train_retrieval,
-)
-from diffusers_videogpt.training.arguments import (
-    add_data_arguments,
-    add_model_arguments,
-    check_data_arguments,
-    check_model_arguments,
-    make_parser,
-    parse_arguments,
-)
-from diffusers_videogpt.training.feed import add_feed_arguments, check_feed_arguments
-from diffusers_videogpt.training.loop import add_loop_arguments
-from diffusers_videogpt.training.recipe import add_hub_arguments, start_run
+from dataclasses import dataclass
+
+from diffusers_videogpt.tasks.settings import RetrievalSettings
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
+from diffusers_videogpt.training.settings import LatentSettings, ModelSettings, TrainingSettings
 
 
-def parse_args():
-    parser = make_parser(__doc__)
-    add_model_arguments(parser)
-    add_data_arguments(parser)
-    add_feed_arguments(parser)
-    add_retrieval_arguments(parser)
-    add_loop_arguments(parser)
-    add_hub_arguments(parser)
-    args = parse_arguments(parser)
-    check_model_arguments(parser, args)
-    check_data_arguments(parser, args)
-    check_feed_arguments(parser, args)
-    check_retrieval_arguments(parser, args)
-    return args
+@dataclass(kw_only=True)
+class Settings(TrainingSettings):
+    """Of any training, without what belongs to pipelines that predict."""
+
+    model: ModelSettings = part(without=["frames_per_clip", "guidance_scale"])
+    latents: LatentSettings = part(
+        without={
+            "validation_data_root": "a folder has no captions: leave out --validation_data_root, --num_validation_videos are "
+            "kept instead",
+            "same_clips_in_step": "",
+        }
+    )
+    retrieval: RetrievalSettings = part()
+
+    def __post_init__(self):
+        given = {
+            "posterior": self.latents.posterior != "sample",
+            "cached_latents": self.latents.cached_latents,
+            "windows_per_video": self.latents.windows_per_video,
+            "streaming": self.videos.streaming,
+        }
+        for name, value in given.items():
+            if value and not self.retrieval.train_transformer:
+                raise ValueError(
+                    f"--{name} needs --train_transformer: frozen features are computed once, of clips spread over each video"
+                )
+        super().__post_init__()
 
 
 def main():
-    args = parse_args()
-    accelerator, pipe = start_run(args)
-    train_retrieval(args, accelerator, pipe, make_retrieval_feed(args, accelerator, pipe))
+    settings = parse_settings(Settings, __doc__, what="retrieval")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.tasks.retrieval_training import RetrievalTraining, make_retrieval_feed
+    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+
+    run = {
+        "loop": settings.loop,
+        "batches": settings.batches,
+        "optimizer": settings.optimizer,
+        "hub": settings.hub,
+    }
+    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    feed = make_retrieval_feed(
+        accelerator,
+        pipe,
+        retrieval=settings.retrieval,
+        videos=settings.videos,
+        sampling=settings.sampling,
+        latents=settings.latents,
+        batches=settings.batches,
+        output_dir=settings.loop.output_dir,
+    )
+    training = RetrievalTraining(
+        accelerator,
+        pipe,
+        feed=feed,
+        retrieval=settings.retrieval,
+        batch_size=settings.batches.train_batch_size,
+        output_dir=settings.loop.output_dir,
+    )
+    record = record_run(settings, "training_scripts/train_retrieval.py")
+    run_training(accelerator, training, feed=feed, record=record, **run)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

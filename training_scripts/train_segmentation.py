@@ -10,47 +10,82 @@ simulated scenes, whose masks are exact. A sample is `--max_num_frames` frames, 
 All else is as in `train_videogpt.py`; `validation/` shows held-out videos with true and predicted masks.
 """
 
-from diffusers_videogpt.tasks.segmentation_data import make_segmentation_feed
-from diffusers_videogpt.tasks.video_object_segmentation import VideoObjectSegmentationTraining
-from diffusers_videogpt.training.arguments import make_parser, parse_arguments, refuse_options
-from diffusers_videogpt.training.recipe import (
-    add_pipeline_arguments,
-    check_pipeline_arguments,
-    start_run,
-    train_pipeline,
+from dataclasses import dataclass
+
+from diffusers_videogpt.training.arguments import parse_settings, part, run_script
+from diffusers_videogpt.training.settings import (
+    LatentSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    PipelineSettings,
+    RolloutSettings,
+    SamplingSettings,
+    VideoSettings,
 )
 
 
-# Of the other scripts: what is trained on here are pictures and masks in folders, in two clips.
-NOT_HERE = [
-    *("dataset_file", "dataset_name", "dataset_config_name", "video_column", "caption_column", "label_column"),
-    *("streaming", "simulated_world", "target_fps", "cached_latents", "same_clips_in_step", "validation_data_root"),
-    *("clips", "max_clips", "validation_given_frames"),
-]
+@dataclass(kw_only=True)
+class Settings(PipelineSettings):
+    """Of a pipeline's training on pictures and masks in folders, whose samples are two clips."""
 
-
-def parse_args():
-    parser = make_parser(__doc__)
-    add_pipeline_arguments(parser)
     # The given frames leave little to choose, so there is nothing to guide away from, and few steps are enough.
-    parser.set_defaults(guidance_scale=1.0, validation_inference_steps=8)
-    args = parse_arguments(parser)
-    refuse_options(parser, args, NOT_HERE, "segmentation")
-    check_pipeline_arguments(parser, args)
-    least = args.min_num_frames or args.max_num_frames
-    if least < 3:
-        parser.error(f"clips of {least} frames: they have the marked first one and at least 2 others")
-    args.frames_per_clip = args.frames_per_clip or args.max_num_frames
-    return args
+    model: ModelSettings = part(guidance_scale=1.0)
+    videos: VideoSettings = part(
+        without=[
+            *("dataset_file", "dataset_name", "dataset_config_name", "video_column", "caption_column"),
+            *("label_column", "streaming", "simulated_world"),
+        ]
+    )
+    sampling: SamplingSettings = part(without=["target_fps"])
+    latents: LatentSettings = part(without=["cached_latents", "same_clips_in_step", "validation_data_root"])
+    objective: ObjectiveSettings = part(without=["clips", "max_clips"])
+    validation: RolloutSettings = part(without=["validation_given_frames"], validation_inference_steps=8)
+
+    def __post_init__(self):
+        if self.sampling.least_num_frames < 3:
+            raise ValueError(
+                f"clips of {self.sampling.least_num_frames} frames: they have the marked first one and at least 2 others"
+            )
+        super().__post_init__()
+        if self.model.frames_per_clip is None:
+            self.model.frames_per_clip = self.sampling.max_num_frames
 
 
 def main():
-    args = parse_args()
-    accelerator, pipe = start_run(args)
-    feed = make_segmentation_feed(args, accelerator, pipe.vae)
-    training = VideoObjectSegmentationTraining(args, accelerator, pipe, feed)
-    train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_segmentation.py")
+    settings = parse_settings(Settings, __doc__, what="segmentation")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.tasks.segmentation_data import make_segmentation_feed
+    from diffusers_videogpt.tasks.video_object_segmentation import VideoObjectSegmentationTraining
+    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+
+    run = {
+        "loop": settings.loop,
+        "batches": settings.batches,
+        "optimizer": settings.optimizer,
+        "hub": settings.hub,
+    }
+    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    feed = make_segmentation_feed(
+        accelerator,
+        pipe.vae,
+        videos=settings.videos,
+        sampling=settings.sampling,
+        latents=settings.latents,
+        batches=settings.batches,
+        output_dir=settings.loop.output_dir,
+    )
+    training = VideoObjectSegmentationTraining(
+        accelerator,
+        pipe,
+        feed=feed,
+        objective=settings.objective,
+        rollouts=settings.validation,
+        loop=settings.loop,
+        output_dtype=settings.output_dtype,
+    )
+    record = record_run(settings, "training_scripts/train_segmentation.py")
+    run_training(accelerator, training, feed=feed, record=record, **run)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

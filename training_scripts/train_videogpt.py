@@ -11,33 +11,46 @@ predictions of held-out videos, and `checkpoint-N` folders, from which `--resume
 run had never stopped.
 """
 
-from diffusers_videogpt.training.arguments import make_parser, parse_arguments
-from diffusers_videogpt.training.feed import make_feed
-from diffusers_videogpt.training.objective import parse_clips
-from diffusers_videogpt.training.recipe import (
-    NextClipTraining,
-    add_pipeline_arguments,
-    check_pipeline_arguments,
-    start_run,
-    train_pipeline,
-)
-
-
-def parse_args():
-    parser = make_parser(__doc__)
-    add_pipeline_arguments(parser)
-    args = parse_arguments(parser)
-    check_pipeline_arguments(parser, args)
-    return args
+from diffusers_videogpt.training.arguments import parse_settings, run_script
+from diffusers_videogpt.training.settings import PipelineSettings
 
 
 def main():
-    args = parse_args()
-    accelerator, pipe = start_run(args)
-    feed = make_feed(args, accelerator, pipe.vae, parse_clips(args.clips, args.max_clips))
-    training = NextClipTraining(args, accelerator, pipe, feed)
-    train_pipeline(args, accelerator, pipe, feed, training, "training_scripts/train_videogpt.py")
+    settings = parse_settings(PipelineSettings, __doc__)
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt.training.feed import make_feed
+    from diffusers_videogpt.training.objective import parse_clips
+    from diffusers_videogpt.training.recipe import NextClipTraining, record_run, run_training, start_run
+
+    run = {
+        "loop": settings.loop,
+        "batches": settings.batches,
+        "optimizer": settings.optimizer,
+        "hub": settings.hub,
+    }
+    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    feed = make_feed(
+        accelerator,
+        pipe.vae,
+        draw_clips=parse_clips(settings.objective.clips, settings.objective.max_clips),
+        videos=settings.videos,
+        sampling=settings.sampling,
+        latents=settings.latents,
+        batches=settings.batches,
+        output_dir=settings.loop.output_dir,
+    )
+    training = NextClipTraining(
+        accelerator,
+        pipe,
+        feed=feed,
+        objective=settings.objective,
+        rollouts=settings.validation,
+        loop=settings.loop,
+        output_dtype=settings.output_dtype,
+    )
+    record = record_run(settings, "training_scripts/train_videogpt.py")
+    run_training(accelerator, training, feed=feed, record=record, **run)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

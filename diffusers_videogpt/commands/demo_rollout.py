@@ -13,29 +13,27 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from ..history import VideoGPTStream
+from ..film_strips import side_by_side, write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..stream import VideoGPTStream
 from ..video_io import (
+    CONTAINERS,
+    READABLE,
     Video,
     VideoReadError,
     read_video,
     resize_and_crop,
     resize_to_cover,
     target_size,
-    write_film_strip,
+    to_uint8_frames,
     write_video,
 )
-from .main import PICTURE_FPS
+from .predict import PICTURE_FPS
 
 
-# Containers that hold their own frames. FFmpeg knows others that name further files or addresses, for it to open.
-CONTAINERS = "mov,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf"
 PICTURES = ("BMP", "JPEG", "PNG", "WEBP")
-READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
-
-GIVEN, NEXT, ENDED = (44, 110, 203), (226, 125, 32), 235  # as in the film strip; the grey of a video that ended
 PREVIEW_SIDE = 256
 MAX_PREDICTED = 64
 MAX_WALKED = 240  # frames that a walk shows; the oldest are dropped
@@ -118,7 +116,7 @@ def check_upload(path: str | Path, limits: Limits) -> tuple[int, int]:
 
 
 def _probe_container(path: Path) -> tuple[int, int, float]:
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
     try:
         with av.open(os.path.abspath(path), options=options) as container:
             stream = container.streams.best("video")
@@ -197,7 +195,7 @@ class Rollouts:
             clip = next(self._stream, None) if self._owner == owner else None
         if clip is None or self._owner != owner:
             return None
-        return (clip.frames[0] * 255).round().astype(np.uint8)
+        return to_uint8_frames(clip.frames[0])
 
     def interrupt(self, owner: tuple[str, str] | None) -> None:
         """Gives up the stream, if it is of this owner: the clip in work, which is noise then, is not handed out."""
@@ -228,7 +226,7 @@ class Rollouts:
         """One clip more; with `own_frame` (H, W, 3), after that in the place of the last frame shown."""
         frames = walk.frames
         if own_frame is not None:
-            own_frame = resize_to_cover(own_frame, *frames.shape[1:3])
+            own_frame = resize_to_cover(own_frame, height=frames.shape[1], width=frames.shape[2])
             frames = np.concatenate([frames[:-1], own_frame[None]])
         if self._owner != owner:  # at the start, or another visitor had the model meanwhile
             self.begin(owner, frames, walk.settings, None)
@@ -267,31 +265,6 @@ def format_psnr(scores: list[tuple[float, float]]) -> str:
     return header + "\n".join(rows)
 
 
-def side_by_side(videos: dict[str, np.ndarray], num_given: int) -> np.ndarray:
-    """Labelled videos beside each other, small ones enlarged by whole pixels; one that ended goes on in grey.
-
-    The bar above is blue over frames that were given, orange over those that follow.
-    """
-    length = max(len(frames) for frames in videos.values())
-    font = ImageFont.load_default(size=16)
-    columns = []
-    for label, frames in videos.items():
-        scale = max(PREVIEW_SIDE // max(frames.shape[1:3]), 1)
-        frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-        frames = np.pad(frames, ((0, length - len(frames)), (0, 0), (0, 0), (0, 0)), constant_values=ENDED)
-        bars = np.empty((length, 28, frames.shape[2], 3), np.uint8)
-        for part, color, note in (
-            (slice(num_given), GIVEN, f"{label}: given"),
-            (slice(num_given, None), NEXT, label),
-        ):
-            bar = Image.new("RGB", (frames.shape[2], 28), color)
-            ImageDraw.Draw(bar).text((frames.shape[2] / 2, 14), note, fill="white", font=font, anchor="mm")
-            bars[part] = np.asarray(bar)
-        gap = np.full((length, 28 + frames.shape[1], 8, 3), 255, np.uint8)
-        columns += [np.concatenate([bars, frames], axis=1), gap]
-    return np.concatenate(columns[:-1], axis=2)
-
-
 def write_views(
     folder: str | Path, name: str, video: Video, num_given: int, predicted: np.ndarray
 ) -> tuple[str, str | None, str | None]:
@@ -306,5 +279,9 @@ def write_views(
         return str(strip), None, None
     kept = write_video(Path(folder, f"{name}_prediction.mp4"), rows["prediction"], fps=fps)
     rows = {label: frames[: num_given + len(predicted)] for label, frames in rows.items()}
-    comparison = write_video(Path(folder, "comparison.mp4"), side_by_side(rows, num_given), fps=fps)
+    comparison = write_video(
+        Path(folder, "comparison.mp4"),
+        side_by_side(rows, num_given=num_given, preview_side=PREVIEW_SIDE, gap=8),
+        fps=fps,
+    )
     return str(strip), str(comparison), str(kept)

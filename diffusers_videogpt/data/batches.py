@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..video_io import VideoReadError
 from .sampling import seeded_generator
 from .videos import DroppedVideos, VideoTable
+from .workers import check_shared_memory, until_timeout, worker_options
 
 
 MAX_REPLACEMENTS = 32  # videos tried in place of one that does not decode
@@ -44,7 +45,7 @@ class BatchPlan:
         seed: of the order.
     """
 
-    def __init__(self, table: VideoTable, global_batch_size: int, seed: int):
+    def __init__(self, table: VideoTable, global_batch_size: int, *, seed: int):
         self.global_batch_size, self.seed = global_batch_size, seed
         self.buckets = [
             np.array(members)[_permutation(len(members), seed, "bucket", number)]
@@ -171,7 +172,8 @@ def make_loader(
         dropped: where videos that broke are listed; a larger share of them than it allows is its error.
 
     Raises:
-        ValueError: the plan is for another number of samples a step.
+        ValueError: the plan is for another number of samples a step, or workers have too little shared memory.
+        RuntimeError: workers give no batch for ten minutes.
     """
     expected = batch_size * num_processes * accumulation
     if plan.global_batch_size != expected:
@@ -184,10 +186,12 @@ def make_loader(
         for step in range(start_step, start_step + num_steps)
         for micro in range(accumulation)
     ]
+    if num_workers and places:
+        check_shared_memory(num_workers, batch_size * _sample_bytes(dataset, plan.step(start_step)[0]))
     loader = DataLoader(
         dataset,
         batch_sampler=([plan.step(step)[slot] for slot in slots] for step, slots in places),
-        num_workers=num_workers,
+        **worker_options(num_workers),
         collate_fn=collate,
         # Else the seed of the workers would be drawn from the generator of the training.
         generator=torch.Generator(),
@@ -195,8 +199,17 @@ def make_loader(
     return _with_places(loader, places, dropped)
 
 
+def _sample_bytes(dataset: Dataset, item: tuple[int, int]) -> int:
+    """Bytes of the tensors of a sample. No video is decoded for it: a decoder's threads would not survive in the workers,
+    which are copies of this process."""
+    if isinstance(dataset, WindowDataset):
+        height, width = dataset.table.size(item[0])
+        return dataset.table.length(item[0]) * height * width * 3
+    return sum(value.nbytes for value in dataset[item].values() if isinstance(value, torch.Tensor))
+
+
 def _with_places(loader: DataLoader, places: list[tuple[int, list[int]]], dropped: DroppedVideos | None):
-    for batch, (step, slots) in zip(loader, places, strict=True):
+    for batch, (step, slots) in zip(until_timeout(loader), places, strict=True):
         for id, reason in batch.pop("broken"):
             if dropped is not None:
                 dropped.add(id, reason)

@@ -15,7 +15,6 @@ for an autoencoder without a posterior.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,12 +29,17 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..files import written_whole
+from ..pictures import printable
 from ..video_io import VideoReadError
+from ..weights import hash_weights
 from .sampling import Sampling
 from .videos import DatasetRow, DroppedVideos, VideoTable
+from .workers import check_shared_memory, until_timeout, worker_options
 
 
 INDEX = "index.json"
+_AGAIN = "copy it again, or run training_scripts/cache_latents.py again"
 MAX_SHARD_SIZE = 512 * 2**20
 
 
@@ -56,7 +60,7 @@ def distinct_frames(frames: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 @torch.no_grad()
-def encode_moments(vae, frames: torch.Tensor | np.ndarray, batch_size: int = 16) -> torch.Tensor:
+def encode_moments(vae, frames: torch.Tensor | np.ndarray, *, batch_size: int = 16) -> torch.Tensor:
     """Pixels → what the VAE says about each frame, neither sampled nor scaled. Every distinct frame is encoded once.
 
     The moments of a frame do not depend on which other frames come with it, to the last bit: so a cache and training
@@ -121,7 +125,7 @@ def sample_latents(
 # The key of a cache
 
 
-def make_cache_key(vae, sampling: Sampling, seed: int) -> dict[str, Any]:
+def make_cache_key(vae, sampling: Sampling, *, seed: int) -> dict[str, Any]:
     """What decides which latents a video has, as flat values that JSON can hold.
 
     Args:
@@ -140,12 +144,12 @@ def make_cache_key(vae, sampling: Sampling, seed: int) -> dict[str, Any]:
     return json.loads(json.dumps(key))  # tuples as lists, as they will be read back
 
 
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights, their names and shapes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+def _tensors_digest(moments: torch.Tensor, windows: torch.Tensor) -> str:
+    """BLAKE2 of what a cache holds of a video."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in (moments, windows):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -200,8 +204,8 @@ def write_latent_cache(
 ) -> None:
     """Encodes the windows of all videos into `folder`: `latents-00000.safetensors`, …, and `index.json` at the end.
 
-    May be stopped at any moment and called again: shards that are complete are kept, and all that is missing, or whose
-    videos have changed, is written. Each process writes its share of the shards; whichever finds all of them there
+    May be stopped at any moment and called again: shards that are whole, by their content, are kept, and all that is
+    missing or damaged, or whose videos have changed, is written. Each process writes its share of the shards; whichever finds all of them there
     writes the index, so they need not wait for each other, nor run at the same time.
 
     Args:
@@ -231,16 +235,19 @@ def write_latent_cache(
     missing = [
         number
         for number in range(rank, len(shards), num_processes)
-        if not _is_done(paths[number], key, described[number])
+        if not _is_done(paths[number], key, described[number], check_content=True)
     ]
     if missing:
         (folder / INDEX).unlink(missing_ok=True)
     indices = [index for number in missing for index in shards[number]]
     dataset = _DistinctFrames(table, indices, key["seed"], num_windows)
-    loader = iter(DataLoader(dataset, batch_size=None, num_workers=num_workers))
+    if indices:
+        sizes = [num_windows * table.length(i) * table.size(i)[0] * table.size(i)[1] * 3 for i in indices]
+        check_shared_memory(num_workers, min(sizes))
+    loader = until_timeout(DataLoader(dataset, batch_size=None, **worker_options(num_workers)))
     with tqdm(total=len(indices), desc="Encoding videos", unit="video", mininterval=5, disable=rank > 0) as progress:
         for number in missing:
-            tensors, dropped = {}, {}
+            tensors, dropped, digests = {}, {}, {}
             for video in described[number]:
                 read = next(loader)
                 if isinstance(read, str):
@@ -248,10 +255,12 @@ def write_latent_cache(
                     table.dropped.add(video["id"], read)
                 else:
                     frames, windows = read
-                    tensors[f"{video['id']}/moments"] = encode_moments(vae, frames, batch_size).to("cpu", vae.dtype)
+                    moments = encode_moments(vae, frames, batch_size=batch_size).to("cpu", vae.dtype)
+                    tensors[f"{video['id']}/moments"] = moments
                     tensors[f"{video['id']}/windows"] = windows
+                    digests[video["id"]] = _tensors_digest(moments, windows)
                 progress.update()
-            header = {"key": key, "videos": described[number], "dropped": dropped}
+            header = {"key": key, "videos": described[number], "dropped": dropped, "digests": digests}
             with _whole_file(paths[number]) as path:
                 save_file(tensors, path, {"cache": json.dumps(header)})
 
@@ -286,6 +295,7 @@ def _describe(table: VideoTable, index: int) -> dict[str, Any]:
         # To notice a file that was replaced.
         "source_frames": info.num_frames,
         "source_bytes": record.source.stat().st_size if isinstance(record.source, Path) else None,
+        "source_digest": record.digest,
     }
     if isinstance(record.source, DatasetRow):  # whose ids are but numbers, in every dataset
         described["source_dataset"] = record.source.dataset._fingerprint
@@ -314,31 +324,38 @@ def _header(path: Path) -> dict[str, Any]:
         return json.loads(file.metadata()["cache"])
 
 
-def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]]) -> bool:
-    """Whether a shard is there, and is of these videos.
+def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]], *, check_content: bool = False) -> bool:
+    """Whether a shard is there, and is of these videos; with `check_content` also whether its bytes are those written.
 
     Raises:
         ValueError: if it is of another key.
     """
     try:
         header = _header(path)
+        _check_key(path.parent, header["key"], key)
+        # What shards of earlier versions do not tell cannot differ.
+        is_same = len(header["videos"]) == len(videos) and all(
+            found == {name: video[name] for name in found}
+            for found, video in zip(header["videos"], videos, strict=True)
+        )
+        if not is_same or not check_content:
+            return is_same
+        with safe_open(path, framework="pt") as file:
+            return all(
+                digest == _tensors_digest(file.get_tensor(f"{id}/moments"), file.get_tensor(f"{id}/windows"))
+                for id, digest in header.get("digests", {}).items()
+            )
     except (FileNotFoundError, SafetensorError):  # not written yet, or cut by a copy
         return False
-    _check_key(path.parent, header["key"], key)
-    return header["videos"] == videos
 
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to, and moves the file there: under its name it is always whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with written_whole(path) as unfinished:
+            yield unfinished
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written ({error}): make room or choose another folder, and run again; what is complete "
             "is kept."
@@ -351,7 +368,7 @@ def _write_index(folder: Path, paths: list[Path], key: dict[str, Any], all_dropp
     for id, reason in dropped.items():  # other processes' too
         all_dropped.add(id, reason)
     videos = [
-        video | {"shard": number}
+        video | {"shard": number, "digest": header.get("digests", {}).get(video["id"])}
         for number, header in enumerate(headers)
         for video in header["videos"]
         if video["id"] not in dropped
@@ -390,7 +407,7 @@ class LatentCache:
 
     Raises:
         FileNotFoundError: if there is no finished cache in `folder`.
-        ValueError: if it was made otherwise (the message names what differs), or a file was cut since.
+        ValueError: if it was made otherwise (the message names what differs), a file was cut since, or the index is none.
     """
 
     def __init__(self, folder: str | Path, expected: dict[str, Any]):
@@ -402,20 +419,26 @@ class LatentCache:
                 f"{self.folder} holds no finished latent cache: there is no {INDEX}, which is written last. Run "
                 "training_scripts/cache_latents.py, which goes on where it was stopped."
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.folder / INDEX} is no JSON ({error}): {_AGAIN}.") from error
+        if not isinstance(index, dict) or not {"key", "shards", "dropped", "videos"} <= index.keys():
+            raise ValueError(f"{self.folder / INDEX} is not the index of a latent cache: {_AGAIN}.")
         _check_key(self.folder, index["key"], expected)
         for shard in index["shards"]:
             path = self.folder / shard["file"]
+            if path.parent != self.folder or path.name in ("", ".."):
+                raise ValueError(
+                    f"{self.folder / INDEX} names a file outside of its folder ({printable(shard['file'])}), which no cache that was "
+                    "made here does: it is not to be trusted."
+                )
             size = path.stat().st_size if path.exists() else 0
             if size != shard["bytes"]:
-                raise ValueError(
-                    f"{path} has {size} bytes instead of {shard['bytes']}: copy it again, or run "
-                    "training_scripts/cache_latents.py again."
-                )
+                raise ValueError(f"{path} has {size} bytes instead of {shard['bytes']}: {_AGAIN}.")
         self.num_windows = index["key"]["num_windows"]
         self.dropped = index["dropped"]
         self._videos = index["videos"]
         self._paths = [self.folder / shard["file"] for shard in index["shards"]]
-        self._files = {}
+        self._files, self._checked = {}, set()
         self.ids = [video["id"] for video in self._videos]
         self.captions = [video["caption"] for video in self._videos]
         self.labels = [video["label"] for video in self._videos]
@@ -425,6 +448,14 @@ class LatentCache:
 
     def __len__(self) -> int:
         return len(self._videos)
+
+    def content_hash(self, indices: Sequence[int] | None = None) -> str:
+        """Of the latents, captions and labels of these videos, or of all: what a training must find unchanged to go on."""
+        digest = hashlib.sha256()
+        for index in range(len(self)) if indices is None else indices:
+            video = self._videos[index]
+            digest.update(json.dumps([video.get(name) for name in ("id", "digest", "caption", "label")]).encode())
+        return digest.hexdigest()
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) in pixels of a video's frames."""
@@ -438,10 +469,19 @@ class LatentCache:
         """Moments of the window that a draw uses, fp32 (F, c, h, w), for [`sample_latents`].
 
         The first `num_windows` draws are those of training on pixels; later ones use the same windows again.
+
+        Raises:
+            ValueError: the file was changed since it was written. Every video is checked when it is first read.
         """
-        id, shard = self.ids[index], self._videos[index]["shard"]
+        id, shard, digest = self.ids[index], self._videos[index]["shard"], self._videos[index].get("digest")
         if shard not in self._files:
             self._files[shard] = safe_open(self._paths[shard], framework="pt")
         file = self._files[shard]
-        order = file.get_tensor(f"{id}/windows")[draw % self.num_windows]
-        return file.get_tensor(f"{id}/moments")[order].float()
+        moments, windows = file.get_tensor(f"{id}/moments"), file.get_tensor(f"{id}/windows")
+        if digest is not None and index not in self._checked:
+            if _tensors_digest(moments, windows) != digest:
+                raise ValueError(
+                    f"{self._paths[shard]}: the latents of {printable(id)} are not those that were written: {_AGAIN}."
+                )
+            self._checked.add(index)
+        return moments[windows[draw % self.num_windows]].float()

@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, resize_to_cover, target_size
+from ..video_io import (
+    VideoInfo,
+    VideoReadError,
+    check_rate,
+    read_video,
+    resize_and_crop,
+    resize_to_cover,
+    target_size,
+)
 
 
 def seeded_generator(*numbers: int | str) -> torch.Generator:
@@ -67,21 +75,26 @@ class Sampling:
             )
         if not 1 <= low <= high:
             raise ValueError(f"frame_interval={self.frame_interval} must be a range from 1 on, such as (4, 12).")
-        if self.fps is not None and (self.fps <= 0 or (low, high) != (1, 1)):
-            raise ValueError(f"fps={self.fps} must be positive, and without frame_interval={self.frame_interval}.")
-        if (self.height is None) != (self.width is None) or (self.height or 16) % 16 or (self.width or 16) % 16:
+        if self.fps is not None:
+            check_rate(self.fps)
+            if (low, high) != (1, 1):
+                raise ValueError(f"fps={self.fps} must come without frame_interval={self.frame_interval}.")
+        if self.longest_side < 16:
+            raise ValueError(f"longest_side={self.longest_side} must be at least 16 pixels.")
+        sides = [16 if side is None else side for side in (self.height, self.width)]
+        if (self.height is None) != (self.width is None) or any(side < 16 or side % 16 for side in sides):
             raise ValueError(f"Give height={self.height} and width={self.width} together, as multiples of 16.")
 
     def size(self, info: VideoInfo) -> tuple[int, int]:
         """(height, width) of a video's frames after scaling; a `ValueError` if it is too thin."""
         if self.height is not None:
             return self.height, self.width
-        return target_size(info.width, info.height, self.longest_side)[1][::-1]
+        return target_size(info.width, info.height, longest_side=self.longest_side)[1][::-1]
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """`uint8` (H, W, 3) → (h, w, 3)."""
         if self.height is not None:
-            return resize_to_cover(frame, self.height, self.width)
+            return resize_to_cover(frame, height=self.height, width=self.width)
         return resize_and_crop(frame, self.longest_side)
 
     def length(self, info: VideoInfo) -> int:

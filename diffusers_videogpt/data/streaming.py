@@ -14,12 +14,15 @@ from pathlib import Path
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..extras import require
 from ..video_io import VideoReadError
 from .batches import collate
 from .sampling import Sampling, seeded_generator
 from .videos import DroppedVideos, check_usable, undecoded, video_of
+from .workers import check_shared_memory, until_timeout, worker_options
 
 
+PURPOSE = "reading a dataset as a stream needs datasets and torchdata"
 MIN_SEEN = 20  # videos a worker looks at before it judges the share of bad ones
 MAX_AGE = 8  # pools read behind a sample before it stops waiting for others like it
 
@@ -47,15 +50,15 @@ class StreamedBatches:
         dropped: the unusable videos so far.
 
     Raises:
-        ValueError: there is no such column, or there are fewer shards than workers.
+        ValueError: there is no such column, there are fewer shards than workers, or they have too little shared memory.
     """
 
     def __init__(
         self,
         name: str | Path,
         sampling: Sampling,
-        batch_size: int,
         *,
+        batch_size: int,
         seed: int = 0,
         rank: int = 0,
         num_processes: int = 1,
@@ -69,11 +72,11 @@ class StreamedBatches:
         pool_size: int = 32,
         max_bad_fraction: float = 0.5,
     ):
-        from datasets import load_dataset
-        from datasets.distributed import split_dataset_by_node
-        from torchdata.stateful_dataloader import StatefulDataLoader
+        datasets = require("datasets", PURPOSE, extra="train")
+        split_by_node = require("datasets.distributed", PURPOSE, extra="train").split_dataset_by_node
+        loaders = require("torchdata.stateful_dataloader", PURPOSE, extra="train")
 
-        stream = undecoded(load_dataset(str(name), config_name, split=split, streaming=True), video_column)
+        stream = undecoded(datasets.load_dataset(str(name), config_name, split=split, streaming=True), video_column)
         num_shards = (
             stream.num_shards // num_processes if stream.num_shards % num_processes == 0 else stream.num_shards
         )
@@ -82,12 +85,16 @@ class StreamedBatches:
                 f"{name} has {stream.num_shards} shards for {num_processes} processes: use at most {num_shards} workers, "
                 f"not {num_workers}."
             )
-        stream = split_dataset_by_node(stream, rank=rank, world_size=num_processes)
+        stream = split_by_node(stream, rank=rank, world_size=num_processes)
         columns = {"video": video_column, "caption": caption_column, "label": label_column}
         samples = _SampleStream(stream, sampling, batch_size, seed, rank, columns, pool_size, max_bad_fraction)
         # A generator of its own: else the seed of the workers would be drawn from that of the training.
-        self.loader = StatefulDataLoader(
-            samples, batch_size=None, num_workers=num_workers, generator=torch.Generator()
+        # The least that a batch can have: no video is known yet.
+        height, width = sampling.height or 16, sampling.width or min(sampling.longest_side, 16)
+        num_frames = sampling.min_num_frames or sampling.max_num_frames
+        check_shared_memory(num_workers, batch_size * num_frames * height * width * 3)
+        self.loader = loaders.StatefulDataLoader(
+            samples, batch_size=None, **worker_options(num_workers), generator=torch.Generator()
         )
         self.run = {"num_processes": num_processes, "rank": rank, "num_workers": num_workers, "batch_size": batch_size}
         self.run |= {"accumulation": accumulation, "dataset": str(name), "split": split, "config_name": config_name}
@@ -104,7 +111,7 @@ class StreamedBatches:
             ValueError: too many videos are unusable, or there are none.
         """
         if self.iterator is None:
-            self.iterator = iter(self.loader)
+            self.iterator = until_timeout(self.loader)
         batch = next(self.iterator, None)
         if batch is None:
             raise ValueError(f"{self.name} holds no rows for process {self.run['rank']}.")

@@ -10,23 +10,34 @@ timestamp. What cannot be used is left out with its reason.
 """
 
 import csv
+import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..extras import require
+from ..pictures import name_of, printable
 from ..video_io import VideoInfo, VideoReadError, probe_video
+from ..worlds import draw_order, plan_scene, simulate
 from .sampling import Sampling, Window, seeded_generator
+from .tables import csv_cell, read_table
 
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
+    *(".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"),
+)
+NEEDS_DATASETS = "datasets of the Hub need the datasets package"
 FIRST_TRAINING_SEED = 1_000_000  # simulated scenes 0..9999 are kept for evaluation
 
 
@@ -39,20 +50,26 @@ class DroppedVideos(dict[str, str]):
     Args:
         max_bad_fraction: a larger share of `num_seen` stops the run.
         num_seen: how many videos were looked at.
+
+    Attributes:
+        passed_over: what else lay in the folder, by kind: other files by their suffix, folders that were not entered.
     """
 
     def __init__(self, max_bad_fraction: float = 0.5, num_seen: int = 0):
         super().__init__()
         self.max_bad_fraction, self.num_seen, self.path = max_bad_fraction, num_seen, None
+        self.passed_over: Counter[str] = Counter()
 
     def summary(self) -> str:
-        """For example `3 of 36 videos dropped (2 unreadable, 1 too short)`."""
+        """For example `3 of 36 videos dropped (2 unreadable, 1 too short); besides 4 not looked at (3 .txt, 1 .exr)`."""
         kinds = Counter(reason.partition(":")[0] for reason in self.values()).most_common()
         listed = f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""
-        return f"{len(self)} of {self.num_seen} videos dropped{listed}"
+        others = ", ".join(f"{count} {printable(kind)}" for kind, count in self.passed_over.most_common(8))
+        besides = f"; besides {self.passed_over.total()} not looked at ({others})" if others else ""
+        return f"{len(self)} of {self.num_seen} videos dropped{listed}{besides}"
 
     def first(self, count: int = 5) -> str:
-        return "".join(f"\n  {id}: {reason}" for id, reason in list(self.items())[:count])
+        return "".join(f"\n  {printable(id)}: {reason}" for id, reason in list(self.items())[:count])
 
     def check(self, where: str | None = None) -> None:
         """
@@ -76,11 +93,15 @@ class DroppedVideos(dict[str, str]):
         self[id] = reason
         if self.path is not None:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([id, *reason.split(": ", 1)])
+                csv.writer(file).writerow(_csv_row(id, reason))
         self.check()
 
 
-def report_dropped(dropped: DroppedVideos, output_dir: str | Path, is_main_process: bool = True) -> Path:
+def _csv_row(id: str, reason: str) -> list[str]:
+    return [csv_cell(part) for part in (id, *reason.split(": ", 1))]
+
+
+def report_dropped(dropped: DroppedVideos, output_dir: str | Path, *, is_main_process: bool = True) -> Path:
     """Prints what was left out and writes `dropped_videos.csv` (id, kind, reason), which later finds are added to.
 
     Call it on every process; only the main one prints and writes the list as it stands.
@@ -91,8 +112,11 @@ def report_dropped(dropped: DroppedVideos, output_dir: str | Path, is_main_proce
         with dropped.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "kind", "reason"])
-            writer.writerows([id, *reason.split(": ", 1)] for id, reason in dropped.items())
-        print(f"{dropped.summary()}; listed in {dropped.path}{dropped.first()}", flush=True)
+            writer.writerows(_csv_row(id, reason) for id, reason in dropped.items())
+        # A console may have no sign for a letter of a foreign name, which must not end the run.
+        encoding = sys.stdout.encoding or "utf-8"
+        said = f"{dropped.summary()}; listed in {dropped.path}{dropped.first()}"
+        print(said.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     return dropped.path
 
 
@@ -121,54 +145,70 @@ class SimulatedScene:
     world: str = "physics"
 
     def frames(self) -> np.ndarray:
-        # worlds needs packages that only those who simulate install.
-        from ..worlds import draw_order, simulate
-
         if self.world == "orders":
-            return draw_order(self.seed).simulate(self.seed, self.num_frames, self.size).frames
+            return draw_order(self.seed).simulate(self.seed, self.num_frames, size=self.size).frames
         return simulate(seed=self.seed, num_frames=self.num_frames, size=self.size).frames
 
     def describe(self) -> dict[str, str]:
         """Its caption, and its kind as label."""
-        from ..worlds import draw_order, plan_scene
-
         scene = draw_order(self.seed) if self.world == "orders" else plan_scene(seed=self.seed)
         return {"caption": scene.caption, "label": scene.kind}
 
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """A video and what is known of it without opening it. `id` is unique in its table and stable."""
+    """A video and what is known of it.
+
+    Attributes:
+        id: unique in its table, and stable.
+        source: where its frames come from; `None` for a row that names no video.
+        caption, label: what the source says of it.
+        digest: of the content of the file, [`content_digest`], once it was looked at.
+    """
 
     id: str
-    source: Path | DatasetRow | SimulatedScene
+    source: Path | DatasetRow | SimulatedScene | None
     caption: str | None = None
     label: str | None = None
+    digest: str | None = None
+
+
+def content_digest(source: Path | bytes | SimulatedScene) -> str:
+    """BLAKE2 of the bytes of a file, or of what a scene follows from: another content under the same name differs."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    data = source if isinstance(source, bytes) else repr(source).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def video_of(value) -> Path | bytes:
-    """A cell of a video column as something to read: a path, bytes, or `datasets`' {"path": …, "bytes": …} of both."""
+    """A cell of a video column as something to read: a path, bytes, or `datasets`' {"path": …, "bytes": …} of both.
+
+    Raises:
+        VideoReadError: there is nothing in it, or an address that cannot be read.
+    """
     if isinstance(value, dict):
-        value = value["bytes"] or value["path"]
-    if isinstance(value, bytes):
-        return value
+        value = value.get("bytes") or value.get("path")
     if value is None:
         raise VideoReadError("there is no video in this row")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise VideoReadError(f"there is no video in this row, but {type(value).__name__}")
     if "://" in value:
-        import fsspec
-
         try:
             with fsspec.open(value, "rb") as file:
                 return file.read()
-        except OSError as error:
-            raise VideoReadError(f"{value}: {error}") from error
+        # A `ValueError`: an unknown protocol; an `ImportError`: the package for it is missing.
+        except (OSError, ValueError, ImportError) as error:
+            raise VideoReadError(f"{printable(value)}: {error}") from error
     return Path(value)
 
 
 def undecoded(dataset, video_column: str):
     """The dataset with its videos as files. Raises a `ValueError` that names the columns if there is no such one."""
-    import datasets
-
+    datasets = require("datasets", NEEDS_DATASETS, extra="train")
     if video_column not in dataset.features:
         raise ValueError(f"There is no column '{video_column}': give one of {', '.join(dataset.features)}.")
     if isinstance(dataset.features[video_column], datasets.Video):
@@ -223,6 +263,13 @@ class VideoTable(Sequence[VideoRecord]):
         """Frames of its windows."""
         return self.sampling.length(self.infos[index])
 
+    def content_hash(self) -> str:
+        """Of the videos' contents, captions and labels, in order: what a training must find unchanged to go on."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(json.dumps([record.id, record.digest, record.caption, record.label]).encode())
+        return digest.hexdigest()
+
     def draw_window(self, index: int, draw: int, seed: int) -> Window:
         """The `draw`-th window of a video; it follows from (seed, id, draw) alone."""
         return self.sampling.draw(self.infos[index], seeded_generator(seed, self.id(index), draw))
@@ -240,25 +287,38 @@ class VideoTable(Sequence[VideoRecord]):
 
     @classmethod
     def _look_at(
-        cls, records: Iterable[VideoRecord], sampling: Sampling, max_bad_fraction: float, where: str
+        cls,
+        records: Iterable[VideoRecord],
+        sampling: Sampling,
+        *,
+        max_bad_fraction: float,
+        where: str,
+        passed_over: Counter[str] | None = None,
     ) -> "VideoTable":
         records = list(records)
 
         def look(record: VideoRecord) -> tuple[VideoInfo | None, str]:
+            """What is known of it, and its digest; or `None` and the reason why it cannot be used."""
+            if record.source is None:
+                return None, "unreadable: the row names no video"
             try:
                 source = record.source.open() if isinstance(record.source, DatasetRow) else record.source
+                info, reason = check_usable(source, sampling)
+                return (None, reason) if info is None else (info, content_digest(source))
             except VideoReadError as error:
                 return None, f"unreadable: {error}"
-            return check_usable(source, sampling)
+            except OSError as error:
+                return None, f"unreadable: {name_of(source)}: {error.strerror}"
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             looks = tqdm(threads.map(look, records), desc="Looking at videos", total=len(records), delay=5)
             table = cls([], [], sampling, DroppedVideos(max_bad_fraction, len(records)))
-            for record, (info, reason) in zip(records, looks, strict=True):
+            table.dropped.passed_over.update(passed_over or {})
+            for record, (info, found) in zip(records, looks, strict=True):
                 if info is None:
-                    table.dropped[record.id] = reason
+                    table.dropped[record.id] = found
                 else:
-                    table.records.append(record)
+                    table.records.append(replace(record, digest=found))
                     table.infos.append(info)
         table.dropped.check(where)
         if not table.records:
@@ -266,10 +326,11 @@ class VideoTable(Sequence[VideoRecord]):
         return table
 
     @classmethod
-    def from_folder(cls, root: str | Path, sampling: Sampling, max_bad_fraction: float = 0.5) -> "VideoTable":
+    def from_folder(cls, root: str | Path, sampling: Sampling, *, max_bad_fraction: float = 0.5) -> "VideoTable":
         """The videos in all folders below `root`, found by their suffix; ids are paths relative to it.
 
-        The label of a video is the folder of `root` that it lies in, if any.
+        Linked folders are entered, except those that lead back into `root` or above it. What else lies there is counted in
+        `dropped.passed_over`. The label of a video is the folder of `root` that it lies in, if any.
 
         Raises:
             ValueError: no such folder, no usable video in it, or too many that are not.
@@ -277,27 +338,30 @@ class VideoTable(Sequence[VideoRecord]):
         root = Path(root)
         if not root.is_dir():
             raise ValueError(f"{root} is no folder: give one with videos in it.")
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-        names = (path.relative_to(root) for path in paths)
+        names, passed_over = _find_videos(root)
         records = (
-            VideoRecord(name.as_posix(), root / name, label=name.parts[0] if len(name.parts) > 1 else None)
+            VideoRecord(
+                _text_of_path(name), root / name, label=_text_of_path(name.parts[0]) if name.parent.name else None
+            )
             for name in names
         )
-        return cls._look_at(records, sampling, max_bad_fraction, f"{root} ({', '.join(VIDEO_SUFFIXES)})")
+        where = f"{root} ({', '.join(VIDEO_SUFFIXES)})"
+        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=where, passed_over=passed_over)
 
     @classmethod
     def from_table(
         cls,
         path: str | Path,
         sampling: Sampling,
+        *,
         video_column: str = "video",
         caption_column: str | None = None,
         label_column: str | None = None,
         root: str | Path | None = None,
         max_bad_fraction: float = 0.5,
     ) -> "VideoTable":
-        """The videos of a CSV table with a header, of a JSONL file (`.jsonl`) with an object a line, or of a list as
-        UCF-101's splits are (`.txt`): a line is a path, CLASS/VIDEO, and maybe a number; the folder is the label.
+        """The videos of a table, [`~tables.read_table`]: CSV with a header, JSON lines, JSON, or a list as UCF-101's splits
+        are (`.txt`), whose folders are the labels.
 
         Args:
             path: the table.
@@ -306,11 +370,11 @@ class VideoTable(Sequence[VideoRecord]):
             root: default: the folder of the table.
 
         Raises:
-            ValueError: a line that is no JSON object, a missing column, no usable video, or too many that are not.
+            ValueError: what [`~tables.read_table`] refuses, a missing column, no usable video, or too many that are not.
         """
         path = Path(path)
-        rows = {".jsonl": _read_jsonl, ".txt": _read_split}.get(path.suffix, _read_csv)(path)
-        if path.suffix == ".txt":
+        rows = read_table(path)
+        if path.suffix.lower() == ".txt":
             video_column, label_column = "video", "label"
         root = path.parent if root is None else Path(root)
         records, seen = [], set()
@@ -318,18 +382,22 @@ class VideoTable(Sequence[VideoRecord]):
             for column in filter(None, (video_column, caption_column, label_column)):
                 if column not in row:
                     raise ValueError(f"{path}: row {number} has no column '{column}', only {', '.join(row)}.")
+            caption, label = (_text_of(row.get(column)) for column in (caption_column, label_column))
+            if row[video_column] in (None, ""):
+                records.append(VideoRecord(f"row {number}", None, caption, label))
+                continue
             name = str(row[video_column])
             id = f"{name} (row {number})" if name in seen else name
             seen.add(name)
-            caption, label = (_text_of(row.get(column)) for column in (caption_column, label_column))
             records.append(VideoRecord(id, root / name, caption, label))
-        return cls._look_at(records, sampling, max_bad_fraction, str(path))
+        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=str(path))
 
     @classmethod
     def from_dataset(
         cls,
         name: str | Path,
         sampling: Sampling,
+        *,
         split: str = "train",
         video_column: str = "video",
         caption_column: str | None = None,
@@ -344,9 +412,8 @@ class VideoTable(Sequence[VideoRecord]):
         Raises:
             ValueError: no such column, no usable video, or too many that are not.
         """
-        from datasets import ClassLabel, load_dataset
-
-        dataset = undecoded(load_dataset(str(name), config_name, split=split), video_column)
+        datasets = require("datasets", NEEDS_DATASETS, extra="train")
+        dataset = undecoded(datasets.load_dataset(str(name), config_name, split=split), video_column)
         for name_of_column in filter(None, (caption_column, label_column)):
             if name_of_column not in dataset.features:
                 raise ValueError(f"There is no column '{name_of_column}': give one of {', '.join(dataset.features)}.")
@@ -355,7 +422,7 @@ class VideoTable(Sequence[VideoRecord]):
             if name is None:
                 return lambda row: None
             feature, values = dataset.features[name], dataset[name]
-            if isinstance(feature, ClassLabel):
+            if isinstance(feature, datasets.ClassLabel):
                 values = [None if value is None else feature.int2str(value) for value in values]
             return [_text_of(value) for value in values].__getitem__
 
@@ -364,7 +431,7 @@ class VideoTable(Sequence[VideoRecord]):
             VideoRecord(f"{split}/{row}", DatasetRow(dataset, row, video_column), caption(row), label(row))
             for row in range(len(dataset))
         )
-        return cls._look_at(records, sampling, max_bad_fraction, str(name))
+        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=str(name))
 
     @classmethod
     def simulated(
@@ -372,6 +439,7 @@ class VideoTable(Sequence[VideoRecord]):
         num_scenes: int,
         num_frames: int,
         sampling: Sampling,
+        *,
         first_seed: int = FIRST_TRAINING_SEED,
         world: str = "physics",
     ) -> "VideoTable":
@@ -386,7 +454,10 @@ class VideoTable(Sequence[VideoRecord]):
             raise ValueError(f"Scenes of {num_frames} frames are too short for {sampling}.")
         scenes = [SimulatedScene(first_seed + index, num_frames, size, world) for index in range(num_scenes)]
         name = "order" if world == "orders" else "scene"
-        records = [VideoRecord(f"{name} {scene.seed}", scene, **scene.describe()) for scene in scenes]
+        records = [
+            VideoRecord(f"{name} {scene.seed}", scene, **scene.describe(), digest=content_digest(scene))
+            for scene in scenes
+        ]
         return cls(records, [info] * num_scenes, sampling, DroppedVideos(num_seen=num_scenes))
 
 
@@ -394,26 +465,35 @@ def _text_of(value) -> str | None:
     return None if value is None else str(value)
 
 
-def _read_split(path: Path) -> Iterable[dict]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        words = line.split()
-        if words and "/" not in words[0]:
-            raise ValueError(f"{path}: line {number} is {line!r}, not CLASS/VIDEO.")
-        if words:
-            yield {"video": words[0], "label": words[0].split("/")[0]}
+def _text_of_path(path: str | Path) -> str:
+    """A path as text that every file and hash can take: bytes of a name that are not UTF-8 are spelled out."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _read_csv(path: Path) -> Iterable[dict]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        yield from csv.DictReader(file)
+def _find_videos(root: Path) -> tuple[list[Path], Counter[str]]:
+    """Paths below `root`, relative to it, of what is a video by its suffix; and how many files and folders of which kind
+    were passed over."""
+    real_root = Path(os.path.realpath(root))
+    paths, passed_over, entered = [], Counter(), set()
 
+    def count_closed(error: OSError) -> None:
+        passed_over[f"folders that cannot be opened ({error.strerror})"] += 1
 
-def _read_jsonl(path: Path) -> Iterable[dict]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is no JSON ({error}); give one object a line.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: line {number} is {row!r}, not an object with a column of videos.")
-        yield row
+    for folder, folders, files in os.walk(root, onerror=count_closed, followlinks=True):
+        folders.sort()
+        for name in folders.copy():
+            path = Path(folder, name)
+            if not path.is_symlink():
+                continue
+            target = Path(os.path.realpath(path))
+            if target in entered or target.is_relative_to(real_root) or real_root.is_relative_to(target):
+                passed_over["linked folders that lead back"] += 1
+                folders.remove(name)
+            entered.add(target)
+        for name in files:
+            path = Path(folder, name)
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                paths.append(path.relative_to(root))
+            else:
+                passed_over[path.suffix.lower() or "without a suffix"] += 1
+    return sorted(paths), passed_over

@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
+from ..files import path_inside
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..video_io import to_uint8_frames, write_film_strip, write_video
+from ..video_io import to_uint8_frames, write_video
 from ..worlds.orders import Order, draw_order, read_objects
 
 
@@ -27,6 +29,7 @@ FIRST_CLASSIFIER_SEED = 5000  # scenes that no generator is trained on, and none
 def generate(
     pipe: VideoGPTPipeline,
     count: int,
+    *,
     num_inference_steps: int,
     condition_guidance_scale: float | None,
     seed: int,
@@ -85,6 +88,7 @@ class ClipClassifier(nn.Module):
 def train_classifier(
     videos: np.ndarray,
     labels: Sequence[int],
+    *,
     num_classes: int,
     num_epochs: int = 6,
     batch_size: int = 16,
@@ -109,7 +113,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def classify(model: ClipClassifier, videos: Sequence[np.ndarray], batch_size: int = 32) -> list[int]:
+def classify(model: ClipClassifier, videos: Sequence[np.ndarray], *, batch_size: int = 32) -> list[int]:
     frames = torch.from_numpy(np.stack(videos))
     return [int(x) for batch in frames.split(batch_size) for x in model(batch).argmax(dim=1)]
 
@@ -136,6 +140,7 @@ class ClassScores:
 def evaluate_classes(
     pipe: VideoGPTPipeline,
     videos_per_class: int = 20,
+    *,
     num_training_videos: int = 800,
     data_root: str | Path | None = None,
     num_inference_steps: int = 25,
@@ -154,11 +159,14 @@ def evaluate_classes(
             to be compared by `videogpt evaluate fvd`, and a film strip a class.
 
     Raises:
-        ValueError: if the model has no named classes, or there are too few real videos.
+        ValueError: if the model has no named classes, or one whose name leads out of `folder`, or there are too few real
+            videos.
     """
     names = list(pipe.labels)
     if not names:
         raise ValueError("This pipeline names no classes: train one by training_scripts/train_class_to_video.py.")
+    for name in names if folder is not None else ():
+        path_inside(folder, name)  # a name is a folder in it
     num_frames, side = pipe.config.frames_per_clip, pipe.config.longest_side
     sampling = Sampling(num_frames, height=side, width=side)
     num_made = videos_per_class * len(names)
@@ -178,20 +186,23 @@ def evaluate_classes(
     videos = [through_autoencoder(pipe, video) for video in tqdm(originals, desc="Autoencoder", delay=5)]
     labels = [pipe.labels[table[index].label] for index in order]
     classifier = train_classifier(
-        np.stack(videos[:num_training_videos]), labels[:num_training_videos], len(names), seed=seed
+        np.stack(videos[:num_training_videos]), labels[:num_training_videos], num_classes=len(names), seed=seed
     )
     unseen, truth = videos[num_training_videos:], labels[num_training_videos:]
 
     asked = [label for label in range(len(names)) for _ in range(videos_per_class)]
-    made = generate(pipe, num_made, num_inference_steps, condition_guidance_scale, seed, class_labels=asked)
-    without = generate(pipe, num_made, num_inference_steps, None, seed)
+    steps = {"num_inference_steps": num_inference_steps}
+    made = generate(
+        pipe, num_made, **steps, condition_guidance_scale=condition_guidance_scale, seed=seed, class_labels=asked
+    )
+    without = generate(pipe, num_made, **steps, condition_guidance_scale=None, seed=seed)
     found = classify(classifier, made)
     confusion = np.zeros((len(names), len(names)), int)
     np.add.at(confusion, (asked, found), 1)
     if folder is not None:
-        _write_videos(Path(folder) / "made", made, [names[label] for label in asked])
-        _write_videos(Path(folder) / "real", originals[num_training_videos:], [names[label] for label in truth])
-        _write_videos(Path(folder) / "without_label", without, ["all"] * num_made)
+        _write_videos(Path(folder) / "made", made, labels=[names[label] for label in asked])
+        _write_videos(Path(folder) / "real", originals[num_training_videos:], labels=[names[label] for label in truth])
+        _write_videos(Path(folder) / "without_label", without, labels=["all"] * num_made)
         strips = {name: made[label * videos_per_class] for label, name in enumerate(names)}
         write_film_strip(Path(folder) / "classes.png", strips, num_given=0)
     return ClassScores(
@@ -203,9 +214,9 @@ def evaluate_classes(
     )
 
 
-def _write_videos(folder: Path, videos: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+def _write_videos(folder: Path, videos: Sequence[np.ndarray], *, labels: Sequence[str]) -> None:
     for index, (video, label) in enumerate(zip(videos, labels, strict=True)):
-        write_video(folder / label / f"{index:04d}.mp4", video, fps=12, crf=1)
+        write_video(path_inside(folder, label) / f"{index:04d}.mp4", video, fps=12, crf=1)
 
 
 def format_classes(scores: ClassScores) -> str:
@@ -265,6 +276,7 @@ def score_objects(orders: Sequence[Order], videos: Sequence[np.ndarray]) -> Prom
 def evaluate_prompts(
     pipe: VideoGPTPipeline,
     num_prompts: int = 64,
+    *,
     num_inference_steps: int = 25,
     condition_guidance_scale: float | None = None,
     seed: int = 0,
@@ -283,16 +295,22 @@ def evaluate_prompts(
     side, num_frames, results = pipe.config.longest_side, pipe.config.frames_per_clip, {}
     for number, name in enumerate(("combinations seen in training", "combinations held out")):
         orders = [draw_order(index, held_out=number == 1) for index in range(num_prompts)]
-        scenes = [order.simulate(index, num_frames, side) for index, order in enumerate(orders)]
+        scenes = [order.simulate(index, num_frames, size=side) for index, order in enumerate(orders)]
         real = [through_autoencoder(pipe, scene.frames) for scene in scenes]
         prompts = [order.caption for order in orders]
-        first_seed = seed + number * num_prompts
-        videos = generate(pipe, num_prompts, num_inference_steps, condition_guidance_scale, first_seed, prompt=prompts)
+        videos = generate(
+            pipe,
+            num_prompts,
+            num_inference_steps=num_inference_steps,
+            condition_guidance_scale=condition_guidance_scale,
+            seed=seed + number * num_prompts,
+            prompt=prompts,
+        )
         results[name] = score_objects(orders, videos)
         results[f"{name}, real scenes"] = score_objects(orders, real)
         if folder is not None:
             part = Path(folder) / ("held_out" if number else "seen")
-            _write_videos(part, videos, [order.kind for order in orders])
+            _write_videos(part, videos, labels=[order.kind for order in orders])
             (part / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
             write_film_strip(part / "prompts.png", dict(zip(prompts[:6], videos[:6], strict=True)), num_given=0)
     return results

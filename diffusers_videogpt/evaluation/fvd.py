@@ -1,28 +1,25 @@
-"""Fréchet video distance (Unterthiner et al., "Towards Accurate Generative Models of Video", 2018) between two sets of clips.
+"""Fréchet video distance of a folder of clips to another one, or to what a model makes of its clips.
 
-    i3d = load_i3d()
     real = FolderClips("real", ClipSettings())
     made = FolderClips("made", ClipSettings(), is_reference=False)
-    frechet_distance(clip_features(i3d, real), clip_features(i3d, made))
+    evaluate_fvd(load_i3d(), real, made)                    # by [`metrics.frechet`]
 
 A number is comparable only with one of the same setting: how many clips, of which length and rate, at which resolution, and
 whether frames were cropped or squashed to a square. [`ClipSettings`] holds all of it.
 
-Shapes: N clips, F frames, H × W pixels, D = 400 features.
+Shapes: N clips, F frames, R × R pixels, D = 400 features.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers.utils import logging
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -30,90 +27,22 @@ from tqdm.auto import tqdm
 
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
-from ..files import Store, hash_file, hash_of, hash_of_model
+from ..files import Store, hash_file, hash_json, hash_of
+from ..metrics.frechet import batched, clip_features, frechet_distance
 from ..metrics.i3d import FRAME_SIZE, MIN_FRAMES
-from ..metrics.package_weights import cache_folder, hash_tensors, save_whole
+from ..metrics.package_weights import cache_folder
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames, write_video
+from ..weights import hash_of_model, hash_tensors, save_tensors
 
 
 logger = logging.get_logger(__name__)
 
 
-# The distance
-
-
-def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """|μ − ν|² + tr Σ + tr T − 2 tr (Σ T)^½ of the means and unbiased covariances of two sets of features, in float64.
-
-    With Σ = AᵀA and T = BᵀB, where A and B are the centred features over √(N − 1), tr (Σ T)^½ is the sum of the singular
-    values of A Bᵀ: no root of a matrix is taken, so fewer clips than features do no harm to the accuracy.
-
-    Args:
-        x, y: (N, D) and (M, D).
-
-    Raises:
-        ValueError: shapes that do not fit, fewer than 2 rows, NaN or infinity.
-    """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"Two sets of features are (N, D) and (M, D), not {x.shape} and {y.shape}.")
-    fewest, needed = min(len(x), len(y)), x.shape[1] + 1
-    if fewest < 2:
-        raise ValueError(f"A covariance needs 2 videos, and to be of full rank {needed}; got {fewest}: give more.")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("The features have NaN or infinite values: look for the cause in the network and the frames.")
-    if fewest < needed:
-        logger.warning(
-            f"{fewest} videos are too few for a covariance of {needed - 1} features: at least {needed} are needed. The "
-            "distance is too large, and comparable only with that of as many videos."
-        )
-    (mean_x, trace_x, factor_x), (mean_y, trace_y, factor_y) = _moments(x), _moments(y)
-    trace_of_root = np.linalg.svd(factor_x @ factor_y.T, compute_uv=False).sum()
-    distance = np.square(mean_x - mean_y).sum() + trace_x + trace_y - 2 * trace_of_root
-    return float(max(distance, 0.0))  # rounding may go below
-
-
-def _moments(x: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Mean, trace of the covariance, and a factor R of it with RᵀR = Σ, at most (D, D)."""
-    mean = x.mean(axis=0)
-    centred = (x - mean) / np.sqrt(len(x) - 1)
-    return mean, np.square(centred).sum(), np.linalg.qr(centred, mode="r")
-
-
 # Features
 
 
-def batched(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-@torch.no_grad()
-def clip_features(i3d: torch.nn.Module, clips: Iterable[np.ndarray], batch_size: int = 8) -> np.ndarray:
-    """Clips → features, fp32 (N, D).
-
-    Frames are brought to 224 × 224 bilinearly, pixel centres aligned, without antialiasing.
-
-    Args:
-        i3d: [`~evaluation.i3d.I3D`], which computes on its device.
-        clips: each uint8 (F, H, W, 3), all of one length and size.
-    """
-    device = next(i3d.parameters()).device
-    features = []
-    # The distance is defined in fp32; TF32, which convolutions use by default, keeps 10 bits of it.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for batch in batched(tqdm(clips, desc="Features", unit="clip", delay=5), batch_size):
-            frames = torch.from_numpy(np.stack(batch)).to(device).permute(0, 4, 1, 2, 3).float()
-            if frames.shape[3:] != (FRAME_SIZE, FRAME_SIZE):
-                size = (frames.shape[2], FRAME_SIZE, FRAME_SIZE)
-                frames = F.interpolate(frames, size, mode="trilinear", align_corners=False)
-            features.append(i3d(frames / 127.5 - 1).float().cpu())
-    return torch.cat(features).numpy()
-
-
-def cached_features(path: Path, key: dict[str, Any], compute: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_features(path: Path, key: dict[str, Any], *, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The features in `path` if they were made with `key`; else computed, and kept there.
 
     Raises:
@@ -132,7 +61,7 @@ def cached_features(path: Path, key: dict[str, Any], compute: Callable[[], np.nd
             return features
         logger.warning(f"{path}: these features were made otherwise ({', '.join(changes)}); they are computed anew.")
     features = compute()
-    save_whole(path, {"features": torch.from_numpy(features)}, {"features_of": json.dumps(key)})
+    save_tensors(path, {"features": torch.from_numpy(features)}, {"features_of": json.dumps(key)})
     return features
 
 
@@ -207,7 +136,7 @@ class FolderClips:
         ValueError: no such folder, too few videos, videos that cannot be used, with their names and what is wrong.
     """
 
-    def __init__(self, folder: str | Path, settings: ClipSettings, is_reference: bool = True):
+    def __init__(self, folder: str | Path, settings: ClipSettings, *, is_reference: bool = True):
         self.folder, self.settings = Path(folder), settings
         sampling = {"crop": Sampling, "squash": _Squashing}[settings.resize]
         interval = settings.frame_interval if is_reference else 1
@@ -270,7 +199,9 @@ class FolderClips:
         index = self.indices[position]
         return self.table.id(index), hash_file(Path(self.table[index].source))
 
-    def features(self, i3d: torch.nn.Module, cache_dir: str | Path | None = None, batch_size: int = 8) -> np.ndarray:
+    def features(
+        self, i3d: torch.nn.Module, cache_dir: str | Path | None = None, *, batch_size: int = 8
+    ) -> np.ndarray:
         """Its features, fp32 (N, D), from the cache where the same files gave them under the same settings before.
 
         The cache is keyed by the videos' bytes and the network's weights; it may be deleted at any time.
@@ -284,14 +215,14 @@ class FolderClips:
         key = {
             **settings,
             "network": hash_tensors(i3d.state_dict()),
-            "videos": hashlib.sha256(json.dumps(videos).encode()).hexdigest(),
+            "videos": hash_json(videos),
         }
-        place = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
+        place = hash_json(str(self.folder.resolve()))[:8]
         name = (
             f"{self.folder.resolve().name}-{place}-{self.settings.clip_length}x{self.settings.resolution}.safetensors"
         )
         path = cache_folder("fvd", cache_dir) / name
-        return cached_features(path, key, lambda: clip_features(i3d, self, batch_size))
+        return cached_features(path, key, compute=lambda: clip_features(i3d, self, batch_size=batch_size))
 
 
 class PredictedClips:
@@ -311,7 +242,7 @@ class PredictedClips:
         ValueError: a class that the model does not know.
     """
 
-    def __init__(self, pipe: VideoGPTPipeline, clips: FolderClips, output: str | Path, seed: int = 0, **call):
+    def __init__(self, pipe: VideoGPTPipeline, clips: FolderClips, *, output: str | Path, seed: int = 0, **call):
         self.pipe, self.clips, self.store, self.seed, self.call = pipe, clips, Store(output), seed, call
         if clips.settings.by_class:
             unknown = {clips.label(position) for position in range(len(clips))} - set(pipe.labels)
@@ -364,7 +295,7 @@ class PredictedClips:
             for positions in batched(missing, batch_size):
                 made = self.predict(positions)
                 for position, clip, features in zip(
-                    positions, made, clip_features(i3d, made, batch_size), strict=True
+                    positions, made, clip_features(i3d, made, batch_size=batch_size), strict=True
                 ):
                     write_video(store.videos / f"{position:05d}.mp4", clip, fps=8, crf=10)
                     store.save("features", keys[position], features.tolist())
@@ -376,6 +307,7 @@ def evaluate_fvd(
     i3d: torch.nn.Module,
     reference: FolderClips,
     made: FolderClips | PredictedClips,
+    *,
     cache_dir: str | Path | None = None,
     batch_size: int = 8,
 ) -> float:
@@ -397,7 +329,7 @@ def evaluate_fvd(
             f"The sets differ in size: {reference.folder} has {len(reference)} usable videos, {made.folder} {len(made)}. Compare "
             f"{min(len(reference), len(made))} of each, or complete the smaller set."
         )
-    real = reference.features(i3d, cache_dir, batch_size)
+    real = reference.features(i3d, cache_dir, batch_size=batch_size)
     if isinstance(made, PredictedClips):
         return frechet_distance(real, made.features(i3d, batch_size))
-    return frechet_distance(real, clip_features(i3d, made, batch_size))
+    return frechet_distance(real, clip_features(i3d, made, batch_size=batch_size))

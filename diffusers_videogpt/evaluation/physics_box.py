@@ -7,7 +7,6 @@ collide, how much energy they have. Objects are found in predicted pixels by col
 Shapes: F given frames, N predicted frames, O objects, H × H pixels. Horizons count from 1, the first predicted frame.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,20 +15,20 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..files import Store, hash_of, hash_of_model
+from ..extras import require
+from ..files import Store, hash_bytes, hash_of
 from ..metrics.physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
+from ..metrics.rollout_scores import mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..video_io import to_uint8_frames
+from ..weights import hash_of_model
 from ..worlds import PALETTE, Scene, plan_scene, simulate
 from ..worlds.picture import MATCH, UNITS
 from .world_prediction import keep_velocity, repeat_last_frame
 
 
-try:
-    from scipy import ndimage
-    from scipy.optimize import linear_sum_assignment
-except ImportError as error:
-    raise ImportError('Physics in a box needs SciPy: pip install ".[eval]" in the repository') from error
-
+ndimage = require("scipy.ndimage", "Physics in a box needs SciPy", extra="eval")
+optimize = require("scipy.optimize", "Physics in a box needs SciPy", extra="eval")
 
 PERTURBATION = 0.05  # of the second take: IoUs of the takes come out somewhat above those of Physics-IQ's real ones
 # Of everything in pixels, at 64 × 64; in proportion at other sizes.
@@ -69,6 +68,7 @@ class BoxScene:
 def make_scenes(
     num_scenes: int,
     num_given: int = 8,
+    *,
     num_predicted: int = 16,
     size: int = 64,
     first_seed: int = 0,
@@ -150,7 +150,7 @@ def track_objects(frames: np.ndarray, scene: BoxScene) -> tuple[np.ndarray, np.n
             members = [index for index, own in enumerate(colours) if own == colour]
             centres = [centre for found, centre in located if found == colour]
             ways = np.array([[np.linalg.norm(last[index] - centre) for centre in centres] for index in members])
-            for row, column in zip(*linear_sum_assignment(ways**2), strict=True):
+            for row, column in zip(*optimize.linear_sum_assignment(ways**2), strict=True):
                 index = members[row]
                 if ways[row, column] <= longest_step * unseen[index]:
                     tracks[time, index] = last[index] = centres[column]
@@ -248,7 +248,7 @@ def score_predictions(predictions: Sequence[np.ndarray], scenes: Sequence[BoxSce
     errors, distances, complete, drifts = [], [], [], []
     seen = right = clear = found = 0
     for frames, scene in zip(predictions, scenes, strict=True):
-        errors.append(np.square(frames / 255 - scene.truth / 255).mean(axis=(1, 2, 3)))
+        errors.append(mse_by_frame(frames, scene.truth))
         tracks, all_there = track_objects(frames, scene)
         complete.append(all_there)
         held = hold_lost_objects(tracks, scene)
@@ -264,7 +264,7 @@ def score_predictions(predictions: Sequence[np.ndarray], scenes: Sequence[BoxSce
     f1 = 2 * precision * recall / (precision + recall) if right and found else 0.0
     return BoxScores(
         mse=np.mean(errors, axis=0).tolist(),
-        psnr=np.mean(-10 * np.log10(np.maximum(errors, 1e-10)), axis=0).tolist(),
+        psnr=np.mean(psnr_of(np.stack(errors)), axis=0).tolist(),
         trajectory_error=np.concatenate(distances, axis=1).mean(axis=1).tolist(),
         objects_kept=np.mean(complete, axis=0).tolist(),
         energy_drift=np.median(drifts, axis=0).tolist(),
@@ -289,7 +289,7 @@ def physics_iq_of(predictions: Sequence[np.ndarray], scenes: Sequence[BoxScene])
 def _with_masks(frames: np.ndarray):
     """Frames, uint8 (N, H, H, 3) RGB → BGR frames with their motion masks, as [`physics_iq.score_view`] takes them."""
     enlarged = frames[..., ::-1].repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)
-    return shrink(motion_masks(enlarged), frames.shape[2], frames.shape[1])
+    return shrink(motion_masks(enlarged), width=frames.shape[2], height=frames.shape[1])
 
 
 # Predictions
@@ -309,6 +309,7 @@ class RolloutSettings:
 def predict_scenes(
     pipe: VideoGPTPipeline,
     scenes: Sequence[BoxScene],
+    *,
     settings: RolloutSettings,
     store: Store,
     batch_size: int = 16,
@@ -327,7 +328,7 @@ def predict_scenes(
         num_frames = len(batch[0].truth)
         paths = []
         for scene in batch:
-            given = hashlib.sha256(scene.given.tobytes()).hexdigest()
+            given = hash_bytes(scene.given.tobytes())
             key = hash_of(model, call, num_frames, settings.seed, scene.seed, given, len(batch))
             paths.append(store.cached("predictions", key, ".npy"))
         if not all(path.is_file() for path in paths):
@@ -338,7 +339,7 @@ def predict_scenes(
                 output_type="np",
                 **call,
             ).frames
-            for path, video in zip(paths, (frames * 255).round().astype(np.uint8), strict=True):
+            for path, video in zip(paths, map(to_uint8_frames, frames), strict=True):
                 with store.writing(path) as unfinished:
                     np.save(unfinished, video)
         predictions += [np.load(path) for path in paths]
@@ -354,7 +355,7 @@ def pass_through_autoencoder(pipe: VideoGPTPipeline, scenes: Sequence[BoxScene])
     videos = []
     for scene, generator in zip(scenes, _generators(scenes, 0), strict=True):
         latents = pipe.encode_given(video=scene.truth, max_context_frames=len(scene.truth), generator=generator)
-        videos.append((pipe.decode_latents(latents, "np")[0] * 255).round().astype(np.uint8))
+        videos.append(to_uint8_frames(pipe.decode_latents(latents, "np")[0]))
     return videos
 
 

@@ -1,6 +1,5 @@
 """A run of [`physics_box`] from models to files: scores, tables, plot."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import Store
+from ..extras import require
+from ..files import Store, write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from .physics_box import (
     BASELINES,
@@ -22,10 +22,7 @@ from .physics_box import (
 )
 
 
-try:
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError('The plots need Matplotlib: pip install ".[eval]" in the repository') from error
+figures = require("matplotlib.figure", "The plots need Matplotlib", extra="eval")
 
 # Field of `BoxScores` → (label, factor it is shown with, format, whether more is better).
 BY_HORIZON = {
@@ -41,6 +38,7 @@ REFERENCES = ("truth", "second take", "autoencoder alone")
 def evaluate_models(
     model: str | Path,
     folder: str | Path,
+    *,
     settings: RolloutSettings,
     frames_per_clip: Sequence[int] | None = None,
     compare: Sequence[tuple[str, str, int | None]] = (),
@@ -77,13 +75,14 @@ def evaluate_models(
             )
         runs[name] = other, RolloutSettings(num_steps or settings.num_inference_steps, seed=settings.seed)
 
-    scenes, store = make_scenes(num_scenes, num_given, num_predicted, size), Store(folder)
+    scenes, store = make_scenes(num_scenes, num_given, num_predicted=num_predicted, size=size), Store(folder)
     results = score_without_model(scenes)
     results["autoencoder alone"] = score_predictions(pass_through_autoencoder(pipe, scenes), scenes)
     for name, (run_pipe, run_settings) in runs.items():
-        results[name] = score_predictions(predict_scenes(run_pipe, scenes, run_settings, store), scenes)
+        predictions = predict_scenes(run_pipe, scenes, settings=run_settings, store=store)
+        results[name] = score_predictions(predictions, scenes)
     about = {"model": str(model), "compare": compare, "num_scenes": num_scenes, "num_given": num_given}
-    write_report(results, folder, about | asdict(settings))
+    write_report(results, folder, about=about | asdict(settings))
     return results
 
 
@@ -156,7 +155,7 @@ def _as_ranges(numbers: Sequence[int]) -> str:
 
 def plot_scores(results: dict[str, BoxScores], path: str | Path) -> None:
     """A PNG: every measure by horizon; Physics-IQ's score and collisions as bars."""
-    figure = Figure(figsize=(14, 7.5), layout="constrained")
+    figure = figures.Figure(figsize=(14, 7.5), layout="constrained")
     *axes, bars = figure.subplots(2, 3).ravel()
     models = [name for name in results if name not in (*REFERENCES, *BASELINES)]
     styles = {"truth": ("black", ":"), "second take": ("0.45", ":"), "autoencoder alone": ("0.45", "-")}
@@ -181,15 +180,14 @@ def plot_scores(results: dict[str, BoxScores], path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write_report(results: dict[str, BoxScores], folder: str | Path, about: dict) -> None:
+def write_report(results: dict[str, BoxScores], folder: str | Path, *, about: dict) -> None:
     """Writes `scores.json`, `scores.md` and `scores.png` into `folder`.
 
     Args:
         about: what the run was, kept in the JSON file.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     numbers = {name: asdict(scores) for name, scores in results.items()}
-    (folder / "scores.json").write_text(json.dumps({"about": about, "results": numbers}, indent=1), encoding="utf-8")
+    write_json(folder / "scores.json", {"about": about, "results": numbers})
     (folder / "scores.md").write_text(format_scores(results) + "\n", encoding="utf-8")
     plot_scores(results, folder / "scores.png")

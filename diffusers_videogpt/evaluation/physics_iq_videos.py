@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import Store, hash_file, hash_of, hash_of_model
+from ..files import Store, hash_file, hash_of
 from ..metrics.physics_iq import PERSPECTIVES, change_rate, motion_masks, read_frames, score_view, shrink, write_masks
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..video_io import VideoReadError, probe_video, resize_and_crop, resize_to_cover, write_video
+from ..video_io import VideoReadError, probe_video, resize_and_crop, resize_to_cover, to_uint8_frames, write_video
+from ..weights import hash_of_model
 
 
 SECONDS_SHOWN, SECONDS_PREDICTED = 3, 5
 FILMED_FPS = 30  # of the original videos, which other rates are made from
-MASK_MODES = ("reference", "raw")
 
 
 # Files
@@ -51,7 +51,9 @@ def measure(path: Path) -> tuple[int, int]:
     return fps, len(times)
 
 
-def check_length(path: Path, fps: int, num_frames: int, seconds: float, advice: str, tolerance: float = 0.0) -> None:
+def check_length(
+    path: Path, fps: int, *, num_frames: int, seconds: float, advice: str, tolerance: float = 0.0
+) -> None:
     """Raises a `VideoReadError` that says by how much a video is too short or too long."""
     excess = num_frames / fps - seconds
     if abs(excess) > tolerance:
@@ -102,7 +104,7 @@ class Footage:
             next(frames)
         if self.source_fps == self.fps:
             return frames
-        return change_rate(frames, self.num_source, self.num_frames)
+        return change_rate(frames, self.num_source, new_num_frames=self.num_frames)
 
     def content(self) -> list:
         return [hash_file(self.path), self.skip, self.num_source, self.num_frames]
@@ -127,7 +129,7 @@ class Benchmark:
         ValueError: a folder, a perspective or a take is missing.
     """
 
-    def __init__(self, data: str | Path, fps: int, descriptions: str | Path | None = None):
+    def __init__(self, data: str | Path, fps: int, *, descriptions: str | Path | None = None):
         if fps < 1:
             raise ValueError(f"{fps} frames/s: the rate must be a whole number of at least 1.")
         root = Path(data) / "physics-IQ-benchmark"
@@ -177,7 +179,7 @@ class Benchmark:
             "the folder physics-IQ-benchmark as --data, with the frame rate that you need."
         )
 
-    def _video(self, view: View, take: int, kind: str) -> tuple[Path, int, int]:
+    def _video(self, view: View, take: int, *, kind: str) -> tuple[Path, int, int]:
         """A file of the benchmark with its frames per second and its number of frames."""
         folder, fps = self._folder(kind)
         path = folder / f"{view.ids[take - 1]}_{kind}-videos_{fps}FPS_{view.perspective}_take-{take}_{view.scenario}"
@@ -188,17 +190,19 @@ class Benchmark:
 
     def shown(self, view: View) -> Footage:
         """The 3 s of take 1 before those to predict; one that is off by up to 0.1 s is taken, its last 3 s if longer."""
-        path, fps, num_frames = self._video(view, 1, "conditioning")
-        check_length(path, fps, num_frames, SECONDS_SHOWN, "get it again.", tolerance=0.1)
+        path, fps, num_frames = self._video(view, 1, kind="conditioning")
+        check_length(path, fps, num_frames=num_frames, seconds=SECONDS_SHOWN, advice="get it again.", tolerance=0.1)
         num_source = min(num_frames, SECONDS_SHOWN * fps)
         num_shown = num_source if fps == self.fps else SECONDS_SHOWN * self.fps
         return Footage(path, fps, num_source, self.fps, num_shown, skip=num_frames - num_source)
 
     def real(self, view: View, take: int) -> Footage:
         """The 5 s that really followed, the first 5 s if the file is longer."""
-        path, fps, num_frames = self._video(view, take, "testing")
+        path, fps, num_frames = self._video(view, take, kind="testing")
         num_source = SECONDS_PREDICTED * fps
-        check_length(path, fps, min(num_frames, num_source), SECONDS_PREDICTED, "get it again.")
+        check_length(
+            path, fps, num_frames=min(num_frames, num_source), seconds=SECONDS_PREDICTED, advice="get it again."
+        )
         return Footage(path, fps, num_source, self.fps, SECONDS_PREDICTED * self.fps)
 
 
@@ -233,13 +237,13 @@ def rate_of_videos(folder: str | Path) -> int:
     return measure(paths[0])[0]
 
 
-def generated_footage(folder: str | Path, view: View, fps: int) -> Footage:
+def generated_footage(folder: str | Path, view: View, *, fps: int) -> Footage:
     path = find_generated(folder, view)
     source_fps, num_frames = measure(path)
     if source_fps != fps:
         raise VideoReadError(f"{path}: {source_fps} frames/s where the others have {fps}; write all at one rate.")
     advice = f"only the {SECONDS_PREDICTED} s that follow the {SECONDS_SHOWN} s shown are scored, all of them."
-    check_length(path, fps, num_frames, SECONDS_PREDICTED, advice)
+    check_length(path, fps, num_frames=num_frames, seconds=SECONDS_PREDICTED, advice=advice)
     return Footage(path, fps, num_frames, fps, num_frames)
 
 
@@ -268,7 +272,7 @@ class PredictionSettings:
     seed: int = 0
 
 
-def predict_view(pipe: VideoGPTPipeline, shown: Footage, number: int, settings: PredictionSettings) -> np.ndarray:
+def predict_view(pipe: VideoGPTPipeline, shown: Footage, *, number: int, settings: PredictionSettings) -> np.ndarray:
     """The 5 s that follow: `uint8` RGB (T, H, W, 3). `number` chooses the noise."""
     if settings.height is None:
         resize = partial(resize_and_crop, longest_side=pipe.config.longest_side)
@@ -287,11 +291,11 @@ def predict_view(pipe: VideoGPTPipeline, shown: Footage, number: int, settings: 
         generator=torch.Generator("cpu").manual_seed(10_000 * settings.seed + number),
         output_type="np",
     ).frames[0]
-    return (frames * 255).round().astype(np.uint8)
+    return to_uint8_frames(frames)
 
 
 def predict_views(
-    pipe: VideoGPTPipeline, benchmark: Benchmark, views: Sequence[View], store: Store, settings: PredictionSettings
+    pipe: VideoGPTPipeline, benchmark: Benchmark, *, views: Sequence[View], store: Store, settings: PredictionSettings
 ) -> None:
     """Writes the video of every view into `store.videos`, except those that are there from this model and these settings."""
     model = hash_of_model(pipe)
@@ -302,7 +306,7 @@ def predict_views(
         if path.is_file() and store.load("predictions", key) == hash_file(path):
             continue
         began = time.perf_counter()
-        frames = predict_view(pipe, shown, int(view.ids[0]), settings)
+        frames = predict_view(pipe, shown, number=int(view.ids[0]), settings=settings)
         with store.writing(path) as unfinished:
             write_video(unfinished, frames, fps=benchmark.fps)
         store.save("predictions", key, hash_file(path))
@@ -312,7 +316,7 @@ def predict_views(
 # Scoring
 
 
-def find_masks(benchmark: Benchmark, masks: str | Path | None, kind: str, view: View, take: int) -> Path | None:
+def find_masks(benchmark: Benchmark, masks: str | Path | None, *, kind: str, view: View, take: int) -> Path | None:
     """The ready mask video of a `"real"` or `"generated"` video; `None` where there is no folder of them."""
     fps = benchmark.fps
     folders = [] if masks is None else [Path(masks) / kind / f"{fps}FPS", Path(masks) / kind]
@@ -330,7 +334,9 @@ def find_masks(benchmark: Benchmark, masks: str | Path | None, kind: str, view: 
     if found_fps != fps:
         raise VideoReadError(f"{path}: masks at {found_fps} frames/s for videos at {fps}; make them again.")
     num_needed = SECONDS_PREDICTED * fps
-    check_length(path, fps, min(num_masks, num_needed), SECONDS_PREDICTED, "make the mask again.")
+    check_length(
+        path, fps, num_frames=min(num_masks, num_needed), seconds=SECONDS_PREDICTED, advice="make the mask again."
+    )
     return path
 
 
@@ -338,13 +344,14 @@ def _masks_like_reference(footage: Footage, store: Store) -> Path:
     path = store.cached("masks", hash_of("mask 1", footage.content(), footage.fps), ".mp4")
     if not path.is_file():
         with store.writing(path) as unfinished:
-            write_masks(unfinished, footage.frames(), footage.fps)
+            write_masks(unfinished, footage.frames(), fps=footage.fps)
     return path
 
 
 def score_views(
     benchmark: Benchmark,
     videos: str | Path,
+    *,
     views: Sequence[View],
     store: Store,
     mask_mode: str = "reference",
@@ -373,14 +380,14 @@ def score_views(
         raise ValueError(f"{masks}: there is no folder real or generated of mask videos in it.")
     fps = benchmark.fps
     # All of them before the first: a missing video is said at once, not after hours.
-    generated = [generated_footage(videos, view, fps) for view in views]
+    generated = [generated_footage(videos, view, fps=fps) for view in views]
     scores = []
     for index, view in enumerate(views):
         footage = [benchmark.real(view, 1), benchmark.real(view, 2), generated[index]]
         mask_paths = [None] * 3
         if mask_mode == "reference":
             kinds = (("real", 1), ("real", 2), ("generated", 1))
-            mask_paths = [find_masks(benchmark, masks, kind, view, take) for kind, take in kinds]
+            mask_paths = [find_masks(benchmark, masks, kind=kind, view=view, take=take) for kind, take in kinds]
         contents = [video.content() for video in footage]
         mask_contents = [path and hash_file(path) for path in mask_paths]
         key = hash_of("score 1", mask_mode, fps, contents, mask_contents)
@@ -388,7 +395,11 @@ def score_views(
         if score is None:
             first = probe_video(footage[0].path)
             streams = [
-                shrink(_with_masks(video, path, mask_mode, store), first.width // 4, first.height // 4)
+                shrink(
+                    _with_masks(video, path, mask_mode=mask_mode, store=store),
+                    width=first.width // 4,
+                    height=first.height // 4,
+                )
                 for video, path in zip(footage, mask_paths, strict=True)
             ]
             score = score_view(*streams)
@@ -399,7 +410,7 @@ def score_views(
 
 
 def _with_masks(
-    footage: Footage, mask_path: Path | None, mask_mode: str, store: Store
+    footage: Footage, mask_path: Path | None, *, mask_mode: str, store: Store
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if mask_mode == "raw":
         return motion_masks(footage.frames())

@@ -14,6 +14,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.videos import FIRST_TRAINING_SEED, VideoTable
+from ..extras import require
+from ..files import plain_cell, write_json, written_whole
+from ..metrics.classification import ClassificationScores, score_classes
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..tasks.linear_probe import fit_linear_probe
 from ..tasks.token_pooling import pool_clean_layers, pool_latents
@@ -23,44 +26,15 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from ..worlds import SCENE_KINDS, simulate
 
 
-try:
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError('The plots need Matplotlib: pip install ".[eval]" in the repository') from error
+figures = require("matplotlib.figure", "The plots need Matplotlib", extra="eval")
 
 NUM_FRAMES = 16  # of a simulated scene
 MOST_OBJECTS = 4
 
 
-@dataclass
-class ClassificationScores:
-    """How a classifier does on V videos.
-
-    Attributes:
-        names: of the K classes.
-        top1, top5: shares of videos whose class is the most probable one, is among the five most probable.
-        confusion: (K, K) counts, true class by predicted class.
-    """
-
-    names: list[str]
-    top1: float
-    top5: float
-    confusion: list[list[int]]
-
-
-def score_classes(probabilities: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> ClassificationScores:
-    """Scores (V, K) probabilities against (V,) true numbers."""
-    ranked = probabilities.argsort(dim=1, descending=True, stable=True)
-    hits = ranked == labels[:, None]
-    confusion = np.zeros((len(names), len(names)), int)
-    np.add.at(confusion, (labels.numpy(), ranked[:, 0].numpy()), 1)
-    top1, top5 = (hits[:, :k].any(dim=1).double().mean().item() for k in (1, 5))
-    return ClassificationScores(list(names), top1, top5, confusion.tolist())
-
-
 @torch.no_grad()
 def evaluate_classifier(
-    model: VideoGPTForVideoClassification, vae, table: VideoTable, num_clips: int = 3, num_workers: int = 0
+    model: VideoGPTForVideoClassification, vae, *, table: VideoTable, num_clips: int = 3, num_workers: int = 0
 ) -> ClassificationScores:
     """Classifies the videos of a table, each by the mean probabilities of clips spread evenly over it.
 
@@ -68,17 +42,18 @@ def evaluate_classifier(
         ValueError: a video has no class, or one that the model does not know.
     """
     labels = model.label_ids([record.label for record in table]).cpu()
-    clips = read_clips(table, range(len(table)), vae, num_clips, num_workers=num_workers)
+    clips = read_clips(table, range(len(table)), vae=vae, num_clips=num_clips, num_workers=num_workers)
     indices, probabilities = [], []
     for index, latents in tqdm(clips, desc="Classifying", total=len(table), delay=5):
         indices.append(index)
         probabilities.append(model(latents).logits.softmax(dim=-1).mean(dim=0).cpu())
-    return score_classes(torch.stack(probabilities), labels[indices], list(model.labels))
+    return score_classes(torch.stack(probabilities), labels[indices], names=list(model.labels))
 
 
 def score_saved_classifier(
     name: str | Path,
     data: Path,
+    *,
     dataset_file: Path | None = None,
     label_column: str | None = None,
     num_clips: int = 3,
@@ -96,23 +71,26 @@ def score_saved_classifier(
     else:
         table = VideoTable.from_table(dataset_file, model.sampling, label_column=label_column, root=data)
     print(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
-    return evaluate_classifier(model, vae, table, num_clips, num_workers)
+    return evaluate_classifier(model, vae, table=table, num_clips=num_clips, num_workers=num_workers)
 
 
 def write_scores(scores: ClassificationScores, folder: str | Path) -> None:
     """Writes `scores.json`, and the confusion as `confusion.csv` and `confusion.png`: rows are the true classes."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps(asdict(scores), indent=1), encoding="utf-8")
-    with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+    write_json(folder / "scores.json", asdict(scores))
+    names = [plain_cell(name) for name in scores.names]
+    with (
+        written_whole(folder / "confusion.csv") as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
-        writer.writerow(["true class", *scores.names])
-        writer.writerows([name, *row] for name, row in zip(scores.names, scores.confusion, strict=True))
+        writer.writerow(["true class", *names])
+        writer.writerows([name, *row] for name, row in zip(names, scores.confusion, strict=True))
 
     counts = np.array(scores.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(3.0, 0.5 + 0.17 * len(counts))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = figures.Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     places, size = range(len(counts)), 9 if len(counts) <= 12 else 5
@@ -151,7 +129,9 @@ class ProbeScores:
     scores: ClassificationScores
 
 
-def simulate_scenes(vae, first_seed: int, num_scenes: int, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def simulate_scenes(
+    vae, first_seed: int, *, num_scenes: int, size: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Latents (V, C, F, h, w) of scenes of consecutive seeds; and by question the number of the right answer."""
     latents, kinds, counts = [], [], []
     for seed in tqdm(range(first_seed, first_seed + num_scenes), desc="Scenes", delay=5):
@@ -166,6 +146,7 @@ def simulate_scenes(vae, first_seed: int, num_scenes: int, size: int) -> tuple[t
 def compare_features(
     pipe: VideoGPTPipeline,
     num_training: int = 600,
+    *,
     num_test: int = 300,
     layers: Sequence[int] | None = None,
     pooling: str = "mean",
@@ -187,15 +168,15 @@ def compare_features(
         By question the scores of all features.
     """
     size = pipe.config.longest_side
-    training, training_answers = simulate_scenes(pipe.vae, FIRST_TRAINING_SEED, num_training, size)
-    test, test_answers = simulate_scenes(pipe.vae, 0, num_test, size)
+    training, training_answers = simulate_scenes(pipe.vae, FIRST_TRAINING_SEED, num_scenes=num_training, size=size)
+    test, test_answers = simulate_scenes(pipe.vae, 0, num_scenes=num_test, size=size)
     untrained = VideoGPTTransformerModel.from_config(json.loads(pipe.transformer.to_json_string()))
     untrained.init_weights(torch.Generator().manual_seed(seed))
     untrained.to(pipe.transformer.device).eval()
     layers = list(range(1, pipe.transformer.config.num_layers + 1)) if layers is None else list(layers)
 
     def of_model(transformer: VideoGPTTransformerModel) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-        return lambda latents: pool_clean_layers(transformer, latents, layers, pooling)
+        return lambda latents: pool_clean_layers(transformer, latents, layers=layers, pooling=pooling)
 
     sources = {
         "this model": (layers, of_model(pipe.transformer)),
@@ -219,8 +200,9 @@ def compare_features(
             names = list(SCENE_KINDS) if question == "kind of scene" else [str(n + 1) for n in range(MOST_OBJECTS)]
             found = []
             for layer, x, y in zip(its_layers, of_training, of_test, strict=True):
-                probe = fit_linear_probe(x[:, None].cpu(), answers, len(names), held_out)
-                scores = score_classes(probe.probabilities(y[:, None].cpu()), test_answers[question], names)
+                probe = fit_linear_probe(x[:, None].cpu(), answers, num_classes=len(names), held_out=held_out)
+                found_classes = probe.probabilities(y[:, None].cpu())
+                scores = score_classes(found_classes, test_answers[question], names=names)
                 found.append(ProbeScores(name, layer, probe.held_out_accuracy, scores.top1, False, scores))
             max(found, key=lambda x: x.held_out).chosen = True
             results[question] += found
@@ -247,4 +229,4 @@ def write_features(results: dict[str, list[ProbeScores]], folder: str | Path) ->
     for question, probes in results.items():
         best = next(probe for probe in probes if probe.features == "this model" and probe.chosen)
         write_scores(best.scores, folder / question.replace(" ", "_"))
-    (folder / "features.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    write_json(folder / "features.json", numbers)

@@ -1,12 +1,11 @@
 """Object segmentation scored: a folder of masks, a model on DAVIS or YouTube-VOS, a model on simulated scenes.
 
-    segment_videos(pipe, videos, "masks")                        # index PNGs, a folder a video
+    segment_videos(pipe, videos, folder="masks")                      # index PNGs, a folder a video
     scores = summarize(score_folder(videos, "masks"))
 
 Shapes: F frames, H × W pixels.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +14,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..extras import require
+from ..files import write_json
+from ..film_strips import write_film_strip
 from ..metrics.segmentation import (
     LEAST_FRAMES,
     SegmentationScores,
     SequenceScores,
-    require_opencv,
     score_sequence,
     summarize,
 )
@@ -33,7 +34,8 @@ from ..tasks.video_object_segmentation import (
     object_ids,
     segment_video,
 )
-from ..video_io import to_uint8_frames, write_film_strip
+from ..video_io import to_uint8_frames
+from ..worlds import simulate
 
 
 NUM_STRIPS = 8  # simulated scenes shown as pictures
@@ -43,7 +45,7 @@ NUM_STRIPS = 8  # simulated scenes shown as pictures
 
 
 def segment_videos(
-    pipe: VideoGPTPipeline, videos: Sequence[MaskedVideo], folder: str | Path, seed: int = 0, **settings
+    pipe: VideoGPTPipeline, videos: Sequence[MaskedVideo], *, folder: str | Path, seed: int = 0, **settings
 ) -> None:
     """Writes the masks that the model finds as `VIDEO/FRAME.png`, of the size of the frames.
 
@@ -59,15 +61,16 @@ def segment_videos(
     for number, video in enumerate(tqdm(videos, desc="Segmenting", delay=5)):
         generator = torch.Generator().manual_seed(seed + number)
         try:
-            masks = _segment(pipe, video, generator, **settings)
+            masks = _segment(pipe, video, generator=generator, **settings)
         except ValueError as error:
             raise ValueError(f"{video.name}: {error}") from error
-        write_masks(Path(folder) / video.name, masks, [path.stem for path in video.frames])
+        write_masks(Path(folder) / video.name, masks, names=[path.stem for path in video.frames])
 
 
 def _segment(
     pipe: VideoGPTPipeline,
     video: MaskedVideo,
+    *,
     generator: torch.Generator,
     frames_per_clip: int | None = None,
     **settings,
@@ -149,7 +152,7 @@ def propagate_by_flow(frames: np.ndarray, first_mask: np.ndarray) -> np.ndarray:
     Raises:
         ImportError: OpenCV is not installed.
     """
-    cv2 = require_opencv()
+    cv2 = require("cv2", "Optical flow needs OpenCV", extra="eval")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     y, x = np.mgrid[: first_mask.shape[0], : first_mask.shape[1]].astype(np.float32)
     masks = [first_mask]
@@ -172,6 +175,7 @@ def through_autoencoder(pipe: VideoGPTPipeline, masks: np.ndarray) -> np.ndarray
 def evaluate_simulated(
     pipe: VideoGPTPipeline,
     num_scenes: int = 64,
+    *,
     num_frames: int = 24,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -188,9 +192,6 @@ def evaluate_simulated(
     Returns:
         Scores by the way of segmenting; "autoencoder alone" is [`through_autoencoder`].
     """
-    # worlds needs packages that only those who simulate install.
-    from ..worlds import simulate
-
     ways: dict[str, dict[str, SequenceScores]] = {}
     for scene_seed in tqdm(range(num_scenes), desc="Segmenting", delay=5):
         scene = simulate(seed=scene_seed, num_frames=num_frames, size=pipe.config.longest_side)
@@ -221,8 +222,8 @@ def evaluate_simulated(
 def evaluate_segmentation(
     pipe: VideoGPTPipeline | None,
     data: str | Path | None,
-    split: str = "val",
     *,
+    split: str = "val",
     masks: str | Path | None = None,
     num_simulated: int | None = None,
     num_frames: int = 24,
@@ -243,10 +244,10 @@ def evaluate_segmentation(
     if num_simulated is not None:
         if pipe is None:
             raise ValueError("Simulated scenes are segmented by a model: give one, or the data that the masks are of.")
-        return evaluate_simulated(pipe, num_simulated, num_frames, seed, folder, **settings)
+        return evaluate_simulated(pipe, num_simulated, num_frames=num_frames, seed=seed, folder=folder, **settings)
     videos = read_masked_videos(data, split)
     if pipe is not None:
-        segment_videos(pipe, videos, folder, seed, **settings)
+        segment_videos(pipe, videos, folder=folder, seed=seed, **settings)
         if all(len(video.annotated) < LEAST_FRAMES for video in videos):
             return {}
     results = {"masks" if pipe is None else "model": summarize(score_folder(videos, masks or folder))}
@@ -256,6 +257,4 @@ def evaluate_segmentation(
 
 def write_scores(path: str | Path, results: dict[str, SegmentationScores]) -> None:
     """All figures, object by object, as JSON."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({name: asdict(x) for name, x in results.items()}, indent=1), encoding="utf-8")
+    write_json(path, {name: asdict(x) for name, x in results.items()})

@@ -1,6 +1,5 @@
 """Timing of variants by turns in one process, as ratios with their spread."""
 
-import json
 import platform
 import statistics
 import time
@@ -9,6 +8,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+from ..files import write_json
 
 
 def take_turns(
@@ -58,5 +59,4 @@ def write_results(path: str | Path, results: dict) -> None:
         "torch": torch.__version__,
         "date": date.today().isoformat(),
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"about": about, "results": results})

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..extras import require
+from ..metrics.rollout_scores import mse_by_frame
 from ..worlds import Scene, count_objects
+
+
+ndimage = require("scipy.ndimage", "The baselines on simulated scenes need SciPy", extra="eval")
 
 
 @dataclass
@@ -46,8 +51,9 @@ def keep_velocity(scene: Scene, num_given: int) -> np.ndarray:
         frame = background.copy()
         for index, displacement in enumerate(displacements):
             # The mask is one pixel too tight for the blended outline.
-            alpha = _shift(_dilate(mask == index + 1).astype(np.float32)[..., None], step * displacement)
-            pixels = _shift(last * _dilate(mask == index + 1)[..., None], step * displacement)
+            covered = _dilate(mask == index + 1)[..., None]
+            alpha = _shift(covered.astype(np.float32), step * displacement)
+            pixels = _shift(last * covered, step * displacement)
             frame = frame * (1 - alpha) + pixels
         frames.append(frame)
     return np.stack(frames).round().clip(0, 255).astype(np.uint8)
@@ -63,10 +69,8 @@ def _background(scene: Scene, num_given: int) -> np.ndarray:
 
 
 def _dilate(mask: np.ndarray) -> np.ndarray:
-    padded = np.pad(mask, 1)
-    rows, columns = mask.shape
-    shifts = [padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return np.logical_or.reduce(shifts)
+    """Boolean (H, W), grown by one pixel to all sides and corners."""
+    return ndimage.binary_dilation(mask, structure=np.ones((3, 3), bool))
 
 
 def _shift(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
@@ -89,11 +93,6 @@ def _shift(image: np.ndarray, displacement: np.ndarray) -> np.ndarray:
 
 def score(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> PredictionScores:
     """Scores predicted against true frames, each uint8 (N, H, W, 3), one pair a scene."""
-    errors = np.stack(
-        [
-            np.square(p.astype(np.float64) / 255 - t / 255).mean(axis=(1, 2, 3))
-            for p, t in zip(predictions, truths, strict=True)
-        ]
-    )
+    errors = np.stack([mse_by_frame(p, t) for p, t in zip(predictions, truths, strict=True)])
     kept = [count_objects(p[-1]) == count_objects(t[-1]) for p, t in zip(predictions, truths, strict=True)]
     return PredictionScores(float(errors.mean()), errors.mean(axis=0).tolist(), float(np.mean(kept)))

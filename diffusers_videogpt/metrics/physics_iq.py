@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..extras import require
+from ..files import plain_cell
 from ..video_io import VideoReadError
 
 
-try:
-    import cv2
-except ImportError as error:
-    raise ImportError('Physics-IQ needs OpenCV: pip install ".[eval]" in the repository') from error
+cv2 = require("cv2", "Physics-IQ needs OpenCV", extra="eval")
 
 PERSPECTIVES = ("perspective-left", "perspective-center", "perspective-right")
 METRICS = {  # name: label
@@ -72,7 +71,7 @@ def read_frames(path: str | Path, num_frames: int) -> Iterator[np.ndarray]:
         capture.release()
 
 
-def change_rate(frames: Iterable[np.ndarray], num_frames: int, new_num_frames: int) -> Iterator[np.ndarray]:
+def change_rate(frames: Iterable[np.ndarray], num_frames: int, *, new_num_frames: int) -> Iterator[np.ndarray]:
     """Yields `new_num_frames` frames spread evenly from the first to the last of `num_frames`, as the benchmark makes its
     videos of other rates: frame j is at j (N − 1) / (M − 1), between frames by linear weights, cut down to whole numbers.
     """
@@ -110,7 +109,7 @@ def motion_masks(frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.
         yield frame, cv2.morphologyEx(mask, cv2.MORPH_CLOSE, box)
 
 
-def write_masks(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None:
+def write_masks(path: str | Path, frames: Iterable[np.ndarray], *, fps: int) -> None:
     """Writes the motion masks of frames as the benchmark stores them: MPEG-4 video, which loses a little."""
     writer = None
     for _, mask in motion_masks(frames):
@@ -125,7 +124,7 @@ def write_masks(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> Non
 
 
 def shrink(
-    frames_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], width: int, height: int
+    frames_and_masks: Iterable[tuple[np.ndarray, np.ndarray]], *, width: int, height: int
 ) -> Iterator[MaskedFrame]:
     """Frames and masks of any size → `width` × `height`, bilinear without antialiasing; masks become `bool`."""
     for frame, mask in frames_and_masks:
@@ -294,4 +293,4 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..extras import require
+
 
 BOUNDARY_TOLERANCE = 0.008  # of the diagonal
 NUM_BINS = 4  # of a sequence, for decay
@@ -51,7 +53,7 @@ def boundary_similarity(truth: np.ndarray, predicted: np.ndarray) -> float:
     Raises:
         ImportError: OpenCV is not installed.
     """
-    cv2 = require_opencv()
+    cv2 = require("cv2", "The boundary measure needs OpenCV", extra="eval")
     radius = boundary_radius(*truth.shape)
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
     disc = (x**2 + y**2 <= radius**2).astype(np.uint8)
@@ -62,18 +64,6 @@ def boundary_similarity(truth: np.ndarray, predicted: np.ndarray) -> float:
     precision = edges[0][near[1]].sum() / edges[0].sum()
     recall = edges[1][near[0]].sum() / edges[1].sum()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
-
-
-def require_opencv():
-    """
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError('This needs OpenCV: pip install ".[eval]" in the repository') from error
-    return cv2
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Class → video (paper, §4.3): one token of the class before the clips."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +8,9 @@ from accelerate import Accelerator
 
 from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.feed import LatentFeed, MicroBatch
+from ..training.feed import MicroBatch
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
+from .settings import ClassSettings
 
 
 def class_names(labels: Sequence[str | None], dataset_file: Path | None = None) -> list[str]:
@@ -40,6 +40,10 @@ def class_names(labels: Sequence[str | None], dataset_file: Path | None = None) 
 class ClassToVideoTraining(ConditionalTraining):
     """Gives the pipeline the classes of the videos, unless it has some, and trains on them.
 
+    Args:
+        classes: as the condition.
+        dataset_file: the table that the videos are of; `classInd.txt` may be beside it.
+
     Raises:
         ValueError: if a video has no class or one that the model does not know, or there is but one.
     """
@@ -47,10 +51,19 @@ class ClassToVideoTraining(ConditionalTraining):
     task = "class"
     condition = "class_embed"
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
-        super().__init__(args, accelerator, pipe, feed, args.label_dropout)
-        labels = [record.label for record in all_records(feed)]
-        names = class_names(labels, args.dataset_file)
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pipe: VideoGPTPipeline,
+        *,
+        classes: ClassSettings,
+        dataset_file: Path | None = None,
+        **training,
+    ):
+        scale = classes.condition_guidance_scale
+        super().__init__(accelerator, pipe, dropout=classes.label_dropout, guidance_scale=scale, **training)
+        labels = [record.label for record in all_records(self.feed)]
+        names = class_names(labels, dataset_file)
         if not pipe.labels:
             pipe.register_to_config(id2label=dict(enumerate(names)))
         unknown = sorted(set(labels) - set(pipe.labels))
@@ -58,7 +71,7 @@ class ClassToVideoTraining(ConditionalTraining):
             raise ValueError(f"This model has the classes {', '.join(pipe.labels)}, not {', '.join(unknown[:5])}.")
         if len(pipe.labels) < 2:
             raise ValueError(f"All videos are of class '{names[0]}': there is nothing to tell apart.")
-        add_condition_tokens(pipe.transformer, args.seed, num_classes=len(pipe.labels))
+        add_condition_tokens(pipe.transformer, seed=self.feed.sampling.seed, num_classes=len(pipe.labels))
         accelerator.print(f"{len(pipe.labels)} classes: {', '.join(list(pipe.labels)[:20])}")
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:

@@ -1,85 +1,53 @@
 """Training a classifier: a probe on frozen features, or the whole model on the videos."""
 
-import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..data.videos import report_dropped
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.arguments import load_video_table, make_sampling, positive_int, refuse_options
 from ..training.feed import LatentFeed, MicroBatch, split_off
-from ..training.loop import TrainingLoop, train_model
-from ..training.recipe import publish
+from ..training.loading import load_video_table, make_sampling
+from ..training.loop import TrainingLoop
+from ..training.recipe import RunRecord, Training, copy_with, publish
+from ..training.settings import BatchSettings, HubSettings, LatentSettings, SamplingSettings, VideoSettings
 from ..training.validation import plot_curve
 from .class_to_video import class_names
 from .conditional_generation import all_records
 from .linear_probe import LinearProbe, fit_linear_probe
-from .token_pooling import POOLINGS, resolve_layer
+from .settings import ClassifierSettings
+from .token_pooling import resolve_layer
 from .video_classification import VideoGPTForVideoClassification, normalized
 from .video_features import extract_layers
 
 
-# Of the other scripts: the result is no pipeline, and a sample is one clip.
-NOT_HERE = ("frames_per_clip", "guidance_scale", "same_clips_in_step")
-# The numbers of an optimizer may be given, as one YAML file serves both modes; these would be missed.
-NOT_FOR_A_PROBE = ("validation_data_root", "resume_from_checkpoint", "ema_decay", "torch_compile", "report_to")
-
-
-def add_classification_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("classifier")
-    group.add_argument(
-        "--mode",
-        choices=["probe", "finetune"],
-        default="probe",
-        help="a linear layer on frozen features, or all weights",
-    )
-    group.add_argument(
-        "--layer",
-        type=int,
-        nargs="+",
-        help="whose tokens are pooled; negative from the end; default: two thirds. Of several, a probe takes the one that is "
-        "best on the videos kept for validation",
-    )
-    group.add_argument("--pooling", choices=list(POOLINGS), default="mean", help="of the clean patch tokens")
-    group.add_argument(
-        "--num_clips", type=positive_int, default=1, help="of a video, for a probe; spread evenly over it"
-    )
-
-
-def check_classification_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.mode == "finetune" and args.layer is not None and len(args.layer) > 1:
-        parser.error(f"--mode finetune trains one model: give one --layer, not {args.layer}")
-    if args.mode == "probe" and (args.cached_latents is not None or args.windows_per_video is not None):
-        parser.error(
-            "--mode probe takes its clips evenly from the videos: leave out --cached_latents and --windows_per_video"
-        )
-    if args.mode == "probe" and args.num_validation_videos < 1:
-        parser.error(
-            "--mode probe chooses its weight decay on videos kept for validation: --num_validation_videos is 0"
-        )
-    refuse_options(parser, args, NOT_HERE, "classification")
-    if args.mode == "probe":
-        refuse_options(parser, args, NOT_FOR_A_PROBE, "--mode probe")
-    if args.streaming:
-        parser.error(
-            "all classes must be known before the first step, of a stream they are not: leave out --streaming"
-        )
-
-
-def save_classifier(args: argparse.Namespace, model: VideoGPTForVideoClassification, vae, **card) -> None:
-    """The classifier in `--output_dir`, the VAE that it needs in its folder `vae`, and its card."""
-    model.eval().to("cpu").save_pretrained(args.output_dir)
-    vae.to("cpu").save_pretrained(args.output_dir / "vae")
-    script = "training_scripts/train_classification.py"
-    publish(args, script, transformer=model.transformer, example={}, task="classification", **card)
+def save_classifier(model: VideoGPTForVideoClassification, vae, *, output_dir: Path) -> dict[str, Any]:
+    """Saves the classifier, and in the folder `vae` the VAE that it needs; returns what the card says of it."""
+    model.eval().to("cpu").save_pretrained(output_dir)
+    vae.to("cpu").save_pretrained(output_dir / "vae")
+    return {"transformer": model.transformer, "example": {}, "task": "classification"}
 
 
 # The probe
 
 
-def train_probe(args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline) -> None:
+def train_probe(
+    accelerator: Accelerator,
+    pipe: VideoGPTPipeline,
+    *,
+    classifier: ClassifierSettings,
+    videos: VideoSettings,
+    sampling: SamplingSettings,
+    latents: LatentSettings,
+    batches: BatchSettings,
+    output_dir: Path,
+    hub: HubSettings,
+    record: RunRecord,
+) -> None:
     """Features once, then a probe a layer; the best one on the held-out videos is saved as a classifier.
 
     Features are in `--output_dir/features`, in the numbers of `--mixed_precision`; `probe.json` tells what was tried.
@@ -88,13 +56,14 @@ def train_probe(args: argparse.Namespace, accelerator: Accelerator, pipe: VideoG
         ValueError: a video has no class, there is but one, or too few are left to train on.
     """
     with accelerator.main_process_first():
-        table = load_video_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
-    names = class_names([record.label for record in table], args.dataset_file)
+        table = load_video_table(videos, sampling)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
+    names = class_names([video.label for video in table], videos.dataset_file)
     # Too few videos are told before their features are computed.
-    split_off([record.id for record in table], args.num_validation_videos, args.seed)
+    ids = [video.id for video in table]
+    split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
     num_layers = pipe.transformer.config.num_layers
-    layers = [resolve_layer(num_layers, layer) for layer in args.layer or [None]]
+    layers = [resolve_layer(num_layers, layer) for layer in classifier.layer or [None]]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
     torch.nn.Module.to(pipe.transformer, accelerator.device, dtype)
@@ -102,34 +71,39 @@ def train_probe(args: argparse.Namespace, accelerator: Accelerator, pipe: VideoG
         pipe,
         table,
         layers,
-        args.num_clips,
-        cache_dir=args.output_dir / "features",
-        pooling=args.pooling,
-        batch_size=args.train_batch_size,
-        vae_batch_size=args.vae_batch_size,
-        num_workers=args.dataloader_num_workers,
+        classifier.num_clips,
+        cache_dir=output_dir / "features",
+        pooling=classifier.pooling,
+        batch_size=batches.train_batch_size,
+        vae_batch_size=latents.vae_batch_size,
+        num_workers=batches.dataloader_num_workers,
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
         records = found[0].records
-        labels = torch.tensor([names.index(record.label) for record in records])
-        _, held_out = split_off([record.id for record in records], args.num_validation_videos, args.seed)
-        probes = [fit_linear_probe(normalized(of_layer.values), labels, len(names), held_out) for of_layer in found]
+        labels = torch.tensor([names.index(video.label) for video in records])
+        ids = [video.id for video in records]
+        _, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
+        probes = [
+            fit_linear_probe(normalized(of_layer.values), labels, num_classes=len(names), held_out=held_out)
+            for of_layer in found
+        ]
         best = max(range(len(layers)), key=lambda index: probes[index].held_out_accuracy)
         for layer, probe in zip(layers, probes, strict=True):
             print(f"layer {layer}: {100 * probe.held_out_accuracy:.1f} % of held-out videos")
         model = VideoGPTForVideoClassification.from_transformer(
-            pipe.transformer, names, layers[best], args.pooling, make_sampling(args)
+            pipe.transformer, names, layers[best], classifier.pooling, make_sampling(sampling)
         )
         put_probe(model, probes[best])
         tried = [
             {"layer": x, "weight_decay": p.weight_decay, "held_out": p.held_out_accuracy}
             for x, p in zip(layers, probes, strict=True)
         ]
-        (args.output_dir / "probe.json").write_text(json.dumps({"chosen": layers[best], "layers": tried}, indent=1))
+        (output_dir / "probe.json").write_text(json.dumps({"chosen": layers[best], "layers": tried}, indent=1))
         share, layer = probes[best].held_out_accuracy, model.transformer.config.num_layers
         results = f"{100 * share:.1f} % of {len(held_out)} held-out videos, by which layer {layer} and the weight decay were chosen."
-        save_classifier(args, model, pipe.vae, results=results)
+        card = save_classifier(model, pipe.vae, output_dir=output_dir)
+        publish(output_dir, hub, record=record, results=results, **card)
     accelerator.end_training()
 
 
@@ -143,26 +117,42 @@ def put_probe(model: VideoGPTForVideoClassification, probe: LinearProbe) -> None
 # The whole model
 
 
-class ClassifierTraining:
-    """Loss and validation of a run, in the form that [`~training.loop.TrainingLoop`] takes.
+class ClassifierTraining(Training):
+    """Training of the transformer and the head together.
+
+    Args:
+        pipe: whose transformer and VAE the classifier takes.
+        feed: of the run; a sample is one clip.
+        classifier: what it is.
+        dataset_file: the table that the videos are of; `classInd.txt` may be beside it.
+        output_dir: of the run.
 
     Raises:
         ValueError: a video has no class, or there is but one.
     """
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
-        self.accelerator, self.feed = accelerator, feed
-        names = class_names([record.label for record in all_records(feed)], args.dataset_file)
-        layer = None if args.layer is None else args.layer[0]
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pipe: VideoGPTPipeline,
+        *,
+        feed: LatentFeed,
+        classifier: ClassifierSettings,
+        dataset_file: Path | None,
+        output_dir: Path,
+    ):
+        self.accelerator, self.feed, self.vae, self.output_dir = accelerator, feed, pipe.vae, output_dir
+        names = class_names([record.label for record in all_records(feed)], dataset_file)
+        layer = None if classifier.layer is None else classifier.layer[0]
         self.model = VideoGPTForVideoClassification.from_transformer(
-            pipe.transformer, names, layer, args.pooling, make_sampling(args)
+            pipe.transformer, names, layer, classifier.pooling, make_sampling(feed.sampling)
         )
+        pipe.transformer = None  # its weights are copied
 
-    def run_fields(self) -> dict:
-        """What a checkpoint must agree with."""
+    def run_fields(self) -> dict[str, Any]:
         return {"classifier": json.loads(self.model.to_json_string())}
 
-    def loss(self, model, batch: MicroBatch) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         return model(batch.latents, labels=self.model.label_ids(batch.labels)).loss
 
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
@@ -176,15 +166,7 @@ class ClassifierTraining:
             right += (output.logits.argmax(dim=1) == labels).tolist()
         return {"loss": sum(losses) / len(losses), "top1": sum(right) / len(right)} if losses else {}
 
-
-def train_classifier(
-    args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed
-) -> None:
-    """Trains the transformer and the head, and saves the classifier."""
-    training = ClassifierTraining(args, accelerator, pipe, feed)
-    pipe.transformer = None  # its weights are copied
-    model = train_model(args, accelerator, feed, training)
-    if model is not None:
-        curve = plot_curve(args.output_dir / "train_log.csv", args.output_dir / "validation" / "loss_curve.png")
-        save_classifier(args, model, pipe.vae, curve=curve)
-    accelerator.end_training()
+    def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        model = copy_with(self.model, weights)
+        card = save_classifier(model, self.vae, output_dir=self.output_dir)
+        return card | {"curve": plot_curve(loop.log_path, self.output_dir / "validation" / "loss_curve.png")}

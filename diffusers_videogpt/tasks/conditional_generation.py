@@ -1,6 +1,5 @@
 """What class → video and text → video share: tokens for the condition, dropping it in training, and samples to look at."""
 
-import argparse
 import json
 from collections.abc import Sequence
 
@@ -8,28 +7,17 @@ import torch
 from accelerate import Accelerator
 
 from ..data.videos import VideoRecord
+from ..film_strips import write_film_strip
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.arguments import share
 from ..training.feed import LatentFeed, PlannedBatches, records_of
 from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
 from ..training.validation import log_pictures
 from ..transformer_videogpt import VideoGPTTransformerModel
-from ..video_io import to_uint8_frames, write_film_strip, write_video
+from ..video_io import to_uint8_frames, write_video
 
 
-def add_condition_arguments(parser: argparse.ArgumentParser, dropout: str) -> None:
-    """Adds `--condition_guidance_scale`, and the argument called `dropout`."""
-    group = parser.add_argument_group("condition")
-    group.add_argument(dropout, type=share, default=0.1, help="share of samples without it, which guidance needs")
-    group.add_argument(
-        "--condition_guidance_scale",
-        type=float,
-        help="at inference: kept in the saved pipeline; default: the model's own",
-    )
-
-
-def add_condition_tokens(transformer: VideoGPTTransformerModel, seed: int, **sizes: int) -> None:
+def add_condition_tokens(transformer: VideoGPTTransformerModel, *, seed: int, **sizes: int) -> None:
     """Gives a transformer that has none an embedding of classes (`num_classes`) or a projection of text (`text_embed_dim`).
 
     New ones begin as in a new model, all else stays.
@@ -69,23 +57,26 @@ class ConditionalTraining(NextClipTraining):
 
     Args:
         dropout: share of the samples whose condition is replaced by "none".
+        guidance_scale: guidance by the condition, kept in the pipeline; by default the pipeline's own.
+        training: of [`~training.recipe.NextClipTraining`].
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
         accelerator: Accelerator,
         pipe: VideoGPTPipeline,
-        feed: LatentFeed,
+        *,
         dropout: float,
+        guidance_scale: float | None = None,
+        **training,
     ):
-        super().__init__(args, accelerator, pipe, feed)
+        super().__init__(accelerator, pipe, **training)
         self.dropout = dropout
-        if args.condition_guidance_scale is not None:
-            pipe.register_to_config(condition_guidance_scale=args.condition_guidance_scale)
+        if guidance_scale is not None:
+            pipe.register_to_config(condition_guidance_scale=guidance_scale)
 
-    def run_fields(self) -> dict:
-        return super().run_fields() | {"dropout": self.dropout}
+    def objective_fields(self) -> dict:
+        return super().objective_fields() | {"dropout": self.dropout}
 
     def is_dropped(self, generators: Sequence[torch.Generator], is_training: bool) -> list[bool]:
         """Which samples of a batch lose their condition."""
@@ -96,10 +87,9 @@ class ConditionalTraining(NextClipTraining):
         raise NotImplementedError
 
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
-        args = self.args
         folder = self.folder / f"step-{step:06d}"
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        for index, sample in enumerate(self.feed.validation_samples(args.num_validation_rollouts)):
+        for index, sample in enumerate(self.feed.validation_samples(self.rollouts.num_validation_rollouts)):
             truth = sample["frames"]
             # All processes compute, since a sharded model does so only together; one writes.
             with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
@@ -108,8 +98,8 @@ class ConditionalTraining(NextClipTraining):
                     num_frames=len(truth),
                     height=truth.shape[1],
                     width=truth.shape[2],
-                    num_inference_steps=args.validation_inference_steps,
-                    generator=torch.Generator().manual_seed(args.seed + index),
+                    num_inference_steps=self.rollouts.validation_inference_steps,
+                    generator=torch.Generator().manual_seed(self.feed.sampling.seed + index),
                     output_type="np",
                 ).frames[0]
             if self.accelerator.is_main_process:
@@ -117,5 +107,5 @@ class ConditionalTraining(NextClipTraining):
                 write_video(folder / f"{index}.mp4", frames, fps=8)
                 write_film_strip(folder / f"{index}.png", {"held out": truth, "made": frames}, num_given=0, fps=8)
         if folder.exists() and self.accelerator.is_main_process:
-            log_pictures(self.accelerator, folder, step)
+            log_pictures(self.accelerator, folder, step=step)
         return {}

@@ -36,6 +36,7 @@ class LinearProbe:
 def fit_linear_probe(
     features: torch.Tensor,
     labels: torch.Tensor,
+    *,
     num_classes: int,
     held_out: Sequence[int],
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
@@ -69,18 +70,22 @@ def fit_linear_probe(
     best_decay, best_accuracy, best_solution, solution = None, -1.0, None, None
     for weight_decay in sorted(weight_decays, reverse=True):
         weight, bias, solution = _fit(
-            features[~is_held_out], labels[~is_held_out], num_classes, weight_decay, solution
+            features[~is_held_out],
+            labels[~is_held_out],
+            num_classes=num_classes,
+            weight_decay=weight_decay,
+            start=solution,
         )
         probe = LinearProbe(weight, bias, weight_decay, 0.0)
         found = probe.probabilities(features[is_held_out]).argmax(dim=1)
         accuracy = (found == labels[is_held_out]).double().mean().item()
         if accuracy > best_accuracy:
             best_decay, best_accuracy, best_solution = weight_decay, accuracy, solution
-    weight, bias, _ = _fit(features, labels, num_classes, best_decay, best_solution)
+    weight, bias, _ = _fit(features, labels, num_classes=num_classes, weight_decay=best_decay, start=best_solution)
     return LinearProbe(weight, bias, best_decay, best_accuracy)
 
 
-def _fit(features, labels, num_classes, weight_decay, start):
+def _fit(features, labels, *, num_classes, weight_decay, start):
     """Weight and bias for features as they are, and (K, D + 1) those for standardised ones, to start from."""
     num_clips = features.shape[1]
     features, labels = features.flatten(0, 1).double(), labels.repeat_interleave(num_clips)

@@ -8,8 +8,6 @@ Shapes: F frames of a video, N frames of a clip, H × W pixels, h × w after sca
 255 for pixels that are left open (they count as background), any other number for an object.
 """
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +23,12 @@ from ..data.batches import WindowDataset
 from ..data.latents import LatentCache, make_cache_key, write_latent_cache
 from ..data.sampling import Sampling, Window, seeded_generator
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
-from ..training.arguments import make_sampling
+from ..files import path_inside, read_json
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off
+from ..training.loading import make_sampling
+from ..training.settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
 from ..video_io import VideoInfo, VideoReadError
+from ..worlds import simulate
 from .video_object_segmentation import (
     BACKGROUND,
     COLOURS,
@@ -62,7 +63,7 @@ def index_colours() -> np.ndarray:
     return colours
 
 
-def write_masks(folder: str | Path, masks: np.ndarray, names: Sequence[str]) -> Path:
+def write_masks(folder: str | Path, masks: np.ndarray, *, names: Sequence[str]) -> Path:
     """Writes uint8 (F, H, W) as index PNGs, `name.png` each, as DAVIS has them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,9 +179,6 @@ class SimulatedMasks:
         return f"scene {self.seed}"
 
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        # worlds needs packages that only those who simulate install.
-        from ..worlds import simulate
-
         scene = simulate(seed=self.seed, num_frames=self.num_frames, size=self.size)
         return scene.frames[indices], scene.masks[indices]
 
@@ -213,7 +211,7 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         names = path.read_text(encoding="utf-8").split()
     elif meta.exists():
         try:
-            names = sorted(json.loads(meta.read_text(encoding="utf-8"))["videos"])
+            names = sorted(read_json(meta)["videos"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{meta} does not list videos as YouTube-VOS's does ({error!r}): copy it again."
@@ -222,21 +220,21 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         names = sorted(path.name for path in masks_root.iterdir() if path.is_dir())
     videos = []
     for name in names:
-        frames = tuple(
-            sorted(path for path in (frames_root / name).glob("*") if path.suffix.lower() in FRAME_SUFFIXES)
-        )
-        masks = {path.stem: path for path in sorted((masks_root / name).glob("*.png"))}
+        # The names are from a file, and masks that a model finds are written under them.
+        frames_folder, masks_folder = path_inside(frames_root, name), path_inside(masks_root, name)
+        frames = tuple(sorted(path for path in frames_folder.glob("*") if path.suffix.lower() in FRAME_SUFFIXES))
+        masks = {path.stem: path for path in sorted(masks_folder.glob("*.png"))}
         if not frames:
-            raise ValueError(f"The video '{name}' has no frames in {frames_root / name}.")
+            raise ValueError(f"The video '{name}' has no frames in {frames_folder}.")
         first = frames[0].stem
         if not masks or (first not in masks and not meta.exists()):
             raise ValueError(
-                f"The video '{name}' has no mask of its first frame: {masks_root / name / first}.png is missing."
+                f"The video '{name}' has no mask of its first frame: {masks_folder / first}.png is missing."
             )
         without = [path.stem for path in frames if path.stem not in masks]
         if len(masks) > 1 and without and lists.is_dir():
             raise ValueError(
-                f"The video '{name}' has masks of some frames only: {masks_root / name / without[0]}.png is missing "
+                f"The video '{name}' has masks of some frames only: {masks_folder / without[0]}.png is missing "
                 f"({len(without)} in all). Copy them again."
             )
         videos.append(MaskedVideo(name, frames, masks))
@@ -324,49 +322,65 @@ class SegmentationTable(VideoTable):
         return islice((clip for clip in clips if object_ids(clip[1][0])), count)
 
 
-def load_segmentation_table(args: argparse.Namespace) -> SegmentationTable:
-    """The videos with masks that the data arguments name."""
-    sampling = make_sampling(args)
-    if args.num_simulated_scenes is None:
-        videos = read_masked_videos(args.instance_data_root, args.dataset_split)
+def load_segmentation_table(videos: VideoSettings, sampling: SamplingSettings) -> SegmentationTable:
+    """The videos with masks that the settings name: a folder's, or simulated scenes."""
+    if videos.num_simulated_scenes is None:
+        found = read_masked_videos(videos.instance_data_root, videos.dataset_split)
     else:
-        size = args.longest_side if args.height is None else max(args.height, args.width)
-        num_frames = args.frames_per_scene or args.max_num_frames
-        videos = [
-            SimulatedMasks(FIRST_TRAINING_SEED + index, num_frames, size) for index in range(args.num_simulated_scenes)
+        num_frames = videos.frames_per_scene or sampling.max_num_frames
+        found = [
+            SimulatedMasks(FIRST_TRAINING_SEED + index, num_frames, sampling.longest_pixels)
+            for index in range(videos.num_simulated_scenes)
         ]
-    return SegmentationTable.of(videos, sampling, args.max_bad_fraction)
+    return SegmentationTable.of(found, make_sampling(sampling), videos.max_bad_fraction)
 
 
-def make_segmentation_feed(args: argparse.Namespace, accelerator: Accelerator, vae) -> LatentFeed:
+def make_segmentation_feed(
+    accelerator: Accelerator,
+    vae,
+    *,
+    videos: VideoSettings,
+    sampling: SamplingSettings,
+    latents: LatentSettings,
+    batches: BatchSettings,
+    output_dir: Path,
+) -> LatentFeed:
     """The feed of a training run; some of the videos are kept for validation.
 
     With `--windows_per_video` the samples are encoded before the first step, into `output_dir/latents`.
     """
     with accelerator.main_process_first():
-        table = load_segmentation_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
-    kept, held_out = split_off([record.id for record in table.records], args.num_validation_videos, args.seed)
+        table = load_segmentation_table(videos, sampling)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
+    ids = [record.id for record in table.records]
+    kept, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
     table, held_out = table.subset(kept), table.subset(held_out)
-    train = WindowDataset(table, args.seed)
-    if args.windows_per_video is not None:
-        key = make_cache_key(vae, make_sampling(args), args.seed)
+    train = WindowDataset(table, sampling.seed)
+    if latents.windows_per_video is not None:
+        key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
         key |= {"colours": COLOURS.tolist(), "background": BACKGROUND.tolist(), "partly_marked": PARTLY_MARKED}
-        folder = args.output_dir / "latents"
+        folder = output_dir / "latents"
         write_latent_cache(
             folder,
             table,
             vae,
             key,
-            num_windows=args.windows_per_video,
-            batch_size=args.vae_batch_size,
+            num_windows=latents.windows_per_video,
+            batch_size=latents.vae_batch_size,
             rank=accelerator.process_index,
             num_processes=accelerator.num_processes,
-            num_workers=args.dataloader_num_workers,
+            num_workers=batches.dataloader_num_workers,
         )
         accelerator.wait_for_everyone()
         cache = LatentCache(folder, key)
         train = CachedWindows(cache, range(len(cache)))
-    source = PlannedBatches(args, accelerator, train, table.dropped)
-    validation = WindowDataset(held_out, args.seed) if len(held_out) else None
-    return LatentFeed(args, accelerator, vae, draw_segmentation_clips, source, validation)
+    return LatentFeed(
+        accelerator,
+        vae,
+        draw_clips=draw_segmentation_clips,
+        source=PlannedBatches(accelerator, train, batches=batches, seed=sampling.seed, dropped=table.dropped),
+        sampling=sampling,
+        latents=latents,
+        batch_size=batches.train_batch_size,
+        validation=WindowDataset(held_out, sampling.seed) if len(held_out) else None,
+    )

@@ -3,9 +3,6 @@
 Shapes: B videos, L text tokens, E width of the text encoder.
 """
 
-import argparse
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,11 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions import Conditions, encode_text, text_width
-from ..data.latents import hash_weights
+from ..extras import require
+from ..files import hash_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_unreachable
-from ..training.feed import LatentFeed, MicroBatch
+from ..training.feed import MicroBatch, StreamSource
+from ..weights import hash_weights
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
+from .settings import TextSettings
 
 
 TextStates = Callable[[Sequence[str]], tuple[torch.Tensor, torch.Tensor]]  # B texts → (B, L, E), boolean (B, L)
@@ -52,21 +52,25 @@ def cache_texts(
 
     The file's name tells the weights, the tokenizer and the texts.
     """
-    from datasets import Array2D, Dataset, Features, Value
-
+    datasets = require("datasets", "Captions are encoded once and kept, which needs datasets", extra="train")
     made_of = [hash_weights(text_encoder), tokenizer.get_vocab(), tokenizer.model_max_length, list(texts)]
-    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = hash_json(made_of)[:16]
 
     def encode(rows: dict) -> dict:
         states, mask = encode_text(text_encoder, tokenizer, rows["text"])
         return {"states": [s[m].float().cpu().numpy() for s, m in zip(states, mask, strict=True)]}
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    dataset = Dataset.from_dict({"text": list(texts)}).map(
+    dataset = datasets.Dataset.from_dict({"text": list(texts)}).map(
         encode,
         batched=True,
         batch_size=64,
-        features=Features({"text": Value("string"), "states": Array2D((None, text_width(text_encoder)), "float32")}),
+        features=datasets.Features(
+            {
+                "text": datasets.Value("string"),
+                "states": datasets.Array2D((None, text_width(text_encoder)), "float32"),
+            }
+        ),
         cache_file_name=str(Path(folder) / f"{fingerprint}.arrow"),
         new_fingerprint=fingerprint,
         desc="Encoding texts",
@@ -97,6 +101,9 @@ class TextToVideoTraining(ConditionalTraining):
 
     Captions of a stream are encoded as they come, all others once, before the first step.
 
+    Args:
+        text: as the condition.
+
     Raises:
         ValueError: if there is no text encoder, a video has no caption, or the model takes text of another width.
     """
@@ -104,26 +111,28 @@ class TextToVideoTraining(ConditionalTraining):
     task = "text"
     condition = "text_projection"
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
-        super().__init__(args, accelerator, pipe, feed, args.caption_dropout)
-        if args.pretrained_text_encoder_path is not None:
-            text_encoder, tokenizer = load_text_encoder(args.pretrained_text_encoder_path)
+    def __init__(self, accelerator: Accelerator, pipe: VideoGPTPipeline, *, text: TextSettings, **training):
+        scale = text.condition_guidance_scale
+        super().__init__(accelerator, pipe, dropout=text.caption_dropout, guidance_scale=scale, **training)
+        if text.pretrained_text_encoder_path is not None:
+            text_encoder, tokenizer = load_text_encoder(text.pretrained_text_encoder_path)
             pipe.register_modules(text_encoder=text_encoder, tokenizer=tokenizer)
         if pipe.text_encoder is None:
             raise ValueError("There is no text encoder: name one by --pretrained_text_encoder_path.")
-        add_condition_tokens(pipe.transformer, args.seed, text_embed_dim=text_width(pipe.text_encoder))
+        seed = self.feed.sampling.seed
+        add_condition_tokens(pipe.transformer, seed=seed, text_embed_dim=text_width(pipe.text_encoder))
         pipe.text_encoder.to(accelerator.device)
 
-        records = all_records(feed)
+        records = all_records(self.feed)
         check_captions([record.caption for record in records], [record.id for record in records])
         captions = sorted({record.caption for record in records})
         self.caption = next(iter(captions), "")
-        if args.streaming:
+        if isinstance(self.feed.source, StreamSource):
             self.states = lambda texts: encode_text(pipe.text_encoder, pipe.tokenizer, texts)
             return
         with accelerator.main_process_first():
             self.states = cache_texts(
-                args.output_dir / "texts", sorted({"", *captions}), pipe.text_encoder, pipe.tokenizer
+                self.settings.output_dir / "texts", sorted({"", *captions}), pipe.text_encoder, pipe.tokenizer
             )
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:

@@ -49,7 +49,7 @@ def pooled_size(dim: int, pooling: str) -> int:
 
 
 def pool_clean_layers(
-    transformer: VideoGPTTransformerModel, latents: torch.Tensor, layers: Sequence[int], pooling: str = "mean"
+    transformer: VideoGPTTransformerModel, latents: torch.Tensor, *, layers: Sequence[int], pooling: str = "mean"
 ) -> list[torch.Tensor]:
     """[`pool_clean_tokens`] of several layers at once, which costs what the last of them costs."""
     pooled_size(1, pooling)  # raises if there is none
@@ -59,7 +59,7 @@ def pool_clean_layers(
 
 
 def pool_clean_tokens(
-    transformer: VideoGPTTransformerModel, latents: torch.Tensor, layer: int | None = None, pooling: str = "mean"
+    transformer: VideoGPTTransformerModel, latents: torch.Tensor, *, layer: int | None = None, pooling: str = "mean"
 ) -> torch.Tensor:
     """Clips → features: the patch tokens of the clean frames behind a layer, averaged (paper, §4.3).
 
@@ -78,10 +78,10 @@ def pool_clean_tokens(
     Raises:
         ValueError: there is no such layer or pooling, or the latents are not of this model.
     """
-    return pool_clean_layers(transformer, latents, [layer], pooling)[0]
+    return pool_clean_layers(transformer, latents, layers=[layer], pooling=pooling)[0]
 
 
-def pool_latents(latents: torch.Tensor, pooling: str = "mean", keep_pixels: bool = False) -> torch.Tensor:
+def pool_latents(latents: torch.Tensor, pooling: str = "mean", *, keep_pixels: bool = False) -> torch.Tensor:
     """The latents themselves as features, pooled as tokens are: what features of a model are compared with.
 
     Args:

@@ -6,11 +6,9 @@
 Shapes: B clips, K classes, C latent channels, F frames, h × w latent size.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,17 +18,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..data.sampling import Sampling
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .token_pooling import pool_clean_tokens, pooled_size, resolve_layer
-
-
-# The package imports this file for its public class; what classifying a video file needs is imported when it is called.
-if TYPE_CHECKING:
-    from ..data.sampling import Sampling
-
-# What only noisy frames and the prediction need.
-UNUSED_PARTS = ("noisy_patch_embed", "time_token_embed", "time_embed", "norm", "norm_out", "proj_out")
+from .token_pooling import pool_clean_tokens, pooled_size
+from .trunk import VideoGPTTrunkMixin, copy_into_trunk, make_trunk, trunk_config, trunk_width
+from .video_features import clip_latents, clips_of, sampling_config, sampling_of
 
 
 def normalized(features: torch.Tensor) -> torch.Tensor:
@@ -51,7 +44,7 @@ class VideoClassifierOutput(BaseOutput):
     loss: torch.Tensor | None = None
 
 
-class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMixin):
+class VideoGPTForVideoClassification(VideoGPTLoadingMixin, VideoGPTTrunkMixin, ModelMixin, ConfigMixin):
     """A Video-GPT transformer up to a layer, and a linear head on its pooled clean tokens, normalised.
 
     Make one with [`from_transformer`].
@@ -60,13 +53,10 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
         transformer_config (`dict`): arguments of a [`VideoGPTTransformerModel`] of as many layers as are used.
         id2label (`dict`): names of the K classes by their numbers, which are strings, as JSON has them.
         pooling (`str`, defaults to `"mean"`): see [`~token_pooling.pool_clean_tokens`].
-        sampling (`dict`, *optional*): fields of the [`~training.sampling.Sampling`] that clips were taken by.
+        sampling (`dict`, *optional*): fields of the [`~data.sampling.Sampling`] that clips were taken by.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = VideoGPTTransformerModel._no_split_modules
-    _repeated_blocks = VideoGPTTransformerModel._repeated_blocks
-    _skip_layerwise_casting_patterns = [*VideoGPTTransformerModel._skip_layerwise_casting_patterns, "head"]
+    _skip_layerwise_casting_patterns = [*VideoGPTTrunkMixin._skip_layerwise_casting_patterns, "head"]
 
     @register_to_config
     def __init__(
@@ -77,11 +67,8 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
         sampling: dict | None = None,
     ):
         super().__init__()
-        self.transformer = VideoGPTTransformerModel(**transformer_config)
-        for part in UNUSED_PARTS:  # without gradients, since data parallelism waits for those of all others
-            getattr(self.transformer, part).requires_grad_(False)
-        dim = transformer_config["num_attention_heads"] * transformer_config["attention_head_dim"]
-        self.head = nn.Linear(pooled_size(dim, pooling), len(id2label))
+        self.transformer = make_trunk(transformer_config)
+        self.head = nn.Linear(pooled_size(trunk_width(transformer_config), pooling), len(id2label))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -92,7 +79,7 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
         id2label: Sequence[str] | dict[int, str],
         layer: int | None = None,
         pooling: str = "mean",
-        sampling: "Sampling | None" = None,
+        sampling: Sampling | None = None,
     ) -> "VideoGPTForVideoClassification":
         """Takes the weights of a transformer up to `layer`, in fp32; the head begins at zero: all classes alike.
 
@@ -109,20 +96,13 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
         names = list(id2label.values()) if isinstance(id2label, dict) else list(id2label)
         if len(set(names)) < max(len(names), 2):
             raise ValueError(f"`id2label` needs at least two classes of different names, got {names}.")
-        layer = resolve_layer(transformer.config.num_layers, layer)
-        if layer == 0:
-            raise ValueError("`layer`=0 leaves no block of the transformer: choose one from 1 on.")
-        config = json.loads(transformer.to_json_string())
-        config = {name: value for name, value in config.items() if not name.startswith("_")}
         model = cls(
-            config | {"num_layers": layer, "num_classes": None, "text_embed_dim": None},
+            trunk_config(transformer, layer),
             {str(number): name for number, name in enumerate(names)},
             pooling,
-            None if sampling is None else json.loads(json.dumps(asdict(sampling))),
+            None if sampling is None else sampling_config(sampling),
         )
-        wanted = model.transformer.state_dict()
-        found = {name: value for name, value in transformer.state_dict().items() if name in wanted}
-        model.transformer.load_state_dict(found)
+        copy_into_trunk(model.transformer, transformer)
         return model.to(transformer.device).eval()
 
     @property
@@ -131,13 +111,11 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
         return {self.config.id2label[str(number)]: number for number in range(len(self.config.id2label))}
 
     @property
-    def sampling(self) -> "Sampling":
+    def sampling(self) -> Sampling:
         """How clips are taken from videos. Raises a `ValueError` if the model does not know."""
-        from ..data.sampling import Sampling
-
         if self.config.sampling is None:
             raise ValueError("This model does not say how clips are taken: pass `sampling` to `from_transformer`.")
-        return Sampling(**self.config.sampling | {"frame_interval": tuple(self.config.sampling["frame_interval"])})
+        return sampling_of(self.config.sampling)
 
     def label_ids(self, names: Sequence[str]) -> torch.Tensor:
         """Names → int64 (B,), on the model's device. Raises a `ValueError` that names those that are unknown."""
@@ -165,7 +143,7 @@ class VideoGPTForVideoClassification(VideoGPTLoadingMixin, ModelMixin, ConfigMix
             raise ValueError(
                 f"Labels of {num_classes} classes are numbers in 0..{num_classes - 1}, got {labels.tolist()}."
             )
-        features = normalized(pool_clean_tokens(self.transformer, latents, -1, self.config.pooling))
+        features = normalized(pool_clean_tokens(self.transformer, latents, layer=-1, pooling=self.config.pooling))
         logits = self.head(features.to(self.head.weight.dtype)).float()
         loss = None if labels is None else F.cross_entropy(logits, labels)
         if not return_dict:
@@ -188,6 +166,7 @@ def classify_videos(
     model: VideoGPTForVideoClassification,
     vae,
     videos: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
+    *,
     num_clips: int = 3,
     top_k: int = 5,
 ) -> list[list[tuple[str, float]]]:
@@ -207,13 +186,11 @@ def classify_videos(
     Raises:
         ValueError: a video is shorter than a clip or cannot be read, or the model knows no sampling.
     """
-    from .video_features import clip_latents, clips_of
-
     sampling = model.sampling
     several = [videos] if isinstance(videos, str | Path | np.ndarray) else videos
     results = []
     for video in several:
-        latents = clip_latents(vae, clips_of(video, sampling, num_clips))
+        latents = clip_latents(vae, clips_of(video, sampling, num_clips=num_clips))
         probabilities = model(latents).logits.softmax(dim=-1).mean(dim=0)
         best = probabilities.topk(min(top_k, len(probabilities)))
         names = list(model.labels)

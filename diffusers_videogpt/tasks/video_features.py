@@ -7,27 +7,26 @@
 Shapes: V videos, N clips of each, C latent channels, F frames, H × W pixels, h × w latents, D channels.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.latents import encode_moments, hash_weights, make_cache_key, sample_latents
+from ..data.latents import encode_moments, make_cache_key, sample_latents
 from ..data.sampling import Sampling, Window
 from ..data.videos import DatasetRow, VideoRecord, VideoTable, check_usable
-from ..files import hash_file
+from ..files import hash_file, hash_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import VideoInfo, VideoReadError
+from ..weights import hash_weights, save_tensors
 from .token_pooling import pool_clean_layers, resolve_layer
 
 
@@ -47,12 +46,22 @@ class VideoFeatures:
     records: list[VideoRecord]
 
 
-def spread_windows(sampling: Sampling, info: VideoInfo, num_clips: int) -> list[Window]:
+def sampling_config(sampling: Sampling) -> dict[str, Any]:
+    """The fields of a sampling as a model's configuration keeps them, which is JSON."""
+    return json.loads(json.dumps(asdict(sampling)))
+
+
+def sampling_of(config: dict[str, Any]) -> Sampling:
+    """The sampling of [`sampling_config`]."""
+    return Sampling(**{name: tuple(value) if isinstance(value, list) else value for name, value in config.items()})
+
+
+def spread_windows(sampling: Sampling, info: VideoInfo, *, num_clips: int) -> list[Window]:
     """`num_clips` windows evenly over a video: each in the middle of its part, frames at the middle interval."""
     return [sampling.window_at(info, 0.5, (index + 0.5) / num_clips) for index in range(num_clips)]
 
 
-def clips_of(video: str | Path | np.ndarray, sampling: Sampling, num_clips: int) -> np.ndarray:
+def clips_of(video: str | Path | np.ndarray, sampling: Sampling, *, num_clips: int) -> np.ndarray:
     """Clips of one video, a path or uint8 (F, H, W, 3) → uint8 (N, F, h, w, 3).
 
     Raises:
@@ -62,19 +71,21 @@ def clips_of(video: str | Path | np.ndarray, sampling: Sampling, num_clips: int)
         info, reason = check_usable(Path(video), sampling)
         if info is None:
             raise ValueError(f"{video} is {reason}.")
-        return np.stack([sampling.read(Path(video), info, w) for w in spread_windows(sampling, info, num_clips)])
+        windows = spread_windows(sampling, info, num_clips=num_clips)
+        return np.stack([sampling.read(Path(video), info, window) for window in windows])
     info = VideoInfo(*video.shape[1:3], np.arange(len(video)) / (sampling.fps or 1.0))
     if not sampling.length(info):
         least = sampling.min_num_frames or sampling.max_num_frames
         raise ValueError(f"A video of {len(video)} frames is too short: clips are of {least} frames.")
-    windows = [sampling.frame_indices(info, window) for window in spread_windows(sampling, info, num_clips)]
-    return np.stack([np.stack([sampling.resize(frame) for frame in video[indices]]) for indices in windows])
+    windows = spread_windows(sampling, info, num_clips=num_clips)
+    clips = [video[sampling.frame_indices(info, window)] for window in windows]
+    return np.stack([np.stack([sampling.resize(frame) for frame in clip]) for clip in clips])
 
 
 class _ClipsOfVideos(Dataset):
     """uint8 (N, F, H, W, 3) of each video, or why there are none."""
 
-    def __init__(self, table: VideoTable, indices: Sequence[int], num_clips: int):
+    def __init__(self, table: VideoTable, indices: Sequence[int], *, num_clips: int):
         self.table, self.indices, self.num_clips = table, indices, num_clips
 
     def __len__(self) -> int:
@@ -83,28 +94,34 @@ class _ClipsOfVideos(Dataset):
     def __getitem__(self, i: int) -> np.ndarray | str:
         table, index = self.table, self.indices[i]
         try:
-            windows = spread_windows(table.sampling, table.infos[index], self.num_clips)
+            windows = spread_windows(table.sampling, table.infos[index], num_clips=self.num_clips)
             return np.stack([table.read(index, window) for window in windows])
         except VideoReadError as error:
             return f"breaks while read: {error}"
 
 
-def clip_latents(vae, clips: np.ndarray, vae_batch_size: int = 16) -> torch.Tensor:
+def clip_latents(vae, clips: np.ndarray, *, vae_batch_size: int = 16) -> torch.Tensor:
     """Clips, uint8 (N, F, H, W, 3) → their scaled latents (N, C, F, h, w), of the posterior's mean: always the same."""
-    moments = encode_moments(vae, clips, vae_batch_size)[:, :, : vae.config.latent_channels]
+    moments = encode_moments(vae, clips, batch_size=vae_batch_size)[:, :, : vae.config.latent_channels]
     return torch.stack([sample_latents(means, vae.config) for means in moments])
 
 
 def read_clips(
-    table: VideoTable, indices: Sequence[int], vae, num_clips: int = 1, vae_batch_size: int = 16, num_workers: int = 0
+    table: VideoTable,
+    indices: Sequence[int],
+    *,
+    vae,
+    num_clips: int = 1,
+    vae_batch_size: int = 16,
+    num_workers: int = 0,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(index, latents (N, C, F, h, w)) of the videos that can be read; the others go into `table.dropped`."""
-    loader = DataLoader(_ClipsOfVideos(table, indices, num_clips), batch_size=None, num_workers=num_workers)
+    loader = DataLoader(_ClipsOfVideos(table, indices, num_clips=num_clips), batch_size=None, num_workers=num_workers)
     for index, clips in zip(indices, loader, strict=True):
         if isinstance(clips, str):
             table.dropped.add(table.id(index), clips)
         else:
-            yield index, clip_latents(vae, clips, vae_batch_size)
+            yield index, clip_latents(vae, clips, vae_batch_size=vae_batch_size)
 
 
 @torch.no_grad()
@@ -135,24 +152,29 @@ def extract_layers(
         "num_clips": num_clips,
         "videos": [_describe(table, index) for index in range(len(table))],
     }
-    folder = Path(cache_dir) / hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(cache_dir) / hash_json(made_of)[:16]
     parts = [part.tolist() for part in torch.arange(len(table)).split(VIDEOS_PER_FILE)]
     paths = [folder / f"features-{number:05d}.safetensors" for number in range(len(parts))]
     for number in tqdm(range(rank, len(parts), num_processes), desc="Features", delay=5, disable=rank > 0):
         if paths[number].exists():
             continue
-        clips = read_clips(table, parts[number], pipe.vae, num_clips, vae_batch_size, num_workers)
+        clips = read_clips(
+            table,
+            parts[number],
+            vae=pipe.vae,
+            num_clips=num_clips,
+            vae_batch_size=vae_batch_size,
+            num_workers=num_workers,
+        )
         indices, values = [], []
         for members, latents in _batches(clips, batch_size):
-            pooled = torch.stack(pool_clean_layers(transformer, latents.flatten(0, 1), layers, pooling))
+            of_layers = pool_clean_layers(transformer, latents.flatten(0, 1), layers=layers, pooling=pooling)
+            pooled = torch.stack(of_layers)
             values.append(pooled.unflatten(1, (-1, num_clips)).cpu())  # (layers, B, N, D)
             indices += members
         tensors = {"indices": torch.tensor(indices), "values": torch.cat(values, dim=1)} if values else {}
         dropped = {id: table.dropped[id] for id in map(table.id, parts[number]) if id in table.dropped}
-        partial = paths[number].with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial, {"dropped": json.dumps(dropped)})
-        os.replace(partial, paths[number])  # under its name a file is always whole
+        save_tensors(paths[number], tensors, {"dropped": json.dumps(dropped)})
     if accelerator is not None:
         accelerator.wait_for_everyone()
 

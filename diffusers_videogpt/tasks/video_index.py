@@ -1,6 +1,6 @@
 """An index of a folder of videos, which is searched by text.
 
-    build_index("videos", "physics_retrieval", "index")
+    build_index("videos", "physics_retrieval", output="index")
     search_index("index", "two red balls fall", top=5)     # [Hit(path, score), …], the best first
 
     index/
@@ -11,9 +11,7 @@
 Needs `pip install ".[search]"` in the repository.
 """
 
-import hashlib
 import importlib.util
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -23,13 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.latents import hash_weights
 from ..data.videos import DroppedVideos, VideoTable
+from ..extras import require
+from ..files import hash_file, hash_json, path_inside, read_json, write_json
 from ..training.feed import subset
+from ..weights import hash_weights
 from .video_retrieval import VideoGPTRetrievalPipeline
 
 
 VIDEOS, VECTORS, NOTES = "videos", "videos.faiss", "index.json"
+NOTED = {"folder", "model", "model_hash", "num_videos", "vectors"}
 KIND = "videogpt video index 1"
 SAVED_EVERY = 256  # new videos; what is lost at most when a process is killed
 
@@ -76,14 +77,14 @@ def hash_model(pipe: VideoGPTRetrievalPipeline) -> str:
     """SHA-256 of all that decides which vectors videos and texts have."""
     parts = [hash_weights(part) for part in (pipe.vae, pipe.retriever, pipe.text_encoder)]
     parts += [pipe.tokenizer.get_vocab(), pipe.config.sampling, pipe.config.num_clips, pipe.retriever.config.pooling]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hash_json(parts)
 
 
 def load_retriever(model: str, device: str = "cpu") -> VideoGPTRetrievalPipeline:
     return VideoGPTRetrievalPipeline.from_pretrained(model).to(device)
 
 
-def build_index(folder: str | Path, model: str, output: str | Path, device: str = "cpu") -> IndexReport:
+def build_index(folder: str | Path, model: str, *, output: str | Path, device: str = "cpu") -> IndexReport:
     """Indexes the videos in all folders below `folder`.
 
     Called again, it computes only the vectors of new and changed videos, and forgets those that are gone; a run that was
@@ -129,7 +130,7 @@ def build_index(folder: str | Path, model: str, output: str | Path, device: str 
 
 
 def search_index(
-    index: str | Path, text: str, top: int = 5, model: str | None = None, device: str = "cpu"
+    index: str | Path, text: str, *, top: int = 5, model: str | None = None, device: str = "cpu"
 ) -> list[Hit]:
     """The videos that fit a text best.
 
@@ -159,7 +160,7 @@ def search_index(
     scores, rows = dataset.get_nearest_examples("embedding", query, min(top, len(dataset)))
     hits = []
     for score, id, size, changed in zip(scores, rows["id"], rows["bytes"], rows["changed"], strict=True):
-        path = Path(notes["folder"]) / id
+        path = path_inside(notes["folder"], id)
         hits.append(Hit(path, float(score), path.exists() and _state(path) == (size, changed)))
     return hits
 
@@ -180,10 +181,10 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _read_notes(index: Path) -> dict:
     try:
-        notes = json.loads((index / NOTES).read_text(encoding="utf-8"))
+        notes = read_json(index / NOTES)
     except (OSError, ValueError):
         notes = None
-    if not isinstance(notes, dict) or notes.get("kind") != KIND:
+    if notes is None or notes.get("kind") != KIND or NOTED - notes.keys():
         raise ValueError(f"{index} is no index of videos: make one by `videogpt index FOLDER --model DIR`.")
     return notes
 
@@ -209,39 +210,33 @@ def _known_rows(output: Path, notes: dict) -> dict[str, Row]:
 
 def _load(index: Path, notes: dict):
     """The dataset with its FAISS index. Raises a `ValueError` if files are missing or do not belong together."""
-    from datasets import load_from_disk
-
     path = index / VECTORS
-    if not path.exists() or _digest(path) != notes["vectors"]:
+    if not path.exists() or hash_file(path) != notes["vectors"]:
         raise ValueError(f"{path} is not the file that belongs to this index: make the index again.")
-    dataset = load_from_disk(str(index / VIDEOS))
+    dataset = require("datasets", "An index needs datasets", extra="search").load_from_disk(str(index / VIDEOS))
     dataset.load_faiss_index("embedding", str(path))
     return dataset
 
 
 def _write(output: Path, rows: dict[str, Row], notes: dict) -> None:
     """The whole index, beside `output` first and then in its place: it is never half there."""
-    import faiss
-    from datasets import Dataset, Features, List, Value
-
-    columns = {"id": Value("string"), "bytes": Value("int64"), "changed": Value("int64")}
-    features = Features(columns | {"embedding": List(Value("float32"))})
+    datasets, faiss = (require(name, f"An index needs {name}", extra="search") for name in ("datasets", "faiss"))
+    columns = {
+        name: datasets.Value(kind) for name, kind in (("id", "string"), ("bytes", "int64"), ("changed", "int64"))
+    }
+    features = datasets.Features(columns | {"embedding": datasets.List(datasets.Value("float32"))})
     new, old = (output.with_name(f"{output.name}.{name}") for name in ("partial", "old"))
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
     ids = sorted(rows)
     values = {name: [getattr(rows[id], name) for id in ids] for name in Row._fields}
-    dataset = Dataset.from_dict({"id": ids, **values}, features=features)
+    dataset = datasets.Dataset.from_dict({"id": ids, **values}, features=features)
     dataset.save_to_disk(str(new / VIDEOS))
     dataset.add_faiss_index("embedding", metric_type=faiss.METRIC_INNER_PRODUCT)
     dataset.save_faiss_index("embedding", str(new / VECTORS))
-    notes = notes | {"num_videos": len(rows), "vectors": _digest(new / VECTORS)}
-    (new / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
+    notes = notes | {"num_videos": len(rows), "vectors": hash_file(new / VECTORS)}
+    write_json(new / NOTES, notes)
     if output.exists():
         os.replace(output, old)
     os.replace(new, output)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

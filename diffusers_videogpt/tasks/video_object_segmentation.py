@@ -8,7 +8,6 @@ frames and the first one marked are one clean clip, the N marked frames the clip
 Shapes: B videos, F frames, N frames of a clip, O objects, C latent channels, H × W pixels, h × w latent size.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..film_strips import write_film_strip
+from ..frame_latents import check_size
 from ..metrics.segmentation import region_scores
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
-from ..training.feed import LatentFeed, MicroBatch
 from ..training.loop import TrainingLoop
 from ..training.recipe import NextClipTraining
 from ..training.validation import log_pictures
-from ..video_io import target_size, to_uint8_frames, write_film_strip
+from ..video_io import target_size, to_uint8_frames
 
 
 # Far apart in RGB, and what the bundled autoencoder was trained on: the colours and a background of the simulated world.
@@ -174,8 +173,8 @@ def segment_video(
     if (height is None) != (width is None):
         raise ValueError(f"Pass both `height` and `width`, or neither; got {height} and {width}.")
     if height is None:
-        width, height = target_size(frames.shape[2], frames.shape[1], pipe.config.longest_side)[1]
-    pipe.check_size(height, width)
+        width, height = target_size(frames.shape[2], frames.shape[1], longest_side=pipe.config.longest_side)[1]
+    check_size(height, width, multiple=pipe.size_multiple)
 
     video = _encode(pipe, resize_frames(frames, height, width)[None], generator)
     ids = np.zeros((len(frames), height, width), np.uint8)
@@ -219,71 +218,32 @@ def draw_segmentation_clips(num_frames: int, generator: torch.Generator | None =
     return [num_frames - num_frames // 2, num_frames // 2]
 
 
-def segmentation_loss(
-    transformer: torch.nn.Module,
-    latents: torch.Tensor,
-    generators: Sequence[torch.Generator],
-    min_retention: float = 0.9,
-) -> torch.Tensor:
-    """Mean squared error of the predicted clean latents of the marked clip.
-
-    The marked clip of each sample gets one noise weight α ~ U[0, 1], every clean frame slight noise,
-    ρ ~ U[`min_retention`, 1], as in [`~objective.next_clip_loss`].
-
-    Args:
-        transformer: the model, wrapped for data parallelism or not.
-        latents: (B, C, 2 N + 1, h, w): the video, the first frame marked, all frames marked.
-        generators: of the CPU, one a sample.
-        min_retention: the least share of signal in a clean frame.
-    """
-    num_clean, num_marked = draw_segmentation_clips(latents.shape[2])
-    clean, marked = latents.split([num_clean, num_marked], dim=2)
-    draws = [
-        (
-            sample_alphas([num_marked], g),
-            torch.randn(marked.shape[1:], generator=g),
-            sample_retentions(num_clean, g, min_retention),
-            torch.randn(clean.shape[1:], generator=g),
-        )
-        for g in generators
-    ]
-    alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
-    denoised = transformer(
-        hidden_states=mix_noise(marked, alphas[:, None], noise.to(latents)),
-        timestep=alphas,
-        clean_hidden_states=mix_noise(clean, retentions[:, None], clean_noise.to(latents)),
-        return_dict=False,
-    )[0]
-    return torch.nn.functional.mse_loss(denoised.float(), marked.float())
-
-
 class VideoObjectSegmentationTraining(NextClipTraining):
-    """Training on samples of a [`~segmentation_data.SegmentationTable`]; held-out videos are segmented and scored by J."""
+    """Training on samples of a [`~segmentation_data.SegmentationTable`]; held-out videos are segmented and scored by J.
+
+    Of the two clips of a sample, the video with its first frame marked is given, and the marked frames are predicted.
+    """
 
     task = "segmentation"
+    noisy = slice(-1, None)
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
-        super().__init__(args, accelerator, pipe, feed)
-        longest_side = max(args.height, args.width) if args.height else args.longest_side
-        pipe.register_to_config(max_context_frames=args.max_num_frames + 1, longest_side=longest_side)
+    def __init__(self, accelerator: Accelerator, pipe: VideoGPTPipeline, **training):
+        super().__init__(accelerator, pipe, **training)
+        sampling = self.feed.sampling
+        pipe.register_to_config(max_context_frames=sampling.max_num_frames + 1, longest_side=sampling.longest_pixels)
 
-    def run_fields(self) -> dict:
-        return {"min_retention": self.args.min_retention}
-
-    def loss(self, transformer, batch: MicroBatch) -> torch.Tensor:
-        return segmentation_loss(transformer, batch.latents, batch.generators, self.args.min_retention)
+    def objective_fields(self) -> dict:
+        return {"min_retention": self.objective.min_retention, **self.objective.noise_fields()}
 
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """J of held-out clips, also in `segmentation.json`, and a film strip of each."""
-        args = self.args
         if self.feed.validation is None:
             return {}
         folder = self.folder / f"step-{step:06d}"
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        scores = []
-        for index, (frames, masks) in enumerate(
-            self.feed.validation.table.clips(args.num_validation_rollouts, args.seed)
-        ):
+        scores, seed = [], self.feed.sampling.seed
+        clips = self.feed.validation.table.clips(self.rollouts.num_validation_rollouts, seed)
+        for index, (frames, masks) in enumerate(clips):
             # All processes compute, since a sharded model does so only together; one writes.
             with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 found = segment_video(
@@ -291,10 +251,10 @@ class VideoObjectSegmentationTraining(NextClipTraining):
                     frames,
                     masks[0],
                     frames_per_clip=len(frames),
-                    num_inference_steps=args.validation_inference_steps,
+                    num_inference_steps=self.rollouts.validation_inference_steps,
                     height=frames.shape[1],
                     width=frames.shape[2],
-                    generator=torch.Generator().manual_seed(args.seed + index),
+                    generator=torch.Generator().manual_seed(seed + index),
                 )
             objects = object_ids(masks[0])
             truth, found = (_renumbered(x, objects) for x in (masks, found))
@@ -308,7 +268,7 @@ class VideoObjectSegmentationTraining(NextClipTraining):
         if self.accelerator.is_main_process:
             numbers = {"J": float(np.mean(scores)), "videos": scores}
             (folder / "segmentation.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-            log_pictures(self.accelerator, folder, step)
+            log_pictures(self.accelerator, folder, step=step)
         self.accelerator.print(f"step {step}: J {np.mean(scores):.3f} on {len(scores)} held-out clips")
         return {"J": float(np.mean(scores))}
 

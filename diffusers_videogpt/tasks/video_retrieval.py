@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,16 +24,14 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conditions import encode_text, text_width
+from ..data.sampling import Sampling
+from ..data.videos import VideoTable
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .token_pooling import pool_clean_tokens, pooled_size, resolve_layer
-from .video_classification import UNUSED_PARTS
+from .token_pooling import pool_clean_tokens, pooled_size
+from .trunk import VideoGPTTrunkMixin, copy_into_trunk, make_trunk, trunk_config, trunk_width
+from .video_features import clip_latents, clips_of, read_clips, sampling_of
 
-
-# The package imports this file for its public classes; what reading a video takes is imported when it is read.
-if TYPE_CHECKING:
-    from ..data.sampling import Sampling
-    from ..data.videos import VideoTable
 
 Videos = Sequence[str | Path | np.ndarray]
 
@@ -77,7 +74,7 @@ def text_feature_dim(text_encoder: PreTrainedModel) -> int:
     return text_width(text_encoder)
 
 
-class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
+class VideoGPTForVideoRetrieval(VideoGPTTrunkMixin, ModelMixin, ConfigMixin):
     """A Video-GPT transformer up to a layer, and two projections: of its pooled clean tokens, and of a text feature.
 
     Make one with [`from_transformer`].
@@ -89,21 +86,15 @@ class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
         pooling (`str`, defaults to `"mean"`): see [`~token_pooling.pool_clean_tokens`].
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = VideoGPTTransformerModel._no_split_modules
-    _repeated_blocks = VideoGPTTransformerModel._repeated_blocks
-    _skip_layerwise_casting_patterns = [*VideoGPTTransformerModel._skip_layerwise_casting_patterns, "projection"]
+    _skip_layerwise_casting_patterns = [*VideoGPTTrunkMixin._skip_layerwise_casting_patterns, "projection"]
 
     @register_to_config
     def __init__(
         self, transformer_config: dict, text_feature_dim: int, projection_dim: int = 256, pooling: str = "mean"
     ):
         super().__init__()
-        self.transformer = VideoGPTTransformerModel(**transformer_config)
-        for part in UNUSED_PARTS:  # without gradients, since data parallelism waits for those of all others
-            getattr(self.transformer, part).requires_grad_(False)
-        dim = transformer_config["num_attention_heads"] * transformer_config["attention_head_dim"]
-        self.video_projection = Projection(pooled_size(dim, pooling), projection_dim)
+        self.transformer = make_trunk(transformer_config)
+        self.video_projection = Projection(pooled_size(trunk_width(transformer_config), pooling), projection_dim)
         self.text_projection = Projection(text_feature_dim, projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # as CLIP begins
 
@@ -128,16 +119,8 @@ class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
         Raises:
             ValueError: there is no such layer or pooling.
         """
-        layer = resolve_layer(transformer.config.num_layers, layer)
-        if layer == 0:
-            raise ValueError("`layer`=0 leaves no block of the transformer: choose one from 1 on.")
-        config = json.loads(transformer.to_json_string())
-        config = {name: value for name, value in config.items() if not name.startswith("_")}
-        config |= {"num_layers": layer, "num_classes": None, "text_embed_dim": None}
-        model = cls(config, text_feature_dim, projection_dim, pooling)
-        wanted = model.transformer.state_dict()
-        found = {name: value for name, value in transformer.state_dict().items() if name in wanted}
-        model.transformer.load_state_dict(found)
+        model = cls(trunk_config(transformer, layer), text_feature_dim, projection_dim, pooling)
+        copy_into_trunk(model.transformer, transformer)
         # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
         return nn.Module.to(model, transformer.device, transformer.dtype).eval()
 
@@ -166,7 +149,7 @@ class VideoGPTForVideoRetrieval(ModelMixin, ConfigMixin):
                 "the text encoder that it was trained with."
             )
         if latents is not None:
-            video_features = pool_clean_tokens(self.transformer, latents, -1, self.config.pooling)
+            video_features = pool_clean_tokens(self.transformer, latents, layer=-1, pooling=self.config.pooling)
         videos = None if video_features is None else self.video_projection(video_features)
         texts = None if text_features is None else self.text_projection(text_features)
         return videos, texts, self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
@@ -192,7 +175,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def contrastive_loss(
-    video_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, captions: Sequence[str]
+    video_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, *, captions: Sequence[str]
 ) -> torch.Tensor:
     """Cross entropy of finding each video's text, and each text's video, among those of all processes of the `Accelerator`.
 
@@ -225,7 +208,7 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
         retriever ([`VideoGPTForVideoRetrieval`]): transformer and projections.
         text_encoder (`PreTrainedModel`): of `transformers`.
         tokenizer (`PreTrainedTokenizerBase`): of the text encoder.
-        sampling (`dict`, *optional*): fields of the [`~training.sampling.Sampling`] that clips are taken by; default: 8
+        sampling (`dict`, *optional*): fields of the [`~data.sampling.Sampling`] that clips are taken by; default: 8
             frames of 224 × 224, as in the paper.
         num_clips (`int`, defaults to `1`): of a video, spread evenly; their vectors are averaged.
     """
@@ -252,12 +235,9 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
             )
 
     @property
-    def sampling(self) -> "Sampling":
+    def sampling(self) -> Sampling:
         """How clips are taken from videos."""
-        from ..data.sampling import Sampling
-
-        fields = self.config.sampling.items()
-        return Sampling(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields})
+        return sampling_of(self.config.sampling)
 
     @torch.no_grad()
     def encode_texts(self, texts: str | Sequence[str], batch_size: int = 64) -> torch.Tensor:
@@ -285,11 +265,9 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
         """Scaled latents (N, C, F, h, w) of the clips of one video → its unit vector (D,), on the CPU."""
         return normalize(self.retriever(latents=latents)[0].mean(0), dim=-1).cpu()
 
-    def encode_table(self, table: "VideoTable") -> Iterator[tuple[int, torch.Tensor]]:
+    def encode_table(self, table: VideoTable) -> Iterator[tuple[int, torch.Tensor]]:
         """(index, unit vector) of the videos of a table; those that cannot be read go into `table.dropped`."""
-        from .video_features import read_clips
-
-        for index, latents in read_clips(table, range(len(table)), self.vae, self.config.num_clips):
+        for index, latents in read_clips(table, range(len(table)), vae=self.vae, num_clips=self.config.num_clips):
             yield index, self.encode_clips(latents)
 
     def encode_videos(self, videos: Videos) -> torch.Tensor:
@@ -301,11 +279,9 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
         Raises:
             ValueError: there is no video, or one cannot be read or is shorter than a clip.
         """
-        from .video_features import clip_latents, clips_of
-
         if not len(videos):
             raise ValueError("`videos` is empty: give at least one.")
-        clips = (clips_of(video, self.sampling, self.config.num_clips) for video in videos)
+        clips = (clips_of(video, self.sampling, num_clips=self.config.num_clips) for video in videos)
         return torch.stack([self.encode_clips(clip_latents(self.vae, x)) for x in clips])
 
     def __call__(self, texts: str | Sequence[str], videos: Videos) -> torch.Tensor:

@@ -10,9 +10,7 @@
 Only safetensors and JSON are read, and only the files that the manifest names: nothing is unpickled.
 """
 
-import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -26,9 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..files import hash_file, path_inside, read_json, wait_for_disk, write_json
+from ..weights import save_tensors
 
 
 MODEL, OPTIMIZER, EMA = "model.safetensors", "optimizer-{}.safetensors", "ema.safetensors"
@@ -79,7 +79,7 @@ def save_checkpoint(
 
     def write(name, tensors):
         full = _gather(accelerator, tensors)
-        _on_main(accelerator, lambda: _write_tensors(partial / name, full))
+        _on_main(accelerator, lambda: save_tensors(partial / name, full))
 
     try:
         _on_main(accelerator, lambda: _start(partial))
@@ -176,7 +176,8 @@ def load_checkpoint(
     process's own random state goes only to a process of the same number.
 
     Args:
-        expected: must equal `state["run"]` of the checkpoint.
+        expected: must equal `state["run"]` of the checkpoint. "content.…" counts where both have it, and then in place of
+            the field named by the rest.
 
     Raises:
         ValueError: the checkpoint is incomplete or damaged, or of another configuration: the message names the fields
@@ -350,14 +351,6 @@ def _start(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        raise OSError(f"{path.name}: {error}") from error
-    _sync(path)
-
-
 def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
@@ -365,20 +358,15 @@ def _open(path: Path) -> safe_open:
         raise ValueError(f"'{path}' is damaged or no safetensors file ({error}): resume from another one.") from error
 
 
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
-    _sync(path)
-
-
 def _finish(partial: Path, final: Path, notes: dict) -> None:
-    _write_json(partial / STATE, notes)
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
-    _write_json(partial / MANIFEST, {"files": files})
-    _sync(partial)
+    write_json(partial / STATE, notes, indent=None, sort_keys=True)
+    files = {path.name: {"size": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(partial.iterdir())}
+    write_json(partial / MANIFEST, {"files": files}, indent=None, sort_keys=True)
+    wait_for_disk(partial)
     if final.exists():  # of a run that went on from an earlier step
         _remove(final)
     partial.rename(final)
-    _sync(final.parent)
+    wait_for_disk(final.parent)
 
 
 def _remove_oldest(output_dir: Path, newest: Path, total_limit: int | None) -> None:
@@ -395,23 +383,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path.rename(path.with_name(f"{path.name}.removed.partial")))
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
@@ -425,17 +396,20 @@ def _problems(path: Path, with_hashes: bool = False) -> list[str]:
     if not (path / MANIFEST).is_file():
         return [f"{MANIFEST} is missing"]
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
+        files = {
+            path_inside(path, name): (int(facts["size"]), str(facts["sha256"]))
+            for name, facts in read_json(path / MANIFEST)["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
         return [f"{MANIFEST} is damaged"]
-    problems = []
-    for name, facts in files.items():
-        file = path / name
+    problems = [f"{MANIFEST} does not name {name}" for name in (MODEL, STATE) if path / name not in files]
+    for file, (size, sha256) in files.items():
+        name = file.name
         if not file.is_file():
             problems.append(f"{name} is missing")
-        elif file.stat().st_size != facts["size"]:
-            problems.append(f"{name} has {file.stat().st_size} of {facts['size']} bytes")
-        elif with_hashes and _sha256(file) != facts["sha256"]:
+        elif file.stat().st_size != size:
+            problems.append(f"{name} has {file.stat().st_size} of {size} bytes")
+        elif with_hashes and hash_file(file) != sha256:
             problems.append(f"{name} is not what was written (SHA-256)")
     return problems
 
@@ -447,14 +421,22 @@ def _read_notes(path: Path, expected: dict) -> dict:
             f"'{path}' is no complete checkpoint: {'; '.join(problems)}. Resume from another one, for example 'latest'."
         )
     try:
-        notes = json.loads((path / STATE).read_text(encoding="utf-8"))
+        notes = read_json(path / STATE)
     except ValueError as error:
         raise ValueError(f"'{path / STATE}' is damaged or no JSON file ({error}): resume from another one.") from error
     # As JSON gives it back: lists for tuples
     saved, now = _flat(notes["state"]["run"]), _flat(json.loads(json.dumps(expected)))
+    both = saved.keys() & now.keys()
+    # What the content is was not written into checkpoints from before, nor is it known of every source; and where it is
+    # known, where it lies does not matter.
+    compared = [
+        key
+        for key in sorted(saved.keys() | now.keys())
+        if (key in both or not key.startswith("content.")) and f"content.{key}" not in both
+    ]
     differences = [
         f"{key}: {saved.get(key, 'nothing')} there, {now.get(key, 'nothing')} now"
-        for key in sorted(saved.keys() | now.keys())
+        for key in compared
         if saved.get(key) != now.get(key)
     ]
     if differences:

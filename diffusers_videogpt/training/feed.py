@@ -6,12 +6,11 @@ generator seeded by (seed, step, slot), so a step is the same however its slots 
 Shapes: B videos, C latent channels, N frames, h × w latent size.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +20,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from ..arguments import natural_int
 from ..data.batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
 from ..data.latents import (
+    INDEX,
     LatentCache,
     encode_moments,
     hash_weights,
@@ -34,7 +33,9 @@ from ..data.latents import (
 from ..data.sampling import seeded_generator
 from ..data.streaming import StreamedBatches
 from ..data.videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
-from .arguments import add_flag, load_video_table, make_sampling, positive_int
+from ..files import hash_file, hash_json
+from .loading import load_video_table, make_sampling
+from .settings import BatchSettings, LatentSettings, SamplingSettings, VideoSettings
 
 
 ClipDrawer = Callable[[int, torch.Generator], list[int]]
@@ -98,31 +99,6 @@ class CachedWindows(Dataset):
         }
 
 
-def add_feed_arguments(parser: argparse.ArgumentParser, num_validation: int | None = 8) -> None:
-    """Adds the arguments of [`make_feed`]; `num_validation` is the default of `--num_validation_videos`."""
-    group = parser.add_argument_group("latents")
-    group.add_argument("--cached_latents", type=Path, help="folder that cache_latents.py wrote, instead of videos")
-    group.add_argument(
-        "--windows_per_video",
-        type=positive_int,
-        help="encode so many samples of each video into output_dir/latents before the first step, and train on these",
-    )
-    add_flag(
-        group,
-        "--same_clips_in_step",
-        help="cut all samples of a step alike: nothing is padded where clips are few and long",
-    )
-    group.add_argument("--vae_batch_size", type=positive_int, default=16, help="frames encoded at once")
-    group.add_argument(
-        "--num_validation_videos",
-        type=natural_int,
-        default=num_validation,
-        help="videos kept from training for validation"
-        + "; default: 8, and of fewer than 40 videos a fifth" * (num_validation is None),
-    )
-    group.add_argument("--validation_data_root", type=Path, help="folder of other videos for validation, instead")
-
-
 def split_off(ids: Sequence[str], num_validation: int, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and indices kept for validation; which these are follows from (seed, id).
 
@@ -142,33 +118,38 @@ class PlannedBatches:
     """Batches of videos that are all known: what a step trains on follows from its number.
 
     Args:
-        args: of [`~arguments.add_data_arguments`] and [`~loop.add_loop_arguments`].
         accelerator: says which share of a step is this process's.
         dataset: [`~batches.WindowDataset`] or [`CachedWindows`].
+        batches: how many samples a step has, and who reads them.
+        seed: of the order of the videos.
         dropped: where videos that break while they are read are listed.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
         accelerator: Accelerator,
         dataset: WindowDataset | CachedWindows,
+        *,
+        batches: BatchSettings,
+        seed: int,
         dropped: DroppedVideos | None = None,
     ):
         self.dataset, self.dropped = dataset, dropped
         self.shares = {
-            "batch_size": args.train_batch_size,
+            "batch_size": batches.train_batch_size,
             "rank": accelerator.process_index,
             "num_processes": accelerator.num_processes,
-            "accumulation": args.gradient_accumulation_steps,
-            "num_workers": args.dataloader_num_workers,
+            "accumulation": batches.gradient_accumulation_steps,
+            "num_workers": batches.dataloader_num_workers,
         }
-        global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-        self.plan = BatchPlan(table_of(dataset), global_batch_size, args.seed)
+        samples_a_process = batches.train_batch_size * batches.gradient_accumulation_steps
+        self.plan = BatchPlan(table_of(dataset), samples_a_process * accelerator.num_processes, seed=seed)
 
     def run_fields(self) -> dict:
+        """What a checkpoint must agree with: which videos, and what is in them."""
         digest = hashlib.sha256("\n".join(ids_of(self.dataset)).encode()).hexdigest()
-        return {"videos": digest[:16], "global_batch_size": self.plan.global_batch_size}
+        content = content_fields(self.dataset)
+        return {"videos": digest[:16], "global_batch_size": self.plan.global_batch_size, **content}
 
     def state_dict(self) -> dict:
         return {}
@@ -205,31 +186,40 @@ class LatentFeed:
     """The batches of a training run, and its held-out videos, as latents.
 
     Args:
-        args: of [`~arguments.add_data_arguments`], [`add_feed_arguments`] and [`~loop.add_loop_arguments`].
         accelerator: on whose device the latents are wanted.
         vae: encodes videos, in its own precision, on its own device.
         draw_clips: cuts a sample into clips, from (number of frames, generator).
         source: [`PlannedBatches`] or [`StreamSource`].
+        sampling: which frames a sample takes, and the seed of what is drawn.
+        latents: how videos become latents.
+        batch_size: held-out videos at once.
         validation: the held-out videos, if there are any.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
         accelerator: Accelerator,
         vae,
+        *,
         draw_clips: ClipDrawer,
         source: PlannedBatches | StreamSource,
+        sampling: SamplingSettings,
+        latents: LatentSettings,
+        batch_size: int = 1,
         validation: WindowDataset | CachedWindows | None = None,
     ):
-        self.args, self.accelerator, self.vae, self.draw_clips = args, accelerator, vae, draw_clips
+        self.accelerator, self.vae, self.draw_clips = accelerator, vae, draw_clips
         self.source, self.validation = source, validation
+        self.sampling, self.latents, self.batch_size = sampling, latents, batch_size
         self._validation_batches: list[dict] | None = None
 
     def run_fields(self) -> dict:
         """What a checkpoint must agree with."""
-        sampling = json.loads(json.dumps(asdict(make_sampling(self.args))))
-        return {"seed": self.args.seed, "sampling": sampling, "vae": self._vae_hash} | self.source.run_fields()
+        sampling = json.loads(json.dumps(asdict(make_sampling(self.sampling))))
+        fields = {"seed": self.sampling.seed, "sampling": sampling, "vae": self._vae_hash}
+        if self.latents.posterior != "sample":  # checkpoints from before know no other
+            fields["posterior"] = self.latents.posterior
+        return fields | self.source.run_fields()
 
     @cached_property
     def _vae_hash(self) -> str:
@@ -238,10 +228,10 @@ class LatentFeed:
     def micro_batches(self, start_step: int, end_step: int) -> Iterator[MicroBatch]:
         """This process's micro-batches of the steps from `start_step` (counted from 0) to before `end_step`, in order."""
         for batch in self.source.batches(start_step, end_step):
-            generators = [seeded_generator(self.args.seed, batch["step"], slot) for slot in batch["slots"]]
+            generators = [seeded_generator(self.sampling.seed, batch["step"], slot) for slot in batch["slots"]]
             clip_generators = generators
-            if self.args.same_clips_in_step:
-                clip_generators = [seeded_generator(self.args.seed, batch["step"], "clips") for _ in generators]
+            if self.latents.same_clips_in_step:
+                clip_generators = [seeded_generator(self.sampling.seed, batch["step"], "clips") for _ in generators]
             yield self._micro_batch(batch, generators, clip_generators)
 
     def _micro_batch(
@@ -251,14 +241,18 @@ class LatentFeed:
         if moments is None:
             moments = self._encode(batch["frames"])
         moments = moments.to(self.accelerator.device)
-        latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
+        if self.latents.posterior == "mean":
+            means = moments[:, :, : self.vae.config.latent_channels]
+            latents = [sample_latents(mean, self.vae.config) for mean in means]
+        else:
+            latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
         clip_lengths = [self.draw_clips(moments.shape[1], g) for g in clip_generators]
         return MicroBatch(
             torch.stack(latents), generators, clip_lengths, batch["ids"], batch["captions"], batch["labels"]
         )
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return encode_moments(self.vae, frames, self.args.vae_batch_size)
+        return encode_moments(self.vae, frames, batch_size=self.latents.vae_batch_size)
 
     def validation_batches(self) -> Iterator[MicroBatch]:
         """The held-out videos, all of them on every process, with the same windows, clips and noise every time."""
@@ -267,16 +261,14 @@ class LatentFeed:
         if self._validation_batches is None:
             self._validation_batches = []
             for members in make_buckets(table_of(self.validation)).values():
-                for first in range(0, len(members), self.args.train_batch_size):
-                    samples = [
-                        self.validation[index, 0] for index in members[first : first + self.args.train_batch_size]
-                    ]
-                    batch = collate(samples)
+                for first in range(0, len(members), self.batch_size):
+                    chosen = members[first : first + self.batch_size]
+                    batch = collate([self.validation[index, 0] for index in chosen])
                     if "moments" not in batch:  # encoded once, not at every validation
                         batch["moments"] = self._encode(batch.pop("frames")).cpu()
                     self._validation_batches.append(batch)
         for batch in self._validation_batches:
-            generators = [seeded_generator(self.args.seed, "validation", id) for id in batch["ids"]]
+            generators = [seeded_generator(self.sampling.seed, "validation", id) for id in batch["ids"]]
             yield self._micro_batch(batch, generators, generators)
 
     def validation_samples(self, count: int) -> list[dict]:
@@ -286,7 +278,7 @@ class LatentFeed:
             return []
         table, samples = table_of(self.validation), []
         for index in range(len(table)):
-            if table.length(index) == self.args.max_num_frames and len(samples) < count:
+            if table.length(index) == self.sampling.max_num_frames and len(samples) < count:
                 sample = self.validation[index, 0]
                 frames = sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"])
                 samples.append({"frames": frames, "caption": sample["caption"], "label": sample["label"]})
@@ -305,13 +297,6 @@ def table_of(dataset: WindowDataset | CachedWindows) -> VideoTable | CachedWindo
     return dataset.table if isinstance(dataset, WindowDataset) else dataset
 
 
-def num_held_out(args: argparse.Namespace, num_videos: int) -> int:
-    """Videos kept from training for validation: as asked for, or of a small set a fifth."""
-    if args.validation_data_root is not None:
-        return 0
-    return min(8, num_videos // 5) if args.num_validation_videos is None else args.num_validation_videos
-
-
 def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
     records, infos = ([values[index] for index in indices] for values in (table.records, table.infos))
     return VideoTable(records, infos, table.sampling, table.dropped)
@@ -319,6 +304,33 @@ def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
 
 def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
     return [record.id for record in records_of(dataset)]
+
+
+SAMPLED_BYTES = 1 << 16
+
+
+def sample_file(path: Path) -> str:
+    """Of a file, its size and a hash of its beginning, middle and end: other content under the same name is told from it
+    without reading all of a large set."""
+    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(size - SAMPLED_BYTES, 0)):
+            file.seek(start)
+            digest.update(file.read(SAMPLED_BYTES))
+    return f"{size} {digest.hexdigest()}"
+
+
+def content_fields(dataset: WindowDataset | CachedWindows) -> dict[str, str]:
+    """Hashes of what a run learns from, beside the names of the videos: captions, labels, files or cached latents."""
+    records = records_of(dataset)
+    content = {"captions": [x.caption for x in records], "labels": [x.label for x in records]}
+    if isinstance(dataset, WindowDataset):
+        files = [x.source for x in records if isinstance(x.source, Path)]
+        if files:
+            content["files"] = [sample_file(path) for path in files]
+    elif isinstance(dataset.cache, LatentCache):
+        content["latents"] = hash_file(dataset.cache.folder / INDEX)
+    return {f"content.{name}": hash_json(values)[:16] for name, values in content.items()}
 
 
 def records_of(dataset: WindowDataset | CachedWindows) -> list[VideoRecord] | list[CachedVideo]:
@@ -329,84 +341,116 @@ def records_of(dataset: WindowDataset | CachedWindows) -> list[VideoRecord] | li
     return [CachedVideo(cache.ids[index], cache.captions[index], cache.labels[index]) for index in dataset.indices]
 
 
-def check_feed_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.streaming and args.windows_per_video is not None:
-        parser.error("--windows_per_video encodes before the first step, a stream has no end: leave out one of them")
-
-
-def cache_latents(args: argparse.Namespace, accelerator: Accelerator, vae) -> Path:
+def cache_latents(
+    accelerator: Accelerator,
+    vae,
+    *,
+    videos: VideoSettings,
+    sampling: SamplingSettings,
+    latents: LatentSettings,
+    num_workers: int,
+    output_dir: Path,
+) -> Path:
     """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
     with accelerator.main_process_first():
-        table = load_video_table(args)
-    report_dropped(table.dropped, args.output_dir, accelerator.is_main_process)
+        table = load_video_table(videos, sampling)
+    report_dropped(table.dropped, output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
-    split_off([record.id for record in table.records], num_held_out(args, len(table)), args.seed)
-    folder = args.output_dir / "latents"
+    split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
+    folder = output_dir / "latents"
     write_latent_cache(
         folder,
         table,
         vae,
-        make_cache_key(vae, make_sampling(args), args.seed),
-        num_windows=args.windows_per_video,
-        batch_size=args.vae_batch_size,
+        make_cache_key(vae, make_sampling(sampling), seed=sampling.seed),
+        num_windows=latents.windows_per_video,
+        batch_size=latents.vae_batch_size,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        num_workers=args.dataloader_num_workers,
+        num_workers=num_workers,
     )
     accelerator.wait_for_everyone()
     return folder
 
 
-def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clips: ClipDrawer) -> LatentFeed:
-    """The feed that the arguments name: from cached latents, from videos, or from a stream of them.
+def make_feed(
+    accelerator: Accelerator,
+    vae,
+    *,
+    draw_clips: ClipDrawer,
+    videos: VideoSettings,
+    sampling: SamplingSettings,
+    latents: LatentSettings,
+    batches: BatchSettings,
+    output_dir: Path,
+) -> LatentFeed:
+    """The feed that the settings name: from cached latents, from videos, or from a stream of them.
 
     Of videos that are all known, some are kept for validation, unless there are others for it.
 
     Raises:
         ValueError: no usable videos, too few, or a cache that was made otherwise; with what to do.
     """
+    seed, frames = sampling.seed, make_sampling(sampling)
+    feed = partial(
+        LatentFeed,
+        accelerator,
+        vae,
+        draw_clips=draw_clips,
+        sampling=sampling,
+        latents=latents,
+        batch_size=batches.train_batch_size,
+    )
     validation = None
-    if args.validation_data_root is not None:
-        validation = WindowDataset(VideoTable.from_folder(args.validation_data_root, make_sampling(args)), args.seed)
-    if args.streaming:
+    if latents.validation_data_root is not None:
+        validation = WindowDataset(VideoTable.from_folder(latents.validation_data_root, frames), seed)
+    if videos.streaming:
         stream = StreamedBatches(
-            args.dataset_name,
-            make_sampling(args),
-            args.train_batch_size,
-            seed=args.seed,
+            videos.dataset_name,
+            frames,
+            batch_size=batches.train_batch_size,
+            seed=seed,
             rank=accelerator.process_index,
             num_processes=accelerator.num_processes,
-            accumulation=args.gradient_accumulation_steps,
-            num_workers=args.dataloader_num_workers,
-            split=args.dataset_split,
-            config_name=args.dataset_config_name,
-            video_column=args.video_column,
-            caption_column=args.caption_column,
-            label_column=args.label_column,
-            max_bad_fraction=args.max_bad_fraction,
+            accumulation=batches.gradient_accumulation_steps,
+            num_workers=batches.dataloader_num_workers,
+            split=videos.dataset_split,
+            config_name=videos.dataset_config_name,
+            video_column=videos.video_column,
+            caption_column=videos.caption_column,
+            label_column=videos.label_column,
+            max_bad_fraction=videos.max_bad_fraction,
         )
-        report_dropped(stream.dropped, args.output_dir, accelerator.is_main_process)
-        return LatentFeed(args, accelerator, vae, draw_clips, StreamSource(accelerator, stream), validation)
+        report_dropped(stream.dropped, output_dir, is_main_process=accelerator.is_main_process)
+        return feed(source=StreamSource(accelerator, stream), validation=validation)
 
-    dropped, cached = None, args.cached_latents
-    if cached is None and args.windows_per_video is not None:
-        cached = cache_latents(args, accelerator, vae)
+    dropped, cached = None, latents.cached_latents
+    if cached is None and latents.windows_per_video is not None:
+        cached = cache_latents(
+            accelerator,
+            vae,
+            videos=videos,
+            sampling=sampling,
+            latents=latents,
+            num_workers=batches.dataloader_num_workers,
+            output_dir=output_dir,
+        )
     if cached is not None:
-        expected = make_cache_key(vae, make_sampling(args), args.seed)
+        expected = make_cache_key(vae, frames, seed=seed)
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
         cache = LatentCache(cached, expected)
         ids = cache.ids
-        kept, held_out = split_off(ids, num_held_out(args, len(ids)), args.seed)
+        kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
         train, held_out = CachedWindows(cache, kept), CachedWindows(cache, held_out)
     else:
         with accelerator.main_process_first():
-            table = load_video_table(args)
+            table = load_video_table(videos, sampling)
         dropped = table.dropped
-        report_dropped(dropped, args.output_dir, accelerator.is_main_process)
+        report_dropped(dropped, output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]
-        kept, held_out = split_off(ids, num_held_out(args, len(ids)), args.seed)
-        train, held_out = (WindowDataset(subset(table, indices), args.seed) for indices in (kept, held_out))
-    source = PlannedBatches(args, accelerator, train, dropped)
+        kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
+        train, held_out = (WindowDataset(subset(table, indices), seed) for indices in (kept, held_out))
+    source = PlannedBatches(accelerator, train, batches=batches, seed=seed, dropped=dropped)
     plan = source.plan
     if len(plan.buckets) > 1 and plan.fill_fraction > 0.1:
         accelerator.print(
@@ -414,4 +458,4 @@ def make_feed(args: argparse.Namespace, accelerator: Accelerator, vae, draw_clip
             f"and lengths fills whole steps of {plan.global_batch_size} samples by itself. One size for all (--height, --width) or "
             "a smaller batch lessens it."
         )
-    return LatentFeed(args, accelerator, vae, draw_clips, source, held_out if len(kept) < len(ids) else validation)
+    return feed(source=source, validation=held_out if len(kept) < len(ids) else validation)

@@ -4,101 +4,54 @@ What a step trains on and its noise follow from the seed and the step, so a run 
 from its last checkpoint as if it had never stopped.
 """
 
-import argparse
 import atexit
 import csv
-import json
 import math
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, reduce
-from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
-from ..arguments import natural_int
-from .arguments import add_flag, positive_int, share
+from ..extras import require
+from ..files import written_whole
 from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
+from .noise_levels import ErrorsByAlpha
+from .settings import BatchSettings, LoopSettings, OptimizerSettings
 from .throughput import Throughput
 
 
 EXIT_ON_SIGTERM = 143  # 128 + SIGTERM, as a shell reports it
 
 
-# Of diffusers' schedules, those that need nothing but the numbers of steps.
-SCHEDULES = [x.value for x in SchedulerType if x != SchedulerType.PIECEWISE_CONSTANT]
-
-
-def ema_decay(text: str) -> float:
-    decay = share(text)
-    if decay == 1:
-        raise argparse.ArgumentTypeError(
-            "an average of 1 stays the weights that training begins with: give less than 1"
-        )
-    return decay
-
-
-def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("optimization")
-    group.add_argument("--train_batch_size", type=positive_int, default=1, help="videos a micro-batch and process")
-    group.add_argument("--gradient_accumulation_steps", type=positive_int, default=1)
-    add_flag(group, "--gradient_checkpointing")
-    add_flag(group, "--torch_compile", help="compile the transformer's blocks")
-    group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
-    group.add_argument("--max_train_steps", type=positive_int, default=1000)
-    group.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
-    add_flag(group, "--use_8bit_adam", help="AdamW with 8-bit state, by bitsandbytes")
-    group.add_argument("--learning_rate", type=float, default=1e-4)
-    group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup")
-    group.add_argument("--lr_warmup_steps", type=natural_int, default=1000)
-    group.add_argument("--adam_beta1", type=float, default=0.9)
-    group.add_argument("--adam_beta2", type=float, default=0.95)
-    group.add_argument("--adam_weight_decay", type=float, default=0.1)
-    group.add_argument("--adam_epsilon", type=float, default=1e-5)
-    group.add_argument("--max_grad_norm", type=float, default=1.0)
-    group.add_argument("--ema_decay", type=ema_decay, default=0.0, help="0 for no moving average of the weights")
-
-    group = parser.add_argument_group("run")
-    group.add_argument("--output_dir", type=Path, required=True)
-    group.add_argument("--logging_steps", type=positive_int, default=20)
-    group.add_argument("--report_to", default=None, help="tensorboard, trackio, wandb, …: a tracker of accelerate")
-    group.add_argument("--tracker_project_name", default="videogpt")
-    group.add_argument("--validation_steps", type=positive_int, default=500, help="between two validation losses")
-    group.add_argument("--checkpointing_steps", type=positive_int, default=500)
-    group.add_argument("--checkpoints_total_limit", type=positive_int, default=2)
-    group.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest'")
-    group.add_argument("--dataloader_num_workers", type=natural_int, default=0)
-
-
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
+def make_accelerator(loop: LoopSettings, *, batches: BatchSettings, optimizer: OptimizerSettings) -> Accelerator:
     """What `accelerate launch` configured.
 
     Raises:
         SystemExit: under DeepSpeed, whose checkpoints are pickles, which this project does not load.
     """
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
+        mixed_precision=loop.mixed_precision,
+        gradient_accumulation_steps=batches.gradient_accumulation_steps,
+        log_with=loop.report_to,
+        project_dir=loop.output_dir,
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise SystemExit(
             "DeepSpeed is not supported: use FSDP2, which shards like ZeRO-3 (configs/accelerate/fsdp2.yaml) or like ZeRO-2 "
             "(configs/accelerate/fsdp2_zero2.yaml)."
         )
-    if accelerator.distributed_type == DistributedType.FSDP and args.use_8bit_adam:
+    if accelerator.distributed_type == DistributedType.FSDP and optimizer.use_8bit_adam:
         raise SystemExit("--use_8bit_adam does not work with FSDP2: bitsandbytes takes no sharded parameters.")
     hold_process_group()
     return accelerator
@@ -122,11 +75,11 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def make_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
     """AdamW for all trainable parameters, or Muon for the matrices of the blocks and AdamW for the rest."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {}
-    if args.optimizer == "muon":
+    if settings.optimizer == "muon":
         matrices = {name: p for name, p in trainable.items() if "transformer_blocks." in name and p.ndim == 2}
     others = [p for name, p in trainable.items() if name not in matrices]
     groups = [
@@ -134,15 +87,14 @@ def make_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.op
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     adamw_args = {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "weight_decay": args.adam_weight_decay,
-        "eps": args.adam_epsilon,
+        "lr": settings.learning_rate,
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "weight_decay": settings.adam_weight_decay,
+        "eps": settings.adam_epsilon,
     }
     groups = [group for group in groups if group["params"]]
-    if args.use_8bit_adam:
-        import bitsandbytes
-
+    if settings.use_8bit_adam:
+        bitsandbytes = require("bitsandbytes", "8-bit AdamW needs bitsandbytes", extra="train")
         adamw = bitsandbytes.optim.AdamW8bit(groups, **adamw_args)
     else:
         adamw = torch.optim.AdamW(groups, **adamw_args)
@@ -150,7 +102,10 @@ def make_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.op
         return [adamw]
     # Its updates are scaled to the size of AdamW's, so both share the learning rate and the decay.
     muon = torch.optim.Muon(
-        matrices.values(), lr=args.learning_rate, weight_decay=args.adam_weight_decay, adjust_lr_fn="match_rms_adamw"
+        matrices.values(),
+        lr=settings.learning_rate,
+        weight_decay=settings.adam_weight_decay,
+        adjust_lr_fn="match_rms_adamw",
     )
     return [muon, adamw]
 
@@ -159,53 +114,66 @@ class TrainingLoop:
     """Trains `model` on the batches of `feed`.
 
     Args:
-        args: the arguments of [`add_loop_arguments`] and the script's own.
         accelerator: from [`make_accelerator`].
         model: the network; what requires gradients is trained.
         feed: what the steps train on.
         loss: `loss(model, batch)`, a scalar, from a [`~feed.MicroBatch`].
+        settings: how long, and what is written when.
+        optimizer: of the weights.
         run: flat values that a checkpoint must agree with to be resumed, by name.
         validate: called as `validate(loop, step)` with the averaged weights in place, on all processes, every
             `--validation_steps`; its dictionary of numbers goes into the log and to the tracker.
+        gradient_accumulation_steps: micro-batches of a step.
         trainable_only: checkpoints hold only the trained parameters (adapters).
+        options: of the run, plain values by name, which a tracker shows.
+        errors: what `loss` counts beside, for the log.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
         accelerator: Accelerator,
         model: nn.Module,
+        *,
         feed: LatentFeed,
         loss: Callable[[nn.Module, MicroBatch], torch.Tensor],
+        settings: LoopSettings,
+        optimizer: OptimizerSettings,
         run: dict,
         validate: Callable[["TrainingLoop", int], dict[str, float]],
+        gradient_accumulation_steps: int = 1,
         trainable_only: bool = False,
+        options: dict | None = None,
+        errors: ErrorsByAlpha | None = None,
     ):
-        self.args, self.accelerator, self.feed, self.loss = args, accelerator, feed, loss
+        self.accelerator, self.feed, self.loss = accelerator, feed, loss
+        self.settings, self.max_grad_norm, self.options = settings, optimizer.max_grad_norm, options or {}
+        self.gradient_accumulation_steps = gradient_accumulation_steps
         self.run_fields, self.validate, self.trainable_only = run, validate, trainable_only
-        if args.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if args.torch_compile:
+        if settings.torch_compile:
             model.compile_repeated_blocks()
             accelerator.print("--torch_compile: the first step compiles the blocks, which takes minutes")
-        optimizers = make_optimizers(model, args)
+        optimizers = make_optimizers(model, optimizer)
         self.model, *self.optimizers = accelerator.prepare(model.train(), *optimizers)
         # Not prepared: one step of the schedule is one step of training, however many processes there are.
         self.schedulers = [
             get_scheduler(
-                args.lr_scheduler,
-                getattr(optimizer, "optimizer", optimizer),
-                num_warmup_steps=args.lr_warmup_steps,
-                num_training_steps=args.max_train_steps,
+                optimizer.lr_scheduler,
+                getattr(prepared, "optimizer", prepared),
+                num_warmup_steps=optimizer.lr_warmup_steps,
+                num_training_steps=settings.max_train_steps,
             )
-            for optimizer in self.optimizers
+            for prepared in self.optimizers
         ]
         self.ema = None
-        if args.ema_decay:
-            self.ema = EMAModel(self.trained_parameters(), decay=args.ema_decay)
+        if optimizer.ema_decay:
+            self.ema = EMAModel(self.trained_parameters(), decay=optimizer.ema_decay)
             self.ema.to(accelerator.device)
-        self.log_path = args.output_dir / "train_log.csv"
+        self.log_path = settings.output_dir / "train_log.csv"
         self.log, self.losses, self.step = [], [], 0
+        self.errors = errors or ErrorsByAlpha()
+        self.error_sums = self.errors.take()  # since the last row of the log, over all processes
         self.first_step = 0  # later than 0 in a run that was resumed
         # Asked is this process alone; stopping is what all have agreed on, or one would wait for the others for ever.
         self._stop_asked = self._stopping = False
@@ -220,25 +188,25 @@ class TrainingLoop:
                 SystemExit: the loss is not finite, with the step and the videos; the folder holds checkpoints of another run;
                 or, with code 143, after the checkpoint that SIGTERM asks for.
         """
-        args, accelerator = self.args, self.accelerator
+        settings, accelerator = self.settings, self.accelerator
         self._resume()
-        if accelerator.is_main_process and args.report_to:
-            plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in vars(args).items()}
-            accelerator.init_trackers(args.tracker_project_name, config=plain)
+        if accelerator.is_main_process and settings.report_to:
+            plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in self.options.items()}
+            accelerator.init_trackers(settings.tracker_project_name, config=plain)
         previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
         progress = tqdm(
-            total=args.max_train_steps, initial=self.step, disable=not accelerator.is_main_process, mininterval=5
+            total=settings.max_train_steps, initial=self.step, disable=not accelerator.is_main_process, mininterval=5
         )
         throughput = Throughput(accelerator, accelerator.unwrap_model(self.model))
-        batches = iter(self.feed.micro_batches(self.step, args.max_train_steps))
-        while self.step < args.max_train_steps:
+        batches = iter(self.feed.micro_batches(self.step, settings.max_train_steps))
+        while self.step < settings.max_train_steps:
             self._train_step(batches, throughput)
             progress.update()
-            is_last = self.step == args.max_train_steps
-            validates = self.step % args.validation_steps == 0 or is_last
-            if self.step % args.logging_steps == 0 or validates:
+            is_last = self.step == settings.max_train_steps
+            validates = self.step % settings.validation_steps == 0 or is_last
+            if self.step % settings.logging_steps == 0 or validates:
                 self._log(throughput, progress, self._validation() if validates else {})
-            if self.step % args.checkpointing_steps == 0 or (self._stopping and not is_last):
+            if self.step % settings.checkpointing_steps == 0 or (self._stopping and not is_last):
                 self._checkpoint()
             if self._stopping and not is_last:
                 accelerator.print(f"stopped at step {self.step}: resume with --resume_from_checkpoint latest")
@@ -252,7 +220,7 @@ class TrainingLoop:
 
     def _train_step(self, batches, throughput: Throughput) -> None:
         accelerator, step_losses, names = self.accelerator, [], []
-        for _ in range(self.args.gradient_accumulation_steps):
+        for _ in range(self.gradient_accumulation_steps):
             with throughput.waiting():
                 batch = next(batches)
             throughput.count(batch)
@@ -264,7 +232,7 @@ class TrainingLoop:
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     self._agree(torch.stack(step_losses).mean(), names)
-                    accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                    accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -284,7 +252,9 @@ class TrainingLoop:
                 torch.tensor(float(self._stop_asked), dtype=torch.float64, device=loss.device),
             ]
         )
-        mean_loss, num_bad, asked = reduce(numbers, reduction="sum").tolist()
+        numbers = reduce(torch.cat([numbers, self.errors.take(loss.device)]), reduction="sum").cpu()
+        mean_loss, num_bad, asked = numbers[:3].tolist()
+        self.error_sums += numbers[3:]
         if num_bad:
             mine = None if finite else f"process {self.accelerator.process_index}: {', '.join(names)}"
             bad = [mine]
@@ -306,19 +276,21 @@ class TrainingLoop:
             "learning_rate": repr(self.schedulers[0].get_last_lr()[0]),
             "validation_loss": repr(validation["loss"]) if "loss" in validation else "",
         }
-        self.losses = []
+        by_alpha = self.errors.describe(self.error_sums)
+        row |= {name: f"{value:.4g}" for name, value in by_alpha.items()}
+        row |= {f"validation_{name}": f"{value:.4g}" for name, value in validation.items() if "_at_" in name}
+        self.losses, self.error_sums = [], self.errors.take()
         timing = throughput.read()
         row |= {name: f"{value:.4g}" for name, value in timing.items()}
         self.log.append(row)
         if self.accelerator.is_main_process:
-            unfinished = self.log_path.with_suffix(".csv.partial")
-            with unfinished.open("w", newline="") as file:
+            with written_whole(self.log_path) as unfinished, unfinished.open("w", newline="") as file:
                 # Earlier rows may be of another device, with other columns.
                 writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for r in self.log for name in r)))
                 writer.writeheader()
                 writer.writerows(self.log)
-            os.replace(unfinished, self.log_path)
         numbers = {"train/loss": float(row["loss"]), "train/learning_rate": float(row["learning_rate"])}
+        numbers |= {f"train/{name}": value for name, value in by_alpha.items()}
         numbers |= {f"speed/{name}": value for name, value in timing.items()}
         numbers |= {f"validation/{name}": value for name, value in validation.items()}
         self.accelerator.log(numbers, step=self.step)
@@ -342,6 +314,7 @@ class TrainingLoop:
         return {
             "step": self.step,
             "losses": self.losses,
+            "error_sums": self.error_sums.tolist(),
             "run": self.run_fields,
             "feed": self.feed.source.state_dict(),
         }
@@ -357,22 +330,24 @@ class TrainingLoop:
 
     def _checkpoint(self) -> None:
         save_checkpoint(
-            self.args.output_dir,
+            self.settings.output_dir,
             self.step,
             **self._parts(),
             state=self._state(),
-            total_limit=self.args.checkpoints_total_limit,
+            total_limit=self.settings.checkpoints_total_limit,
             trainable_only=self.trainable_only,
         )
 
     def _resume(self) -> None:
-        path = find_checkpoint(self.args.output_dir, self.args.resume_from_checkpoint)
+        path = find_checkpoint(self.settings.output_dir, self.settings.resume_from_checkpoint)
         if path is None:
-            if self.args.resume_from_checkpoint is not None:
-                self.accelerator.print(f"no complete checkpoint in {self.args.output_dir}: starting at step 0")
+            if self.settings.resume_from_checkpoint is not None:
+                self.accelerator.print(f"no complete checkpoint in {self.settings.output_dir}: starting at step 0")
             return
         state = load_checkpoint(path, **self._parts(), expected=self.run_fields, trainable_only=self.trainable_only)
         self.step, self.losses = state["step"], state["losses"]
+        if "error_sums" in state:  # not in checkpoints from before
+            self.error_sums = torch.tensor(state["error_sums"], dtype=torch.float64)
         self.first_step = self.step
         self.feed.source.load_state_dict(state["feed"])
         if self.log_path.exists():
@@ -392,27 +367,3 @@ class TrainingLoop:
 def command_of(script: str) -> str:
     """The command line that runs `script` again, for the record."""
     return f"accelerate launch {script} {shlex.join(sys.argv[1:])}"
-
-
-def train_model(
-    args: argparse.Namespace, accelerator: Accelerator, feed: LatentFeed, training, trainable_only: bool = False
-) -> nn.Module | None:
-    """Trains `training.model` by its `loss`, `validate` and `run_fields`; returns its copy with the trained weights, in
-    the main process alone."""
-    loop = TrainingLoop(
-        args,
-        accelerator,
-        training.model,
-        feed,
-        training.loss,
-        run=training.run_fields() | feed.run_fields(),
-        validate=training.validate,
-        trainable_only=trainable_only,
-    )
-    loop.run()
-    weights = loop.trained_state_dict()
-    if not accelerator.is_main_process:
-        return None
-    model = type(training.model).from_config(json.loads(training.model.to_json_string()))
-    model.load_state_dict(weights)
-    return model.eval()

@@ -1,7 +1,6 @@
 """What the Hub shows of a trained model, and the way there."""
 
 import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ..hub import (
     RETRIEVAL_EXAMPLE,
     export_to_hub_folder,
 )
+from .settings import hub_id
 from .validation import RolloutScores
 
 
@@ -102,6 +102,7 @@ def write_model_card(
     dataset: str | None = None,
     license: str | None = None,
     results: str | None = None,
+    noise_levels: str = "",
     strip: str | Path | None = None,
     curve: str | Path | None = None,
     is_adapter: bool = False,
@@ -121,6 +122,7 @@ def write_model_card(
         base_model, dataset: id on the Hub, which is linked; or a path or other words, which are only written down.
         license: of the weights, as the Hub abbreviates it.
         results: a paragraph on how good it is.
+        noise_levels: a table of how well held-out latents are denoised, from [`~noise_levels.format_errors`].
         strip: film strip of a rollout.
         curve: what [`plot_curve`] drew.
         is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
@@ -154,6 +156,8 @@ def write_model_card(
         parts.append(f"![{words.strip}]({PREDICTION})")
     if results is not None:
         parts += ["## How good it is", results]
+    if noise_levels:
+        parts += ["## One denoising of held-out latents, by noise level", noise_levels]
     used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
     parts += ["## How to use it", (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
@@ -165,12 +169,6 @@ def write_model_card(
     path = folder / "README.md"
     ModelCard("\n\n".join(parts) + "\n").save(path)
     return path
-
-
-def hub_id(name: str | None) -> str | None:
-    """Only what is on the Hub is linked: a link to a folder of this machine would lead nowhere."""
-    is_id = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
-    return name if is_id else None
 
 
 def _count(model: torch.nn.Module) -> str:

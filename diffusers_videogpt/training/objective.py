@@ -4,13 +4,16 @@ Shapes: B videos, C latent channels, N frames, H × W latent size.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
 from ..clips import draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from ..conditions import condition_lengths
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
 from ..transformer_videogpt import VideoGPTTransformerModel
+from .settings import ObjectiveSettings, split_clips
 
 
 def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torch.Generator | None], list[int]]:
@@ -24,33 +27,96 @@ def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torc
     Raises:
         ValueError: if `clips` has another form.
     """
-    kind, _, number = clips.partition(":")
-    if clips == "random":
+    kind, size = split_clips(clips, max_clips)
+    if kind == "random":
         return lambda num_frames, generator: draw_clip_lengths(num_frames, generator, max_clips=max_clips)
-    if kind not in ("equal", "first") or not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got '{clips}'.")
-    if max_clips is not None:
-        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
-    size = int(number)
     if kind == "equal":
         return lambda num_frames, generator: equal_clip_lengths(num_frames, size)
     return lambda num_frames, generator: [size, num_frames - size] if size < num_frames else [num_frames]
 
 
-def next_clip_loss(
+# α of every frame of a video, from its clip lengths and a generator
+AlphaDrawer = Callable[[Sequence[int], torch.Generator | None], torch.Tensor]
+
+
+def make_alpha_drawer(objective: ObjectiveSettings) -> AlphaDrawer:
+    """How the noise levels of a video's clips are drawn: one α in [0, 1] a clip, 1 is clean.
+
+    The densities are diffusers' own, [`~diffusers.training_utils.compute_density_for_timestep_sampling`], with α for its u,
+    which runs from noise to clean as the timesteps of its examples do.
+    """
+    if objective.weighting_scheme == "none":
+        return sample_alphas
+
+    def draw(clip_lengths: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
+        alphas = compute_density_for_timestep_sampling(
+            objective.weighting_scheme,
+            len(clip_lengths),
+            logit_mean=objective.logit_mean,
+            logit_std=objective.logit_std,
+            mode_scale=objective.mode_scale,
+            generator=generator,
+        )
+        uniform, chosen = torch.rand(2, len(clip_lengths), generator=generator)
+        alphas = torch.where(chosen < objective.uniform_share, uniform, alphas).clamp(0, 1)
+        return alphas.repeat_interleave(torch.as_tensor(clip_lengths))
+
+    return draw
+
+
+def velocity_weights(alphas: torch.Tensor, maximum: float) -> torch.Tensor:
+    """min(1 / (1 − α)², maximum): the squared error of a velocity (x̂ − ψ) / (1 − α) in terms of that of x̂."""
+    return compute_loss_weighting_for_sd3("sigma_sqrt", sigmas=1 - alphas).clamp(max=maximum)
+
+
+@dataclass
+class DenoisedClips:
+    """What a transformer made of noisy clips.
+
+    Attributes:
+        predicted, target, noisy: its estimate x̂ of the clean latents, these φ, and what it was given ψ, (B, C, N, H, W) of
+            the noisy clips' frames.
+        alphas: (B, N), the share of signal in `noisy`.
+    """
+
+    predicted: torch.Tensor
+    target: torch.Tensor
+    noisy: torch.Tensor
+    alphas: torch.Tensor
+
+    def loss(self, max_weight: float | None = None) -> torch.Tensor:
+        """Mean squared error over all frames, in fp32; with `max_weight` each weighted by [`velocity_weights`]."""
+        if max_weight is None:
+            return torch.nn.functional.mse_loss(self.predicted.float(), self.target.float())
+        errors = (self.predicted.float() - self.target.float()).square().mean(dim=(1, 3, 4))
+        return (velocity_weights(self.alphas, max_weight) * errors).mean()
+
+    @torch.no_grad()
+    def frame_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared error of every frame, (B, N), of the prediction and of the noisy input as it is."""
+        return tuple(
+            (latents.float() - self.target.float()).square().mean(dim=(1, 3, 4))
+            for latents in (self.predicted, self.noisy)
+        )
+
+
+def denoise_clips(
     transformer: VideoGPTTransformerModel,
     latents: torch.Tensor,
+    *,
     clip_lengths: Sequence[Sequence[int]],
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    noisy: slice = slice(None),
     min_retention: float = 0.9,
+    draw_alphas: AlphaDrawer = sample_alphas,
     patch_size: int = 2,
     **conditions: torch.Tensor,
-) -> torch.Tensor:
-    """Mean squared error of the predicted clean latents, over every frame of every noisy clip.
+) -> DenoisedClips:
+    """Makes noisy clips of clean latents as training does, and lets the transformer denoise them.
 
-    Each clip k gets one noise weight α_k ~ U[0, 1]: ψ = α φ + (1 − α) ε. The clean copies of all clips but the last get
-    slight noise, ρ ~ U[`min_retention`, 1] a frame. The first clip has no history and counts too: it is what trains the
-    unconditional half of guidance.
+    Each noisy clip k gets one noise weight α_k ~ U[0, 1]: ψ = α φ + (1 − α) ε. The clean copies of all clips but the last
+    get slight noise, ρ ~ U[`min_retention`, 1] a frame. Where the first clip is noisy, it has no history and counts too:
+    it is what trains the unconditional half of guidance.
 
     Args:
         transformer: the model, wrapped for data parallelism or not.
@@ -58,16 +124,17 @@ def next_clip_loss(
         clip_lengths: for each video, the frames in its clips; each list sums to N.
         generator: a **CPU** generator, so that one seed gives one loss on every device; or one a video, so that the
             loss of a video does not depend on which others share its batch.
+        noisy: which clips are noisy, as [`~clips.make_clip_layout`] takes it: all, or fewer where the others are given
+            and not to be predicted; then the videos are all cut alike.
         min_retention: the least share of signal in a clean frame; 1 leaves the clean clips without noise.
+        draw_alphas: draws the noise weights, uniform by default; see [`make_alpha_drawer`].
         patch_size: the model's, in latent pixels.
         conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, as the model takes them; text is
             padded to the longest of the batch.
 
-    Returns:
-        The loss, a scalar in fp32.
-
     Raises:
-        ValueError: if the clips of a video do not sum to N, or generators are given for another number of videos.
+        ValueError: if the clips of a video do not sum to N, generators are given for another number of videos, or only
+            some clips are noisy and the videos are cut differently.
     """
     batch_size, _, num_frames = latents.shape[:3]
     for lengths in clip_lengths:
@@ -76,25 +143,39 @@ def next_clip_loss(
     generators = list(generator) if isinstance(generator, Sequence) else [generator] * batch_size
     if len(generators) != batch_size:
         raise ValueError(f"{len(generators)} generators for {batch_size} videos: give one, or one a video.")
-
-    draws = [
-        (
-            sample_alphas(lengths, g),
-            torch.randn(latents.shape[1:], generator=g),
-            sample_retentions(num_frames, g, min_retention),
-            torch.randn(latents.shape[1:], generator=g),
-        )
-        for lengths, g in zip(clip_lengths, generators, strict=True)
-    ]
-    alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
-    noisy_latents = mix_noise(latents, alphas[:, None], noise.to(latents))
+    noisy_lengths = [list(lengths)[noisy] for lengths in clip_lengths]
+    all_noisy = all(len(lengths) == len(some) for lengths, some in zip(clip_lengths, noisy_lengths, strict=True))
+    if not all_noisy and any(list(lengths) != list(clip_lengths[0]) for lengths in clip_lengths):
+        raise ValueError("Where only some clips are noisy, all videos of a batch are cut alike: group them by clips.")
 
     num_clean = num_frames - min(lengths[-1] for lengths in clip_lengths)
-    clean_latents = mix_noise(latents, retentions[:, None], clean_noise.to(latents))[:, :, :num_clean]
+    # Which frames have a clean copy differs from video to video, unless all are cut alike; but what is drawn for a video
+    # must not depend on the others, so noise is drawn for all its frames.
+    num_drawn = num_frames if all_noisy else num_clean
+    first, last, _ = noisy.indices(len(clip_lengths[0]))
+    target = latents if all_noisy else latents[:, :, sum(clip_lengths[0][:first]) : sum(clip_lengths[0][:last])]
+    draws = [
+        (
+            draw_alphas(lengths, g),
+            torch.randn(target.shape[1:], generator=g),
+            sample_retentions(num_drawn, g, min_retention),
+            torch.randn(latents[:, :, :num_drawn].shape[1:], generator=g),
+        )
+        for lengths, g in zip(noisy_lengths, generators, strict=True)
+    ]
+    alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
+    noisy_latents = mix_noise(target, alphas[:, None], noise.to(latents))
+    clean_latents = mix_noise(latents[:, :, :num_drawn], retentions[:, None], clean_noise.to(latents))[
+        :, :, :num_clean
+    ]
 
     patch_grid = (latents.shape[3] // patch_size, latents.shape[4] // patch_size)
     layout = make_clip_layout(
-        clip_lengths, patch_grid, condition_lengths=condition_lengths(conditions), device=latents.device
+        clip_lengths,
+        patch_grid,
+        noisy=noisy,
+        condition_lengths=condition_lengths(conditions),
+        device=latents.device,
     )
     denoised = transformer(
         hidden_states=noisy_latents,
@@ -104,4 +185,12 @@ def next_clip_loss(
         return_dict=False,
         **conditions,
     )[0]
-    return torch.nn.functional.mse_loss(denoised.float(), latents.float())
+    return DenoisedClips(denoised, target, noisy_latents, alphas)
+
+
+def next_clip_loss(transformer: VideoGPTTransformerModel, latents: torch.Tensor, **how) -> torch.Tensor:
+    """Mean squared error of the predicted clean latents, over every frame of every noisy clip: a scalar in fp32.
+
+    Args and errors as of [`denoise_clips`].
+    """
+    return denoise_clips(transformer, latents, **how).loss()

@@ -1,188 +1,230 @@
 """What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
-import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import HfApi
+from torch import nn
 
 from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..scheduling_next_clip_flow_match import sample_alphas
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .arguments import (
-    add_data_arguments,
-    add_flag,
-    add_model_arguments,
-    check_data_arguments,
-    check_model_arguments,
-    load_pipeline,
-    positive_int,
-    share,
-)
+from .arguments import plain_values
 from .checkpoints import find_checkpoint
-from .feed import LatentFeed, MicroBatch, add_feed_arguments, check_feed_arguments
-from .loop import TrainingLoop, add_loop_arguments, command_of, make_accelerator
+from .feed import ClipDrawer, LatentFeed, MicroBatch
+from .loading import load_pipeline, settle_size
+from .loop import TrainingLoop, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
-from .objective import next_clip_loss, parse_clips
+from .noise_levels import ErrorsByAlpha, format_errors
+from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
+from .run_folder import hold_folder
+from .settings import (
+    BatchSettings,
+    HubSettings,
+    LoopSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    RolloutSettings,
+    SamplingSettings,
+    TrainingSettings,
+)
 from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, clips: str = "random") -> None:
-    """Adds the arguments of [`NextClipTraining`]; `clips` is the default of `--clips`."""
-    group = parser.add_argument_group("objective")
-    group.add_argument(
-        "--clips", default=clips, help="of a sample: random, equal:N (frames each), or first:N (given, then the rest)"
-    )
-    group.add_argument(
-        "--max_clips", type=positive_int, help="with random: most clips of a sample; default: one a frame"
-    )
-    group.add_argument("--min_retention", type=share, default=0.9, help="least share of signal in a clean clip")
+class Training:
+    """What is trained and how well it does, for [`run_training`]: what a script trains is a subclass.
 
-    group = parser.add_argument_group("validation")
-    group.add_argument(
-        "--validation_rollout_steps", type=positive_int, help="between two predictions of held-out videos"
-    )
-    group.add_argument("--num_validation_rollouts", type=positive_int, default=4, help="videos predicted")
-    group.add_argument("--validation_given_frames", type=positive_int, help="shown of each; default: half of a sample")
-    group.add_argument(
-        "--validation_inference_steps", type=positive_int, default=25, help="denoising steps of a prediction"
-    )
+    Attributes:
+        model: the network; what requires gradients when the run begins is trained.
+        trainable_only: whether checkpoints leave out the weights that are not trained.
+        errors: what the loss counts beside, for the log.
+    """
 
-    add_hub_arguments(parser)
+    model: nn.Module
+    trainable_only = False
+    errors: ErrorsByAlpha | None = None
 
+    def settle_parameters(self) -> None:
+        """Freezes what no step uses, before the run begins."""
 
-def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of [`publish`]."""
-    group = parser.add_argument_group("hub")
-    add_flag(group, "--push_to_hub")
-    group.add_argument("--hub_model_id", help="default: the name of --output_dir")
-    add_flag(group, "--hub_private")
+    def run_fields(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        raise NotImplementedError
 
+    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """Of a micro-batch, a scalar; `model` is `self.model` as it was prepared for the devices."""
+        raise NotImplementedError
 
-def check_recipe_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    try:
-        parse_clips(args.clips, args.max_clips)
-    except ValueError as error:
-        parser.error(f"--clips: {error}")
-    if args.clips == "random":
-        if args.max_clips == 1:
-            parser.error(
-                "--max_clips 1: random clips are 2 at least; one clip a sample is --clips equal:N of all N frames"
-            )
-        if (args.min_num_frames or args.max_num_frames) < 2:
-            parser.error(
-                "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
-            )
-    if args.validation_rollout_steps and args.validation_rollout_steps % args.validation_steps:
-        parser.error(
-            f"--validation_rollout_steps {args.validation_rollout_steps} must be a multiple of --validation_steps "
-            f"{args.validation_steps}: predictions are made when the validation loss is"
-        )
-    given = args.validation_given_frames
-    if given is not None and not 1 <= given < args.max_num_frames:
-        parser.error(f"--validation_given_frames {given} must lie in 1..{args.max_num_frames - 1}")
+    def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
+        """Numbers for the log, by name; called on all processes, without gradients."""
+        raise NotImplementedError
+
+    def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Saves what was trained, from its full weights, in the main process; returns what the card says of it, as
+        [`~model_card.write_model_card`] takes it."""
+        raise NotImplementedError
 
 
-def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of a script that trains the transformer of a pipeline, all of it."""
-    add_model_arguments(parser)
-    add_data_arguments(parser)
-    add_feed_arguments(parser)
-    add_recipe_arguments(parser)
-    add_loop_arguments(parser)
-    parser.add_argument("--output_dtype", choices=["float32", "bfloat16"], default="float32", help="of saved weights")
+def copy_with(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """A model of the same configuration with other weights, in evaluation: what was trained may be wrapped or sharded."""
+    copy = type(model).from_config(json.loads(model.to_json_string()))
+    copy.load_state_dict(weights)
+    return copy.eval()
 
 
-def check_pipeline_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    check_model_arguments(parser, args)
-    check_data_arguments(parser, args)
-    check_feed_arguments(parser, args)
-    check_recipe_arguments(parser, args)
-
-
-class NextClipTraining:
-    """Loss and validation of a run, in the form that [`~loop.TrainingLoop`] takes.
+class NextClipTraining(Training):
+    """Training of the transformer of a pipeline by next clip diffusion, all of it.
 
     What is trained on beside videos (classes, text) is a subclass with `conditions` of its own.
 
     Args:
-        args: of [`add_recipe_arguments`] and the loop's.
         pipe: whose transformer is trained, and which predicts the held-out videos.
         feed: of the run.
+        objective: the loss.
+        rollouts: predictions of held-out videos.
+        loop: of the run.
+        output_dtype: of the saved transformer's weights.
     """
 
     task = "prediction"  # what the model card says, see `model_card.TASKS`
     caption: str | None = None  # its example of a text
     condition: str | None = None  # the part of the transformer that embeds what is trained on beside videos
+    noisy = slice(None)  # which clips are predicted
+    is_adapter = False
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, pipe: VideoGPTPipeline, feed: LatentFeed):
-        self.args, self.accelerator, self.pipe, self.feed = args, accelerator, pipe, feed
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pipe: VideoGPTPipeline,
+        *,
+        feed: LatentFeed,
+        objective: ObjectiveSettings,
+        rollouts: RolloutSettings,
+        loop: LoopSettings,
+        output_dtype: str = "float32",
+    ):
+        self.accelerator, self.pipe, self.feed = accelerator, pipe, feed
+        self.objective, self.rollouts, self.settings, self.output_dtype = objective, rollouts, loop, output_dtype
         self.patch_size = pipe.transformer.config.patch_size
-        self.folder = args.output_dir / "validation"
+        self.folder = loop.output_dir / "validation"
         self.predicted: set[int] = set()  # steps whose predictions in the folder are of this run
+        self.errors = ErrorsByAlpha()
+        self.validation_errors: dict[str, float] = {}  # by α, at the last validation
 
-    def run_fields(self) -> dict:
-        """What a checkpoint must agree with."""
+    @property
+    def model(self) -> VideoGPTTransformerModel:
+        return self.pipe.transformer
+
+    def settle_parameters(self) -> None:
+        settle_unused_parameters(
+            self.accelerator,
+            self.model,
+            draw_clips=self.feed.draw_clips,
+            sampling=self.feed.sampling,
+            condition=self.condition,
+        )
+
+    def model_fields(self) -> dict[str, Any]:
+        """Of [`run_fields`], those that tell what is trained."""
+        return {"transformer": json.loads(self.model.to_json_string())}
+
+    def objective_fields(self) -> dict[str, Any]:
+        """Of [`run_fields`], those that tell by which loss."""
         return {
-            name: getattr(self.args, name) for name in ("clips", "max_clips", "min_retention", "same_clips_in_step")
+            "clips": self.objective.clips,
+            "max_clips": self.objective.max_clips,
+            "min_retention": self.objective.min_retention,
+            "same_clips_in_step": self.feed.latents.same_clips_in_step,
+            **self.objective.noise_fields(),
         }
+
+    def run_fields(self) -> dict[str, Any]:
+        return self.model_fields() | self.objective_fields()
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:
         """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
         return {}
 
-    def loss(self, transformer, batch: MicroBatch) -> torch.Tensor:
-        return next_clip_loss(
-            transformer,
+    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
+        """The clips of a batch, made noisy and denoised by the model."""
+        return denoise_clips(
+            model,
             batch.latents,
-            batch.clip_lengths,
-            batch.generators,
-            self.args.min_retention,
-            self.patch_size,
-            **self.conditions(batch, transformer.training),
+            clip_lengths=batch.clip_lengths,
+            generator=batch.generators,
+            noisy=self.noisy,
+            min_retention=self.objective.min_retention,
+            draw_alphas=draw_alphas,
+            patch_size=self.patch_size,
+            **self.conditions(batch, model.training),
         )
 
+    def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+        clips = self.denoise(model, batch, draw_alphas=make_alpha_drawer(self.objective))
+        self.errors.add(clips)
+        return clips.loss(self.objective.max_loss_weight if self.objective.loss_weighting == "velocity" else None)
+
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
-        """The loss on held-out videos, with the same clips and noise every time; at times, predictions of some."""
-        losses = []  # one a video: batches may be of different sizes
+        """The loss on held-out videos, with the same clips and noise every time; at times, predictions of some.
+
+        It is the paper's, of uniform noise levels without weights, whatever is trained with: so runs can be compared.
+        """
+        losses, errors = [], ErrorsByAlpha()  # one loss a video: batches may be of different sizes
         for batch in self.feed.validation_batches():
             with self.accelerator.autocast():
-                losses += [self.loss(loop.model, batch).item()] * len(batch.ids)
-        numbers = {"loss": sum(losses) / len(losses)} if losses else {}
-        every = self.args.validation_rollout_steps
-        if every and (step % every == 0 or step == self.args.max_train_steps):
+                clips = self.denoise(loop.model, batch, draw_alphas=sample_alphas)
+                losses += [clips.loss().item()] * len(batch.ids)
+            errors.add(clips)
+        self.validation_errors = errors.describe(errors.take())
+        numbers = {"loss": sum(losses) / len(losses), **self.validation_errors} if losses else {}
+        every = self.rollouts.validation_rollout_steps
+        if every and (step % every == 0 or step == self.settings.max_train_steps):
             numbers |= self.predict(loop, step)
             self.predicted.add(step)
         return numbers
 
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
-        args = self.args
+        """Predicts held-out videos, writes what came out, and returns how good it is."""
         # All processes predict, since a sharded model computes only together; one writes.
         folder = self.folder / f"step-{step:06d}" if self.accelerator.is_main_process else None
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        videos = [sample["frames"] for sample in self.feed.validation_samples(args.num_validation_rollouts)]
+        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
         if not videos:
             return {}
+        sampling = self.feed.sampling
         # Compiling the cached pass for a few predictions would take longer than they do.
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             scores = validation_rollout(
                 self.pipe,
                 videos,
-                num_given=args.validation_given_frames or max(args.max_num_frames // 2, 1),
-                num_inference_steps=args.validation_inference_steps,
+                num_given=self.rollouts.validation_given_frames or max(sampling.max_num_frames // 2, 1),
+                num_inference_steps=self.rollouts.validation_inference_steps,
                 fps=8,
-                seed=args.seed,
+                seed=sampling.seed,
                 folder=folder,
             )
         if folder is not None:
-            log_rollout(self.accelerator, scores, folder, step)
+            log_rollout(self.accelerator, scores, folder=folder, step=step)
         return {"ratio_to_repeat": scores.ratio_to_repeat}
 
-    def publish(self, loop: TrainingLoop, script: str, is_adapter: bool = False) -> None:
-        """Writes the card beside what was saved in `--output_dir`, and puts both on the Hub if asked to."""
+    def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        transformer = copy_with(self.model, weights)
+        if self.output_dtype != "float32":
+            # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
+            torch.nn.Module.to(transformer, getattr(torch, self.output_dtype))
+        self.pipe.transformer = transformer
+        self.pipe.to("cpu").save_pretrained(self.settings.output_dir)
+        return self.card(loop)
+
+    def card(self, loop: TrainingLoop) -> dict[str, Any]:
+        """What the card says, as [`~model_card.write_model_card`] takes it."""
 
         # An earlier run may have left others in the folder.
         def is_ours(step: int) -> bool:
@@ -191,77 +233,110 @@ class NextClipTraining:
         rollouts = {step: scores for step, scores in read_rollouts(self.folder).items() if is_ours(step)}
         strips = sorted(self.folder.glob("step-*/0.png"))
         strips = [path for path in strips if is_ours(int(path.parent.name.removeprefix("step-")))]
-        publish(
-            self.args,
-            script,
-            transformer=self.pipe.transformer,
-            example={
+        return {
+            "transformer": self.pipe.transformer,
+            "example": {
                 "num_frames": self.pipe.config.frames_per_clip,
                 "frames_per_clip": self.pipe.config.frames_per_clip,
                 "label": next(iter(self.pipe.labels), 0),
                 "caption": self.caption,
             },
-            results=format_results(rollouts[max(rollouts)]) if rollouts else None,
-            strip=strips[-1] if strips else None,
-            curve=plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts),
-            is_adapter=is_adapter,
-            task=self.task,
-        )
+            "results": format_results(rollouts[max(rollouts)]) if rollouts else None,
+            "noise_levels": format_errors(self.validation_errors),
+            "strip": strips[-1] if strips else None,
+            "curve": plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts=rollouts),
+            "is_adapter": self.is_adapter,
+            "task": self.task,
+        }
 
 
-def publish(args: argparse.Namespace, script: str, **card) -> None:
-    """Writes the card beside what a run saved in `--output_dir`, and puts both on the Hub if asked to.
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is, for its card, its log and its trackers.
+
+    Attributes:
+        script: that trains.
+        options: of the run, plain values by name.
+        base_model, dataset: what it starts from and learns from: ids on the Hub, paths or other words.
+    """
+
+    script: str
+    options: dict[str, Any]
+    base_model: str | None
+    dataset: str | None
+
+
+def record_run(settings: TrainingSettings, script: str) -> RunRecord:
+    return RunRecord(
+        script, plain_values(settings), settings.model.pretrained_model_name_or_path, settings.videos.name
+    )
+
+
+def publish(output_dir: Path, hub: HubSettings, *, record: RunRecord, **card) -> None:
+    """Writes the card beside what a run saved in `output_dir`, and puts both on the Hub if asked to.
 
     Args:
-        args: of the run, with those of [`add_hub_arguments`].
-        script: that trained, for its command.
-        card: what [`~model_card.write_model_card`] cannot know from `args`.
+        card: what [`~model_card.write_model_card`] cannot know from `record`.
     """
-    repo_id = hub_repository(args)
+    repo_id = hub_repository(output_dir, hub)
     write_model_card(
-        args.output_dir,
-        recipe={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-        command=command_of(script),
-        repo_id=repo_id if args.push_to_hub else None,
-        base_model=args.pretrained_model_name_or_path,
-        dataset=args.dataset_name or (str(args.instance_data_root) if args.instance_data_root else None),
+        output_dir,
+        recipe=record.options,
+        command=command_of(record.script),
+        repo_id=repo_id if hub.push_to_hub else None,
+        base_model=record.base_model,
+        dataset=record.dataset,
         **card,
     )
-    print(f"saved in {args.output_dir}")
-    if args.push_to_hub:
-        print(push_to_hub(args.output_dir, repo_id, private=args.hub_private))
+    print(f"saved in {output_dir}")
+    if hub.push_to_hub:
+        print(push_to_hub(output_dir, repo_id, private=hub.hub_private))
 
 
-def hub_repository(args: argparse.Namespace) -> str:
-    return args.hub_model_id or args.output_dir.resolve().name
+def hub_repository(output_dir: Path, hub: HubSettings) -> str:
+    return hub.hub_model_id or output_dir.resolve().name
 
 
-def start_processes(args: argparse.Namespace) -> Accelerator:
+def start_processes(
+    *, loop: LoopSettings, batches: BatchSettings, optimizer: OptimizerSettings, hub: HubSettings, seed: int
+) -> Accelerator:
     """The processes of a run, seeded, and its folder. What lies there and would be replaced, or a repository that cannot
     be written, is told now, not when training has ended."""
-    accelerator = make_accelerator(args)
-    find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if args.push_to_hub and accelerator.is_main_process:
-        HfApi().create_repo(hub_repository(args), private=args.hub_private, exist_ok=True)
-    set_seed(args.seed)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    accelerator = make_accelerator(loop, batches=batches, optimizer=optimizer)
+    find_checkpoint(loop.output_dir, loop.resume_from_checkpoint)
+    if hub.push_to_hub and accelerator.is_main_process:
+        repo_id = hub_repository(loop.output_dir, hub)
+        HfApi().create_repo(repo_id, private=hub.hub_private, exist_ok=True)
+    set_seed(seed)
+    if accelerator.is_main_process:
+        hold_folder(loop.output_dir)
     return accelerator
 
 
-def start_run(args: argparse.Namespace) -> tuple[Accelerator, VideoGPTPipeline]:
+def start_run(
+    model: ModelSettings,
+    sampling: SamplingSettings,
+    *,
+    loop: LoopSettings,
+    batches: BatchSettings,
+    optimizer: OptimizerSettings,
+    hub: HubSettings,
+) -> tuple[Accelerator, VideoGPTPipeline]:
     """What every run begins with: its processes, its folder, and the pipeline to train."""
-    accelerator = start_processes(args)
-    pipe = load_pipeline(args)
+    accelerator = start_processes(loop=loop, batches=batches, optimizer=optimizer, hub=hub, seed=sampling.seed)
+    settle_size(sampling, model)
+    pipe = load_pipeline(model, sampling)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     return accelerator, pipe
 
 
 def settle_unused_parameters(
-    args: argparse.Namespace,
     accelerator: Accelerator,
     transformer: VideoGPTTransformerModel,
-    feed: LatentFeed,
+    *,
+    draw_clips: ClipDrawer,
+    sampling: SamplingSettings,
     condition: str | None = None,
 ) -> None:
     """Data parallelism waits for the gradient of every trained parameter. Those that no step uses are frozen; only where
@@ -273,8 +348,8 @@ def settle_unused_parameters(
     for name in ("class_embed", "text_projection"):
         if name != condition and getattr(transformer, name) is not None:
             getattr(transformer, name).requires_grad_(False)
-    lengths = range(args.min_num_frames or args.max_num_frames, args.max_num_frames + 1)
-    num_clips = {len(feed.draw_clips(length, torch.Generator())) for length in lengths}
+    lengths = range(sampling.least_num_frames, sampling.max_num_frames + 1)
+    num_clips = {len(draw_clips(length, torch.Generator())) for length in lengths}
     clean = transformer.clean_patch_embed  # samples of one clip have no clean frames
     if num_clips == {1}:
         clean.requires_grad_(False)
@@ -282,38 +357,38 @@ def settle_unused_parameters(
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
-def train_pipeline(
-    args: argparse.Namespace,
+def run_training(
     accelerator: Accelerator,
-    pipe: VideoGPTPipeline,
+    training: Training,
+    *,
     feed: LatentFeed,
-    training: NextClipTraining,
-    script: str,
+    loop: LoopSettings,
+    batches: BatchSettings,
+    optimizer: OptimizerSettings,
+    hub: HubSettings,
+    record: RunRecord,
 ) -> None:
-    """Trains the transformer of `pipe`, all of it, and saves the pipeline with its card; `script` is named in the card."""
-    settle_unused_parameters(args, accelerator, pipe.transformer, feed, training.condition)
-    loop = TrainingLoop(
-        args,
+    """Trains to the end, saves what was trained with its card, and publishes it if asked to.
+
+    Pipelines, adapters and heads all go this way; what differs is in `training`.
+    """
+    training.settle_parameters()
+    trainer = TrainingLoop(
         accelerator,
-        pipe.transformer,
-        feed,
-        training.loss,
-        run={
-            "transformer": json.loads(pipe.transformer.to_json_string()),
-            **training.run_fields(),
-            **feed.run_fields(),
-        },
+        training.model,
+        feed=feed,
+        loss=training.loss,
+        settings=loop,
+        optimizer=optimizer,
+        run=training.run_fields() | feed.run_fields(),
         validate=training.validate,
+        gradient_accumulation_steps=batches.gradient_accumulation_steps,
+        trainable_only=training.trainable_only,
+        options=record.options,
+        errors=training.errors,
     )
-    loop.run()
-    weights = loop.trained_state_dict()
+    trainer.run()
+    weights = trainer.trained_state_dict()
     if accelerator.is_main_process:
-        transformer = VideoGPTTransformerModel.from_config(json.loads(pipe.transformer.to_json_string()))
-        transformer.load_state_dict(weights)
-        if args.output_dtype != "float32":
-            # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-            torch.nn.Module.to(transformer, getattr(torch, args.output_dtype))
-        pipe.transformer = transformer.eval()
-        pipe.to("cpu").save_pretrained(args.output_dir)
-        training.publish(loop, script)
+        publish(loop.output_dir, hub, record=record, **training.save(trainer, weights))
     accelerator.end_training()

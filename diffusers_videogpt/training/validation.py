@@ -5,10 +5,8 @@ Shapes: F given frames, N predicted frames, H × W pixels.
 
 import csv
 import importlib.util
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,45 +14,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..files import write_json
+from ..film_strips import side_by_side, write_film_strip
+from ..metrics.rollout_scores import RolloutScores, mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..video_io import to_uint8_frames, write_film_strip, write_video
-
-
-GIVEN, NEXT = (44, 110, 203), (226, 125, 32)  # blue and orange, as in the film strip
-LEAST_MSE = 1e-10  # 100 dB: keeps the PSNR of equal frames, and the ratio to a baseline without error, finite
-
-
-@dataclass(frozen=True)
-class RolloutScores:
-    """Errors of frames 1 … N after the given ones, means over videos.
-
-    Attributes:
-        mse: mean squared error of pixels in [0, 1] at each horizon, of `"predicted"`, of `"repeat"` (the last given frame
-            again and again) and of `"autoencoder"` (the true frames encoded and decoded: no model of these latents can
-            do better).
-        psnr: the same as peak signal-to-noise ratio in dB, at most 100, taken for each video and frame and then averaged.
-        measures: the same in each further measure that was asked for, by its name.
-    """
-
-    mse: dict[str, list[float]]
-    psnr: dict[str, list[float]]
-    measures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-    @property
-    def ratio_to_repeat(self) -> float:
-        """Error of the prediction over that of repeating the last frame, over all horizons: useful below 1."""
-        return float(np.mean(self.mse["predicted"]) / max(np.mean(self.mse["repeat"]), LEAST_MSE))
-
-    @property
-    def horizons(self) -> list[int]:
-        """The horizons worth showing: 1, 2, 4, … and N."""
-        num_predicted = len(self.mse["predicted"])
-        return sorted({2**i for i in range(num_predicted.bit_length())} | {num_predicted})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "RolloutScores":
-        """Reads a `scores.json` that [`validation_rollout`] wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+from ..video_io import to_uint8_frames, write_video
 
 
 def validation_rollout(
@@ -92,7 +56,7 @@ def validation_rollout(
     """
     was_training = pipe.transformer.training
     pipe.transformer.eval()
-    compare = {"mse": _mse_by_frame, **(measures or {})}
+    compare = {"mse": mse_by_frame, **(measures or {})}
     by_frame = {name: {"predicted": [], "repeat": [], "autoencoder": []} for name in compare}
     num_frames = None
     for index, video in enumerate(videos):
@@ -128,7 +92,11 @@ def validation_rollout(
             by_frame[name]["autoencoder"].append(function(decoded, truth))
         if folder is not None:
             continued = np.concatenate([given, predicted])
-            write_video(Path(folder) / f"{index}.mp4", _side_by_side(video, continued, num_given), fps=fps)
+            write_video(
+                Path(folder) / f"{index}.mp4",
+                side_by_side({"truth": video, "predicted": continued}, num_given=num_given),
+                fps=fps,
+            )
             write_film_strip(
                 Path(folder) / f"{index}.png", {"truth": video, "predicted": continued}, num_given=num_given, fps=fps
             )
@@ -140,30 +108,11 @@ def validation_rollout(
         name: {key: np.mean(rows, axis=0).tolist() for key, rows in values.items()}
         for name, values in by_frame.items()
     }
-    psnr = {key: np.mean(_psnr(np.stack(rows)), axis=0).tolist() for key, rows in by_frame["mse"].items()}
+    psnr = {key: np.mean(psnr_of(np.stack(rows)), axis=0).tolist() for key, rows in by_frame["mse"].items()}
     scores = RolloutScores(mse=means.pop("mse"), psnr=psnr, measures=means)
     if folder is not None:
-        unfinished = Path(folder) / "scores.json.partial"
-        unfinished.write_text(json.dumps(asdict(scores), indent=2), encoding="utf-8")
-        os.replace(unfinished, Path(folder) / "scores.json")
+        write_json(Path(folder) / "scores.json", asdict(scores), indent=2)
     return scores
-
-
-def _mse_by_frame(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    return np.square(frames / 255 - truth / 255).mean(axis=(1, 2, 3))
-
-
-def _psnr(mse: np.ndarray) -> np.ndarray:
-    return -10 * np.log10(np.maximum(mse, LEAST_MSE))
-
-
-def _side_by_side(truth: np.ndarray, continued: np.ndarray, num_given: int) -> np.ndarray:
-    """(F + N, H + 6, 2 W + 4, 3): both videos under a bar that says which frames were given."""
-    gap = np.full((*truth.shape[:2], 4, 3), 255, np.uint8)
-    pictures = np.concatenate([truth, gap, continued], axis=2)
-    bar = np.zeros((len(truth), 6, *pictures.shape[2:]), np.uint8)
-    bar[:num_given], bar[num_given:] = GIVEN, NEXT
-    return np.concatenate([bar, pictures], axis=1)
 
 
 def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:
@@ -173,7 +122,7 @@ def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:
 
 
 def log_rollout(
-    accelerator: Accelerator, scores: RolloutScores, folder: str | Path, step: int, prefix: str = "validation"
+    accelerator: Accelerator, scores: RolloutScores, *, folder: str | Path, step: int, prefix: str = "validation"
 ) -> None:
     """Sends a rollout to the trackers: errors at some horizons, the strips, and the videos where a tracker shows them.
 
@@ -188,10 +137,10 @@ def log_rollout(
         scalars[f"{prefix}/mse_h{horizon}"] = scores.mse["predicted"][horizon - 1]
         scalars[f"{prefix}/psnr_h{horizon}"] = scores.psnr["predicted"][horizon - 1]
     accelerator.log(scalars, step=step)
-    log_pictures(accelerator, folder, step, prefix)
+    log_pictures(accelerator, folder, step=step, prefix=prefix)
 
 
-def log_pictures(accelerator: Accelerator, folder: str | Path, step: int, prefix: str = "validation") -> None:
+def log_pictures(accelerator: Accelerator, folder: str | Path, *, step: int, prefix: str = "validation") -> None:
     """Sends the strips of a folder, `0.png`, …, and its videos, `0.mp4`, …, to the trackers that show them."""
     strips, videos = sorted(Path(folder).glob("*.png")), sorted(Path(folder).glob("*.mp4"))
     for tracker in accelerator.trackers:
@@ -206,7 +155,9 @@ def log_pictures(accelerator: Accelerator, folder: str | Path, step: int, prefix
             tracker.log(values, step=step)
 
 
-def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, RolloutScores] | None = None) -> Path | None:
+def plot_curve(
+    log_csv: str | Path, path: str | Path, *, rollouts: dict[int, RolloutScores] | None = None
+) -> Path | None:
     """Draws the loss, the validation loss and, if there are rollouts, their error over repeating the last frame.
 
     Args:
@@ -219,12 +170,11 @@ def plot_curve(log_csv: str | Path, path: str | Path, rollouts: dict[int, Rollou
     """
     if importlib.util.find_spec("matplotlib") is None:
         return None
-    from matplotlib.figure import Figure
-
+    figure_module = importlib.import_module("matplotlib.figure")
     with Path(log_csv).open(newline="") as file:
         rows = list(csv.DictReader(file))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(10 if rollouts else 5.5, 3.6), layout="constrained")
+    figure = figure_module.Figure(figsize=(10 if rollouts else 5.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2 if rollouts else 1, squeeze=False)[0]
     for name, style in (
         ("loss", {"linewidth": 0.8, "alpha": 0.7}),

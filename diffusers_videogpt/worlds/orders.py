@@ -50,9 +50,9 @@ class Order:
     def is_held_out(self) -> bool:
         return any(group in HELD_OUT for group in self.groups)
 
-    def simulate(self, seed: int, num_frames: int = 24, size: int = 64) -> Scene:
+    def simulate(self, seed: int, num_frames: int = 24, *, size: int = 64) -> Scene:
         """A scene as ordered; places, sizes, speeds and background follow from the seed."""
-        return simulate(self.kind, seed, num_frames, size, objects=self.objects)
+        return simulate(self.kind, seed, num_frames=num_frames, size=size, objects=self.objects)
 
 
 def draw_order(seed: int, held_out: bool = False) -> Order:

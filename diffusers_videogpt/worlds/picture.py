@@ -2,9 +2,10 @@
 
 import os
 from collections import Counter
-from importlib import import_module
 
 import numpy as np
+
+from ..extras import require
 
 
 # Saturated and far apart in RGB, so that a pixel mixed half and half from two of them (or from one and the background)
@@ -26,8 +27,8 @@ SUPERSAMPLING = 4
 UNITS = 64.0  # the world is UNITS x UNITS whatever the size of the picture
 
 
-def require(module):
-    """Import one of the two libraries of the `worlds` extra, or say how to get it.
+def load(module):
+    """Import one of the two libraries of the `worlds` extra, without a window, or say how to get it.
 
     Raises:
         ImportError: the library is not installed.
@@ -35,12 +36,7 @@ def require(module):
     # Surfaces need no display; the driver keeps SDL from looking for one.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f'diffusers_videogpt.worlds needs {module}, which is not installed: pip install ".[worlds]" in the repository'
-        ) from error
+    return require(module, f"diffusers_videogpt.worlds needs {module}, which is not installed", extra="worlds")
 
 
 def box_corners(centre, angle, half_side):
@@ -65,7 +61,7 @@ def draw_frames(objects, positions, angles, *, size, background, ramp=None, pivo
     Returns:
         uint8 (F, size, size, 3).
     """
-    pygame = require("pygame")
+    pygame = load("pygame")
     scale = SUPERSAMPLING
     # A pixel index i covers [i, i + 1) on the fine surface, so its centre is half a fine pixel further.
     fine = positions * scale - 0.5
@@ -130,7 +126,7 @@ def find_objects(frame, min_area=None):
             f"`frame` must be uint8 of shape (H, W, 3), got {frame.dtype} {frame.shape}; "
             "count one frame at a time, and scale pixels to 0..255 first."
         )
-    pygame = require("pygame")
+    pygame = load("pygame")
     height, width = frame.shape[:2]
     if min_area is None:
         min_area = 16 * height * width / UNITS**2

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .picture import BACKGROUNDS, PALETTE, UNITS, draw_frames, draw_masks, require
+from .picture import BACKGROUNDS, PALETTE, UNITS, draw_frames, draw_masks, load
 
 
 STEPS_PER_SECOND = 240
@@ -232,7 +232,7 @@ class Plan:
     background: tuple
 
 
-def plan_scene(kind=None, seed=0, size=64, perturbation=0.0, objects=None):
+def plan_scene(kind=None, seed=0, *, size=64, perturbation=0.0, objects=None):
     """The `Plan` of the scene that `simulate` makes of these arguments; needs neither pymunk nor pygame."""
     if kind is not None and kind not in SETUPS:
         raise ValueError(f"Unknown scene `kind` {kind!r}: choose one of {', '.join(SCENE_KINDS)}, or None.")
@@ -271,7 +271,7 @@ def plan_scene(kind=None, seed=0, size=64, perturbation=0.0, objects=None):
 
 def build(setup, objects):
     """Make the pymunk space of a setup. Returns the space, its bodies in order, and the list that contacts go to."""
-    pymunk = require("pymunk")
+    pymunk = load("pymunk")
     space = pymunk.Space()
     space.gravity = (0.0, setup.gravity)
     space.iterations = 20
@@ -321,7 +321,7 @@ def build(setup, objects):
     return space, bodies, contacts
 
 
-def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0, objects=None):
+def simulate(kind=None, seed=0, *, num_frames=24, size=64, fps=12, perturbation=0.0, objects=None):
     """Simulate one scene. The same arguments give the same scene, bit for bit, with the same pymunk and pygame.
 
     Args:
@@ -353,7 +353,7 @@ def simulate(kind=None, seed=0, num_frames=24, size=64, fps=12, perturbation=0.0
         raise ValueError(f"`perturbation` is a standard deviation and must be at least 0, got {perturbation}.")
 
     scale = size / UNITS
-    plan = plan_scene(kind, seed, size, perturbation, objects)
+    plan = plan_scene(kind, seed, size=size, perturbation=perturbation, objects=objects)
     setup, objects = plan.setup, plan.objects
     space, bodies, contacts = build(setup, objects)
 

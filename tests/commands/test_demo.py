@@ -15,9 +15,7 @@ from PIL import Image
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands.demo_rollout import (
-    GIVEN,
     MAX_WALKED,
-    NEXT,
     Limits,
     Rollouts,
     Settings,
@@ -26,10 +24,11 @@ from diffusers_videogpt.commands.demo_rollout import (
     format_psnr,
     psnr_by_clip,
     read_upload,
-    side_by_side,
     write_views,
 )
 from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.commands.options import STEPS
+from diffusers_videogpt.film_strips import GIVEN, NEXT, side_by_side
 from diffusers_videogpt.video_io import Video, read_video, write_video
 
 
@@ -207,7 +206,7 @@ def test_psnr_by_clip():
 
 def test_videos_side_by_side(tmp_path):
     frames = noise(4)
-    beside = side_by_side({"truth": frames[:3], "prediction": frames}, num_given=2)
+    beside = side_by_side({"truth": frames[:3], "prediction": frames}, num_given=2, preview_side=256, gap=8)
     assert beside.shape == (4, 28 + 256, 256 + 8 + 256, 3)
     assert tuple(beside[1, 0, 0]) == GIVEN and tuple(beside[2, 0, -1]) == NEXT
     np.testing.assert_array_equal(beside[1, 28 : 28 + 256 : 8, :256:8], frames[1])
@@ -226,7 +225,6 @@ def test_videos_side_by_side(tmp_path):
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "diffusers_videogpt.commands.demo", raising=False)
     with pytest.raises(SystemExit, match=re.escape('pip install ".[demo]"')):
         main(["demo"])
 
@@ -244,9 +242,31 @@ def browser():
             yield chromium
 
 
+def test_the_page_on_a_phone(browser, tmp_path, make_tiny_pipe):
+    """The video and the button are on the first screen, and nothing is wider than it; settings are behind."""
+    pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
+    from diffusers_videogpt.commands.demo_page import running_page
+
+    with running_page(make_tiny_pipe(), LIMITS) as url:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.locator("#status").get_by_text("Press").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        upload, run = (page.locator(name).bounding_box() for name in ("#upload", "#run"))
+        assert 0 <= upload["y"] < run["y"] and run["y"] + run["height"] <= 844
+        steps = page.get_by_label("number input for Steps per clip")
+        assert not steps.is_visible()
+        page.click("#settings button")
+        steps.wait_for()
+        assert steps.input_value() == str(STEPS)
+        settings = page.locator("#settings").bounding_box()
+        assert settings["y"] > page.locator("#run").bounding_box()["y"]
+
+
 def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
-    from diffusers_videogpt.commands.demo import running_page
+    from diffusers_videogpt.commands.demo_page import running_page
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -256,7 +276,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
     )
     pipe = VideoGPTPipeline.from_pretrained(BUNDLED_MODEL)
     pipe.set_progress_bar_config(disable=True)
-    with running_page(pipe, LIMITS) as url:
+    with running_page(pipe, LIMITS, note="It knows balls alone.") as url:
         assert url.startswith("http://127.0.0.1:")
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(60_000)
@@ -278,6 +298,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         # One click: the clips of the sample arrive one after another.
         page.goto(url)
         wait_for("8 frames given, 16 more to compare with")
+        page.click("#settings button")
         choose("Steps per clip", 20)  # so that the first clip is shown for some time
         page.click("#run")
         wait_for("Going on: 8 of 16 frames")
@@ -289,6 +310,14 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         assert download.value.suggested_filename == "sample_prediction.mp4"
         assert len(read_video(download.value.path()).frames) == 24
 
+        # Another site's name that leads here is refused.
+        other = {"Host": "rebound.example:80"}
+        assert page.request.get(url, headers=other).status == 403
+        assert page.request.get(url).status == 200
+
+        # What is no sample is what the model may not know.
+        assert not page.get_by_text("It knows balls alone.").is_visible()
+
         # Broken uploads are told apart, and what follows works.
         for name, message in write_broken(tmp_path).items():
             upload(tmp_path / name)
@@ -298,6 +327,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         assert page.request.post(f"{url}gradio_api/upload", multipart={"files": heavy}).status == 413
         upload(write_video(tmp_path / "one.mp4", noise(1, 64, 64), fps=10))
         wait_for("1 frames given, 0 more")
+        page.get_by_text("It knows balls alone.").wait_for()
         page.click("#run")
         wait_for("Done: 16 of 16 frames")
 

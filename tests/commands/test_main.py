@@ -16,7 +16,8 @@ import torch
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, __version__
-from diffusers_videogpt.commands.main import SAMPLE_HISTORY, main
+from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.commands.predict import SAMPLE_HISTORY
 from diffusers_videogpt.video_io import read_video, write_video
 
 
@@ -31,15 +32,16 @@ def test_predict_with_no_arguments_continues_the_sample(tmp_path, monkeypatch, c
     for part in ("load the model", "read the video", "encode", "predict", "decode", "write"):
         assert re.search(rf"{part} \d+\.\d s", out)
     video = read_video(tmp_path / "videogpt_output" / "sample_prediction.mp4")
-    assert video.frames.shape == (24, 64, 64, 3) and video.fps == pytest.approx(12)
+    assert video.frames.shape == (24, 256, 256, 3) and video.fps == pytest.approx(12)
     strip = PIL.Image.open(tmp_path / "videogpt_output" / "sample_prediction.png")
     assert strip.width > 3 * strip.height > 0  # two rows, many columns
-    for name in ("sample_prediction.mp4", "sample_prediction.png"):
+    for name in ("sample_prediction.mp4, enlarged 4 times to 256 × 256", "sample_prediction.png"):
         assert name in out
+    assert "note:" not in out  # the sample is what the model knows
 
 
 def test_given_frames_come_back_and_predicted_ones_follow(tmp_path):
-    main(["predict", "--output", str(tmp_path), "--num-frames", "3", "--seed", "5", *FEW_STEPS])
+    main(["predict", "--output", str(tmp_path), "--num-frames", "3", "--seed", "5", "--scale", "1", *FEW_STEPS])
     made = read_video(tmp_path / "sample_prediction.mp4").frames
     assert len(made) == SAMPLE_HISTORY + 3
     given = read_video(SAMPLE_VIDEO).frames[:SAMPLE_HISTORY]
@@ -124,16 +126,21 @@ def conditional(make_tiny_pipe, make_tiny_transformer, tmp_path):
 def test_predict_by_class_and_text(conditional, tmp_path, capsys):
     """From nothing without a video; beside a video too; and a video without either."""
 
+    printed = []
+
     def made(name, *options):
-        main(["predict", "--model", str(conditional), "--output", str(tmp_path / "out"), *options, *FEW_STEPS])
-        frames = read_video(tmp_path / "out" / f"{name}.mp4").frames
-        assert PIL.Image.open(tmp_path / "out" / f"{name}.png").width > 32
-        return frames
+        arguments = ["predict", "--model", str(conditional), "--output", str(tmp_path / "out"), "--scale", "1"]
+        main([*arguments, *options, *FEW_STEPS])
+        printed.append(capsys.readouterr().out)
+        path = Path(re.search(r"^video: (.*)$", printed[-1], re.MULTILINE)[1])
+        assert re.fullmatch(rf"{name}(_\d+)?\.mp4", path.name)  # a new one each time
+        assert PIL.Image.open(path.with_suffix(".png")).width > 32
+        return read_video(path).frames
 
     guided = ["--condition-guidance-scale", "20"]
     by_name = made("made", "--class-label", "jump", *guided)
     assert by_name.shape == (2, 32, 32, 3)  # one clip of the model's own size
-    assert "'jump': 2 frames to make from nothing, 32 × 32 at 12 frames/s" in capsys.readouterr().out
+    assert "'jump': 2 frames to make from nothing, 32 × 32 at 12 frames/s" in printed[-1]
     np.testing.assert_array_equal(made("made", "--class-label", "1", *guided), by_name)
     assert not np.array_equal(made("made", "--class-label", "swim", *guided), by_name)
     asked = ["--prompt", "a red ball", "--num-frames", "3", "--height", "32", "--width", "48", *guided]
@@ -196,7 +203,11 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypat
     "arguments, message",
     [
         (["--device", "tpu"], "--device: 'tpu' is no device: cpu, cuda"),
-        (["--device", "cuda:99"], "--device: 'cuda:99' cannot be used here ("),
+        (["--device", "cuda:x"], "--device: 'cuda:x' is no device: cpu, cuda"),
+        (["--guidance-scale", "nan"], "--guidance-scale: nan is not a finite number"),
+        (["--fps", "fast"], "--fps: 'fast' is no number"),
+        (["--step", "3", "--stepps", "3"], "there is no option --stepps, do you mean --steps?"),
+        (["one.mp4", "two.mp4"], "unexpected: two.mp4"),
         (["https://a.org/b.mp4"], "URLs are not read: download https://a.org/b.mp4 first"),
         (["--fps", "0"], "--fps: 0 is not a number above 0"),
         (["--solver", "heun"], "--solver"),
@@ -205,7 +216,15 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypat
 def test_options_are_refused_when_they_are_parsed(capsys, arguments, message):
     with pytest.raises(SystemExit):
         main(["predict", *arguments])
-    assert message in capsys.readouterr().err
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("videogpt predict: ") and message in first
+    assert others == ["videogpt predict --help lists what it takes."]
+
+
+def test_a_device_that_is_not_here_is_refused_before_the_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(VideoGPTPipeline, "from_pretrained", None)
+    with pytest.raises(SystemExit, match=r"videogpt predict: --device: 'cuda:99' cannot be used here \("):
+        main(["predict", "--device", "cuda:99", "--output", str(tmp_path / "out")])
 
 
 def test_version_and_module():
@@ -265,7 +284,7 @@ def test_the_bundled_model_is_whole_and_small():
 @pytest.mark.parametrize(
     "make, arguments, message",
     [
-        (None, ["predict", "missing.mp4"], "no such file"),
+        (None, ["predict", "missing.mp4"], "video missing.mp4: there is no such file"),
         (b"not a video", ["predict", "file.mp4"], "file.mp4"),
         (b"", ["predict", "file.mp4"], "file.mp4"),
         (None, ["predict", "--num-history-frames", "99"], "24 frames, fewer than --num-history-frames 99"),
@@ -280,12 +299,17 @@ def test_the_bundled_model_is_whole_and_small():
         (b"", ["predict", "--model", "file.mp4"], "'file.mp4' is a file: name the folder"),
         (None, ["predict", "--class-label", "1"], "--class-label: the model in"),
         (None, ["predict", "--prompt", "a ball"], "was not trained on text"),
-        (None, ["evaluate", "fvd", "--data", "out", "--clip-length", "5"], "--clip-length=5: I3D takes 9"),
+        (None, ["evaluate", "fvd", "--data", ".", "--clip-length", "5"], "--clip-length=5: I3D takes 9"),
         (None, ["predict", "--lora", "nowhere:0.5"], "'nowhere'"),
         (b"not weights", ["predict", "--lora", "file.mp4"], "not a safetensors file"),
         (None, ["convert", "nowhere", "out"], "nowhere"),
-        (None, ["evaluate", "physics-iq", "--videos", "nowhere", "--data", "nowhere"], "nowhere: no video is named"),
-        (None, ["evaluate", "physics-iq", "--model", "nowhere", "--data", "out"], "neither 8FPS"),
+        (None, ["evaluate", "physics-iq", "--videos", ".", "--data", "."], ".: no video is named"),
+        (None, ["evaluate", "physics-iq", "--videos", "nowhere", "--data", "."], "--videos nowhere: there is no such"),
+        (None, ["evaluate", "physics-iq", "--model", BUNDLED_MODEL, "--data", "."], "neither 8FPS"),
+        (None, ["evaluate", "videos", "--data", "nowhere"], "--data nowhere: there is no such file or folder"),
+        (None, ["export-hub", "nowhere", "out"], "SOURCE nowhere: there is no such file or folder"),
+        (None, ["search", "nowhere", "a ball"], "INDEX nowhere: there is no such file or folder"),
+        (None, ["predict", "--output", "next.mov"], "--output next.mov: a video is written as .mp4, .webm, .gif"),
     ],
 )
 def test_bad_input_is_one_readable_line(tmp_path, monkeypatch, make, arguments, message):

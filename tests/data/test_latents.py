@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import pickle
 import resource
@@ -151,7 +152,7 @@ def test_what_cannot_be_encoded(vae):
 def write(cache_dir, root, vae, sampling=SAMPLING, seed=0, **options):
     """Encodes a folder of videos; returns the cache, the table and the key."""
     table = VideoTable.from_folder(root, sampling)
-    key = make_cache_key(vae, sampling, seed)
+    key = make_cache_key(vae, sampling, seed=seed)
     write_latent_cache(cache_dir, table, vae, key, **{"max_shard_size": SHARD, "num_windows": 2} | options)
     return LatentCache(cache_dir, key), table, key
 
@@ -187,13 +188,13 @@ def test_a_cache_made_otherwise_is_refused_by_the_name_of_what_differs(tmp_path,
     other_config = AutoencoderKL.from_config({**vae.config, "shift_factor": 0.2})
     other_config.load_state_dict(vae.state_dict())
     cases = {
-        r"\(sampling.longest_side 32 → 16\)": make_cache_key(vae, replace(SAMPLING, longest_side=16), 0),
+        r"\(sampling.longest_side 32 → 16\)": make_cache_key(vae, replace(SAMPLING, longest_side=16), seed=0),
         r"\(sampling.frame_interval \[1, 2\] → \[1, 1\]\)": make_cache_key(
-            vae, replace(SAMPLING, frame_interval=(1, 1)), 0
+            vae, replace(SAMPLING, frame_interval=(1, 1)), seed=0
         ),
-        r"\(seed 0 → 1\)": make_cache_key(vae, SAMPLING, 1),
-        r"\(vae.weights '.*' → '.*'\)": make_cache_key(other_weights, SAMPLING, 0),
-        r"\(vae.shift_factor 0.1 → 0.2\)": make_cache_key(other_config, SAMPLING, 0),
+        r"\(seed 0 → 1\)": make_cache_key(vae, SAMPLING, seed=1),
+        r"\(vae.weights '.*' → '.*'\)": make_cache_key(other_weights, SAMPLING, seed=0),
+        r"\(vae.shift_factor 0.1 → 0.2\)": make_cache_key(other_config, SAMPLING, seed=0),
         r"\(source None → 'elsewhere'\)": key | {"source": "elsewhere"},
     }
     for message, other in cases.items():
@@ -244,7 +245,7 @@ cache_dir, root, vae_dir, shard = sys.argv[1:]
 vae = AutoencoderKL.from_pretrained(vae_dir)
 sampling = Sampling(max_num_frames=5, frame_interval=(1, 2), longest_side=32)
 table = Killed.from_folder(root, sampling)
-write_latent_cache(cache_dir, table, vae, make_cache_key(vae, sampling, 0), num_windows=2, max_shard_size=int(shard))
+write_latent_cache(cache_dir, table, vae, make_cache_key(vae, sampling, seed=0), num_windows=2, max_shard_size=int(shard))
 """
 
 
@@ -263,7 +264,7 @@ def test_killed_while_writing(tmp_path, folder, vae):
     written = first.stat().st_mtime_ns
     # What a process leaves that is killed in the middle of a file.
     (cache_dir / "latents-00001.safetensors.123.partial").write_bytes(first.read_bytes()[:500])
-    key = make_cache_key(vae, SAMPLING, 0)
+    key = make_cache_key(vae, SAMPLING, seed=0)
     with pytest.raises(FileNotFoundError, match="no finished latent cache: there is no index.json"):
         LatentCache(cache_dir, key)
 
@@ -289,7 +290,7 @@ def test_processes_share_the_shards_and_the_last_one_writes_the_index(tmp_path, 
 def test_captions_and_labels_are_kept(tmp_path, folder, vae):
     (folder / "table.csv").write_text("video,text,kind\n3.mp4,a red ball,fall\n1.mp4,two boxes,push\n")
     table = VideoTable.from_table(folder / "table.csv", SAMPLING, caption_column="text", label_column="kind")
-    write_latent_cache(tmp_path / "cache", table, vae, make_cache_key(vae, SAMPLING, 0))
+    write_latent_cache(tmp_path / "cache", table, vae, make_cache_key(vae, SAMPLING, seed=0))
     cache = LatentCache(tmp_path / "cache", {})
     assert (cache.ids, cache.labels) == (["3.mp4", "1.mp4"], ["fall", "push"])
     assert cache.captions == ["a red ball", "two boxes"]
@@ -331,7 +332,7 @@ def test_another_dataset_of_the_same_rows_is_encoded_anew(tmp_path, vae):
         parquet.parent.mkdir(exist_ok=True)
         datasets.Dataset.from_dict({"video": [(tmp_path / "video.mp4").read_bytes()]}).to_parquet(parquet)
         table = VideoTable.from_dataset(str(parquet.parent), SAMPLING)
-        key = make_cache_key(vae, SAMPLING, 0)
+        key = make_cache_key(vae, SAMPLING, seed=0)
         write_latent_cache(caches, table, vae, key)
         means.append(LatentCache(caches, key).read(0, 0))
         written = (caches / "latents-00000.safetensors").stat().st_mtime_ns
@@ -371,7 +372,7 @@ def test_too_many_broken_videos_stop_the_run(tmp_path, folder, vae):
         write(tmp_path / "alone", folder, vae)
     assert not (tmp_path / "alone" / "index.json").exists()
 
-    key = make_cache_key(vae, SAMPLING, 0)
+    key = make_cache_key(vae, SAMPLING, seed=0)
     options = {"max_shard_size": SHARD, "num_windows": 2, "num_processes": 2}
     # The first finds two and goes on, the second finds one, and sees that they are too many together.
     write_latent_cache(tmp_path / "two", VideoTable.from_folder(folder, SAMPLING), vae, key, rank=0, **options)
@@ -448,3 +449,62 @@ def test_moments_are_kept_in_the_precision_of_the_vae(tmp_path, folder, vae):
     size = sum(path.stat().st_size for path in (tmp_path / "cache").glob("latents-*"))
     write(tmp_path / "full", folder, vae)
     assert size < 0.8 * sum(path.stat().st_size for path in (tmp_path / "full").glob("latents-*"))
+
+
+def flip_a_byte(path):
+    """The last byte of the file is a latent's."""
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 64
+    path.write_bytes(data)
+
+
+def test_a_changed_shard_is_found_by_its_content(tmp_path, folder, vae):
+    cache_dir = tmp_path / "cache"
+    cache, table, key = write(cache_dir, folder, vae)
+    before = {index: cache.read(index, 0) for index in range(len(cache))}
+    content = cache.content_hash()
+    for path in sorted(cache_dir.glob("*.safetensors")):
+        flip_a_byte(path)
+    damaged = LatentCache(cache_dir, key)  # of the same size
+    found = []
+    for index in range(len(damaged)):
+        try:
+            damaged.read(index, 0)
+        except ValueError as error:
+            found.append(str(error))
+    assert found and all("are not those that were written: copy it again, or run" in message for message in found)
+    # Writing it again mends it.
+    cache, _, _ = write(cache_dir, folder, vae)
+    assert all(torch.equal(cache.read(index, 0), moments) for index, moments in before.items())
+    assert cache.content_hash() == content != cache.content_hash([0])
+
+
+def test_a_cache_of_an_earlier_version_is_read(tmp_path, folder, vae):
+    cache_dir = tmp_path / "cache"
+    _, _, key = write(cache_dir, folder, vae)
+    index = json.loads((cache_dir / "index.json").read_text())
+    for video in index["videos"]:
+        del video["digest"], video["source_digest"]
+    (cache_dir / "index.json").write_text(json.dumps(index))
+    assert LatentCache(cache_dir, key).read(0, 0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"file": "../elsewhere.safetensors"}, r"names a file outside of its folder \(../elsewhere"),
+        ({"file": "/etc/passwd"}, "names a file outside of its folder"),
+        (None, "is not the index of a latent cache"),
+        ("text", "is no JSON"),
+    ],
+)
+def test_an_index_that_is_not_to_be_trusted(tmp_path, folder, vae, change, message):
+    cache_dir = tmp_path / "cache"
+    _, _, key = write(cache_dir, folder, vae)
+    path = cache_dir / "index.json"
+    index = json.loads(path.read_text())
+    if isinstance(change, dict):
+        index["shards"][0] |= change
+    path.write_text("no json" if change == "text" else json.dumps([1] if change is None else index))
+    with pytest.raises(ValueError, match=message):
+        LatentCache(cache_dir, key)

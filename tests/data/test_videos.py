@@ -1,8 +1,10 @@
 """Which videos are usable, why others are not, and which frames a sample takes: on files made here."""
 
 import csv
+import io
 import json
 import math
+import os
 import struct
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -14,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffusers_videogpt.data.sampling import Sampling, Window, seeded_generator
-from diffusers_videogpt.data.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped
+from diffusers_videogpt.data.tables import csv_cell, read_table
+from diffusers_videogpt.data.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped, video_of
 from diffusers_videogpt.video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, write_video
 from diffusers_videogpt.worlds import draw_order, simulate
 
@@ -374,7 +377,7 @@ def test_simulated_scenes_are_captioned():
         table = VideoTable.simulated(3, 4, sampling, world=world)
         for index, record in enumerate(table):
             order = draw_order(FIRST_TRAINING_SEED + index)
-            scene = order.simulate(FIRST_TRAINING_SEED + index, 4, 32)
+            scene = order.simulate(FIRST_TRAINING_SEED + index, 4, size=32)
             if world == "physics":
                 scene = simulate(seed=FIRST_TRAINING_SEED + index, num_frames=4, size=32)
             assert (record.caption, record.label) == (scene.caption, scene.kind)
@@ -401,3 +404,167 @@ def test_real_videos(shared_dir):
         whole = read_video(table[index].source, transform=table.sampling.resize)
         assert math.isclose(whole.timestamps[-1], table.infos[index].timestamps[-1], abs_tol=1e-9)
         np.testing.assert_array_equal(frames, whole.frames[table.frame_indices(index, window)])
+
+
+# What tables and folders may hold
+
+
+TWO_ROWS = [{"video": "a.mp4", "caption": "first line\u2028second\u0085third"}, {"video": "b.mp4", "caption": "ok"}]
+LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in TWO_ROWS)
+TABLES = {
+    "separators.jsonl": LINES.encode(),
+    "blank.jsonl": f"{LINES}\n\n".encode(),
+    "windows.jsonl": LINES.replace("\n", "\r\n").encode(),
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES.encode(),
+    "utf16.jsonl": LINES.encode("utf-16"),
+    "UPPER.JSONL": LINES.encode(),
+    "lines.ndjson": LINES.encode(),
+    "lines.json": LINES.encode(),
+    "list.json": json.dumps(TWO_ROWS).encode(),
+    "table.csv": "video,caption\na.mp4,first line\u2028second\u0085third\nb.mp4,ok\n".encode(),
+    "table.CSV": "video,caption\r\na.mp4,first line\u2028second\u0085third\r\nb.mp4,ok\r\n".encode("utf-16"),
+    "table.tsv": "video\tcaption\na.mp4\tfirst line\u2028second\u0085third\nb.mp4\tok\n".encode("utf-8-sig"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_the_same(tmp_path, name):
+    (tmp_path / name).write_bytes(TABLES[name])
+    assert read_table(tmp_path / name) == TWO_ROWS
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        (
+            "table.csv",
+            b"video,caption\na.mp4,caf\xe9\n",
+            r"line 2 is not UTF-8 \(byte 0xe9\); save the table as UTF-8.*cp1252",
+        ),
+        ("table.jsonl", b'{"video": "caf\xe9"}', "line 1 is not UTF-8"),
+        ("table.jsonl", b'{"video": "a"}\n\n' + b"[" * 100_000, "line 3 is no JSON"),
+        ("table.json", b'[{"video": "a"}, 3]', "row 2 is 3, not an object"),
+        ("table.xlsx", b"PK", "a table of videos ends in .csv, .tsv"),
+        ("table.csv", b'video\n"' + b"a" * 200_000, "line 1 is no CSV"),
+    ],
+)
+def test_tables_that_are_none(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / name)
+
+
+def test_names_with_spaces_in_lists(tmp_path):
+    (tmp_path / "list.txt").write_text("Apply Eye Makeup/v 1.avi 12\nDiving/v_2.avi\n\n")
+    assert read_table(tmp_path / "list.txt") == [
+        {"video": "Apply Eye Makeup/v 1.avi", "label": "Apply Eye Makeup"},
+        {"video": "Diving/v_2.avi", "label": "Diving"},
+    ]
+
+
+def test_a_row_without_a_video_is_one_dropped_video(tmp_path):
+    write(tmp_path / "a.mp4", 8)
+    (tmp_path / "table.csv").write_text("caption,video\nx,a.mp4\ny\nz,\n")
+    table = VideoTable.from_table(tmp_path / "table.csv", Sampling(8), max_bad_fraction=0.9)
+    assert len(table) == 1 and list(table.dropped) == ["row 2", "row 3"]
+    for cell in (None, 3.0, {"path": None}, "nothing://a.mp4"):
+        with pytest.raises(VideoReadError):
+            video_of(cell)
+
+
+def test_linked_folders_and_other_files_are_counted(tmp_path):
+    root, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    write(root / "a.mp4", 8)
+    write(elsewhere / "deeper" / "b.mp4", 8)
+    for name in ("notes.txt", "more.TXT", "README"):
+        (root / name).write_text("no video")
+    (root / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (root / "again").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "loop").symlink_to(elsewhere, target_is_directory=True)
+    (root / "up").symlink_to(tmp_path, target_is_directory=True)
+    (root / "self").symlink_to(root, target_is_directory=True)
+    table = VideoTable.from_folder(root, Sampling(8))
+    assert [record.id for record in table] == ["a.mp4", "again/deeper/b.mp4"]
+    counts = {".txt": 2, "without a suffix": 1, "linked folders that lead back": 4}
+    assert table.dropped.passed_over == counts
+    assert (
+        "0 of 2 videos dropped; besides 7 not looked at (4 linked folders that lead back, 2 .txt"
+        in table.dropped.summary()
+    )
+
+
+def test_names_of_any_bytes_are_ids(tmp_path, capsys):
+    write(tmp_path / "a.mp4", 8)
+    data = (tmp_path / "a.mp4").read_bytes()
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb") as file:
+        file.write(data)
+    (tmp_path / "=1+1 \x1b[2J.mp4").write_text("no video")
+    table = VideoTable.from_folder(tmp_path, Sampling(8))
+    assert [record.id for record in table] == ["a.mp4", "caf\\xe9.mp4"]
+    assert table.read(1, table.draw_window(1, 0, 0)).shape == (8, 32, 48, 3)
+    path = report_dropped(table.dropped, tmp_path / "run")
+    assert "\x1b" not in capsys.readouterr().out
+    with path.open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1][0] == "'=1+1 \x1b[2J.mp4"
+
+
+def test_a_console_without_the_letters_of_a_name(tmp_path, monkeypatch):
+    (tmp_path / "видео.mp4").write_text("no video")
+    write(tmp_path / "a.mp4", 8)
+    table = VideoTable.from_folder(tmp_path, Sampling(8))
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", console)
+    report_dropped(table.dropped, tmp_path / "run")
+    assert rb"\u0432" in console.buffer.getvalue()
+
+
+@pytest.mark.parametrize("value", ["=1", "+1", "-1", "@x", "\tx", "\rx"])
+def test_cells_that_a_spreadsheet_would_run(value):
+    assert csv_cell(value) == f"'{value}" and csv_cell(f"a{value}") == f"a{value}"
+
+
+def test_content_counts(tmp_path):
+    """Other bytes under the same name, of the same length too, another caption, another label."""
+
+    def content():
+        return VideoTable.from_table(
+            tmp_path / "table.csv", Sampling(8), caption_column="text", label_column="kind"
+        ).content_hash()
+
+    write(tmp_path / "a.mp4", 8)
+    hashes = []
+    for text in ("video,text,kind\na.mp4,x,1\n", "video,text,kind\na.mp4,y,1\n", "video,text,kind\na.mp4,x,2\n"):
+        (tmp_path / "table.csv").write_text(text)
+        hashes.append(content())
+        assert hashes[-1] == content()
+    (tmp_path / "table.csv").write_text("video,text,kind\na.mp4,x,1\n")
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "a.mp4").write_bytes(data)
+    hashes.append(content())
+    assert len(set(hashes)) == 4
+    scenes = [VideoTable.simulated(2, 8, Sampling(8, height=32, width=32), first_seed=seed) for seed in (0, 0, 1)]
+    assert scenes[0].content_hash() == scenes[1].content_hash() != scenes[2].content_hash()
+
+
+def test_metadata_in_latin_1_is_no_reason_to_stop(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Cafe XX"
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for pixels in numbered(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes().replace(b"Cafe XX", b"Caf\xe9 XX")
+    path.write_bytes(data)
+    (tmp_path / "b.mp4").write_bytes(data.replace(b"avc1", b"QQQQ"))
+    table = VideoTable.from_folder(tmp_path, Sampling(8))
+    assert len(table) == 1 and "no decoder" in table.dropped["b.mp4"]
+
+
+@pytest.mark.parametrize("options", [{"longest_side": 0}, {"height": 0, "width": 0}, {"fps": 1e9}, {"fps": math.nan}])
+def test_samplings_out_of_range(options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"{name}={options[name]}"):
+        Sampling(8, **options)

@@ -61,14 +61,15 @@ def test_classifier_tells_motions_apart():
         for t, frame in enumerate(video):
             down, right = (t, 0) if label else (0, t)
             frame[row + down : row + down + 4, column + right : column + right + 4] = 255
-    classifier = train_classifier(videos[:100], labels[:100], 2, num_epochs=15, batch_size=10)
+    classifier = train_classifier(videos[:100], labels[:100], num_classes=2, num_epochs=15, batch_size=10)
     assert np.mean(classify(classifier, videos[100:]) == labels[100:]) > 0.9
 
 
 def test_generated_videos_do_not_depend_on_the_batch(pipe):
     prompts = ["one red ball falls", "two blue boxes and one red ball fall", "a box"]
-    together = generate(pipe, 3, 2, 2.0, seed=0, prompt=prompts)
-    alone = generate(pipe, 3, 2, 2.0, seed=0, batch_size=1, prompt=prompts)
+    settings = {"num_inference_steps": 2, "condition_guidance_scale": 2.0, "seed": 0}
+    together = generate(pipe, 3, **settings, prompt=prompts)
+    alone = generate(pipe, 3, **settings, batch_size=1, prompt=prompts)
     assert together[0].shape == (4, 32, 32, 3)
     assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(together, alone, strict=True))
     assert not np.array_equal(together[0], together[1])
@@ -82,6 +83,9 @@ def test_classes_end_to_end(pipe, tmp_path):
     for name, count in (("made", 10), ("real", 10), ("without_label", 10)):
         assert len(list((tmp_path / name).rglob("*.mp4"))) == count
     assert (tmp_path / "classes.png").exists()
+    pipe.register_to_config(id2label={0: "bounce", 1: "../fall", 2: "pendulum", 3: "ramp", 4: "stack"})
+    with pytest.raises(ValueError, match=r"'\.\./fall' leads out of the folder"):
+        evaluate_classes(pipe, folder=tmp_path)
     pipe.register_to_config(id2label=None)
     with pytest.raises(ValueError, match="names no classes"):
         evaluate_classes(pipe)

@@ -149,19 +149,19 @@ def test_predictions_are_kept_and_found_again(make_tiny_pipe, tmp_path):
     pipe = make_tiny_pipe()
     scenes, store = make_scenes(3, num_given=4, num_predicted=4, size=32), Store(tmp_path)
     settings = RolloutSettings(num_inference_steps=1)
-    first = predict_scenes(pipe, scenes, settings, store, batch_size=2)
+    first = predict_scenes(pipe, scenes, settings=settings, store=store, batch_size=2)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert len(files) == 3 and first[0].shape == (4, 32, 32, 3) and first[0].dtype == np.uint8
     assert len({video.tobytes() for video in first}) == 3
 
-    again = predict_scenes(pipe, scenes, settings, store, batch_size=2)
+    again = predict_scenes(pipe, scenes, settings=settings, store=store, batch_size=2)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == files
     min(files).unlink()  # as after a kill
-    after_a_kill = predict_scenes(pipe, scenes, settings, store, batch_size=2)
+    after_a_kill = predict_scenes(pipe, scenes, settings=settings, store=store, batch_size=2)
     for videos in (again, after_a_kill):
         assert all(np.array_equal(one, other) for one, other in zip(first, videos, strict=True))
     for change in ({"seed": 1}, {"frames_per_clip": 1}, {"guidance_scale": 1.0}):
-        other = predict_scenes(pipe, scenes, replace(settings, **change), store)
+        other = predict_scenes(pipe, scenes, settings=replace(settings, **change), store=store)
         assert not np.array_equal(other[0], first[0])
     through = [pass_through_autoencoder(pipe, scenes) for _ in range(2)]
     np.testing.assert_array_equal(*through)
@@ -176,7 +176,7 @@ def test_models_of_two_sizes_are_not_compared(make_tiny_pipe, tmp_path):
             evaluate_models(
                 tmp_path / "one",
                 tmp_path / "out",
-                RolloutSettings(1),
+                settings=RolloutSettings(1),
                 compare=[(name, str(tmp_path / "other"), None)],
                 **run,
             )

@@ -15,35 +15,27 @@ from diffusers_videogpt.evaluation.probe import (
     compare_features,
     evaluate_classifier,
     format_features,
-    score_classes,
     write_features,
     write_scores,
 )
+from diffusers_videogpt.metrics.classification import ClassificationScores
 from diffusers_videogpt.tasks.video_classification import classify_videos
 
 
 SAMPLING = Sampling(4, height=32, width=32)
 
 
-def test_scores_by_hand(tmp_path):
-    names = [f"class {number}" for number in range(7)]
-    probabilities = torch.tensor(
-        [
-            [0.4, 0.3, 0.1, 0.1, 0.05, 0.03, 0.02],  # right
-            [0.3, 0.4, 0.1, 0.1, 0.05, 0.03, 0.02],  # 0 comes second
-            [0.4, 0.3, 0.1, 0.1, 0.05, 0.03, 0.02],  # 6 comes last
-        ]
-    )
-    scores = score_classes(probabilities, torch.tensor([0, 0, 6]), names)
-    assert (scores.top1, scores.top5) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert scores.confusion[0] == [1, 1, 0, 0, 0, 0, 0] and scores.confusion[6][0] == 1
-    assert sum(map(sum, scores.confusion)) == 3
-
+def test_scores_as_files(tmp_path):
+    """A class whose name a spreadsheet would take for a formula stays text."""
+    names = ["run", "=1+1", "-jump", "@swim"]
+    scores = ClassificationScores(names, 0.5, 1.0, [[2, 1, 0, 0], [0, 3, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]])
     write_scores(scores, tmp_path / "out")
-    with (tmp_path / "out" / "confusion.csv").open(newline="") as file:
+    with (tmp_path / "out" / "confusion.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["true class", *names] and rows[1] == ["class 0", "1", "1", *["0"] * 5]
-    assert json.loads((tmp_path / "out" / "scores.json").read_text())["confusion"] == scores.confusion
+    assert rows[0] == ["true class", "run", "'=1+1", "'-jump", "'@swim"]
+    assert rows[1] == ["run", "2", "1", "0", "0"] and [row[0] for row in rows[1:]] == rows[0][1:]
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert found["confusion"] == scores.confusion and found["names"] == names
     assert (tmp_path / "out" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -84,7 +76,7 @@ def test_command_on_videos(tmp_path, classifier, make_tiny_pipe, capsys):
 def test_classes_that_the_model_does_not_know(tmp_path, classifier, make_tiny_pipe):
     make_videos(tmp_path / "fly", 1)
     with pytest.raises(ValueError, match="has the classes run, swim, not fly"):
-        evaluate_classifier(classifier, make_tiny_pipe().vae, VideoTable.from_folder(tmp_path, SAMPLING))
+        evaluate_classifier(classifier, make_tiny_pipe().vae, table=VideoTable.from_folder(tmp_path, SAMPLING))
 
 
 def test_features_compared(tmp_path, make_tiny_pipe):

@@ -45,7 +45,7 @@ def copies(tmp_path, videos):
     """The true masks as predicted ones."""
     for video in videos:
         names = [path.stem for path in video.frames]
-        write_masks(tmp_path / "made" / video.name, video.read_masks(video.annotated), names)
+        write_masks(tmp_path / "made" / video.name, video.read_masks(video.annotated), names=names)
     return tmp_path / "made"
 
 
@@ -58,7 +58,7 @@ def test_the_truth_scores_one(videos, copies):
     assert summarize(score_folder(videos, copies)).j_mean == 1
     # One object lost in one of the four frames that count.
     masks = videos[1].read_masks([2])
-    write_masks(copies / "bee", np.where(masks == 2, 0, masks), ["00002"])
+    write_masks(copies / "bee", np.where(masks == 2, 0, masks), names=["00002"])
     assert summarize(score_folder(videos, copies)).j_mean == pytest.approx(1 - 1 / 16)
 
 
@@ -69,7 +69,7 @@ def test_what_is_missing_or_wrong_is_named(videos, copies):
     Image.new("P", (24, 16)).save(copies / "bee" / "00003.png")
     with pytest.raises(ValueError, match="00003.png is 24 × 16, the true mask 48 × 32"):
         score_folder(videos, copies)
-    write_masks(copies / "bee", np.full((1, 32, 48), 7, np.uint8), ["00003"])
+    write_masks(copies / "bee", np.full((1, 32, 48), 7, np.uint8), names=["00003"])
     with pytest.raises(ValueError, match=r"bee.00003.png has the object 7, .* only objects up to \d: give each pixel"):
         score_folder(videos, copies)
     (copies / "bee").rename(copies / "other")
@@ -78,7 +78,7 @@ def test_what_is_missing_or_wrong_is_named(videos, copies):
 
 
 def test_a_model_writes_masks(pipe, videos, tmp_path):
-    segment_videos(pipe, videos, tmp_path / "out", num_inference_steps=1)
+    segment_videos(pipe, videos, folder=tmp_path / "out", num_inference_steps=1)
     for video in videos:
         truth = video.read_masks([0])[0]
         for path in video.frames:
@@ -86,7 +86,7 @@ def test_a_model_writes_masks(pipe, videos, tmp_path):
                 found = np.asarray(image)
             assert ((found == 1) & (truth == 1)).sum() / ((found == 1) | (truth == 1)).sum() > 0.7
     with pytest.raises(ValueError, match="ant: The video has 6 frames, a clip 9"):
-        segment_videos(pipe, videos, tmp_path / "out", frames_per_clip=9)
+        segment_videos(pipe, videos, folder=tmp_path / "out", frames_per_clip=9)
 
 
 def test_objects_that_come_later(pipe, tmp_path):
@@ -95,7 +95,7 @@ def test_objects_that_come_later(pipe, tmp_path):
     video = read_masked_videos(root)[0]
     truth = video.read_masks(video.annotated)
     truth[0][truth[0] == 2] = 0
-    write_masks(root / "Annotations" / "v1", truth, [video.frames[index].stem for index in video.annotated])
+    write_masks(root / "Annotations" / "v1", truth, names=[video.frames[index].stem for index in video.annotated])
     results = evaluate_segmentation(pipe, root, folder=tmp_path / "out", num_inference_steps=1)
     assert list(results["model"].objects) == ["v1_1"]
     shown = []
@@ -121,8 +121,8 @@ def test_objects_are_followed_once_and_later_ones_give_way(pipe, tmp_path, monke
     given[1, :8], given[1, 8:, 10:40] = 1, 2  # object 2 comes, in part where 1 was
     given[2] = 2
     expected[:, :, :20], expected[2:, 8:, 20:40] = 1, 2
-    write_masks(root / "Annotations" / "v1", given, [video.frames[index].stem for index in video.annotated])
-    segment_videos(pipe, [video], tmp_path / "out")
+    write_masks(root / "Annotations" / "v1", given, names=[video.frames[index].stem for index in video.annotated])
+    segment_videos(pipe, [video], folder=tmp_path / "out")
     for path, mask in zip(video.frames, expected, strict=True):
         np.testing.assert_array_equal(read_mask(tmp_path / "out" / "v1" / f"{path.stem}.png"), mask)
 

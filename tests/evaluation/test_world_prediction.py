@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from diffusers_videogpt.evaluation.world_prediction import keep_velocity, repeat_last_frame, score
+from diffusers_videogpt.evaluation.world_prediction import _dilate, keep_velocity, repeat_last_frame, score
 from diffusers_videogpt.worlds import simulate
 
 
@@ -35,6 +35,14 @@ def test_constant_velocity_is_right_while_nothing_collides(scenes):
         moved, repeated = keep_velocity(scene, 4), repeat_last_frame(scene, 4)
         assert moved.dtype == np.uint8 and moved.shape == scene.frames[4:].shape
         assert mse(moved[:3], scene.frames[4:7]) < 0.1 * mse(repeated[:3], scene.frames[4:7])
+
+
+def test_masks_grow_by_one_pixel_to_all_sides():
+    mask = np.zeros((6, 7), bool)
+    mask[2, 3] = mask[0, 6] = mask[5, 0] = True
+    padded = np.pad(mask, 1)
+    expected = np.logical_or.reduce([padded[i : i + 6, j : j + 7] for i in range(3) for j in range(3)])
+    np.testing.assert_array_equal(_dilate(mask), expected)
 
 
 def test_resting_objects_stay_where_they_are(scenes):

@@ -7,7 +7,7 @@ import torch
 
 from diffusers_videogpt.metrics import frame_similarity
 from diffusers_videogpt.metrics.frame_similarity import LPIPS, format_measures, make_measures
-from diffusers_videogpt.training.validation import RolloutScores
+from diffusers_videogpt.metrics.rollout_scores import RolloutScores
 
 
 needs_lpips = pytest.mark.skipif(

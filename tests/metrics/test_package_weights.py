@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from diffusers_videogpt.metrics.package_weights import (
     PackageWeights,
-    hash_tensors,
     load_package_weights,
     unpickle_arrays,
 )
+from diffusers_videogpt.weights import hash_tensors
 
 
 ARRAYS = {"params": {"Conv_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3)}}}
@@ -80,7 +80,7 @@ def source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "site")
     expected = convert({f"params/Conv_0/{name}": array for name, array in ARRAYS["params"]["Conv_0"].items()})
     file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PackageWeights("some-weights", "some_weights", "file.ckpt", file_sha256, convert, hash_tensors(expected))
+    return PackageWeights("some-weights", "file.ckpt", file_sha256, convert, hash_tensors(expected))
 
 
 def cached_file(cache: Path) -> Path:

@@ -101,7 +101,7 @@ def moving_square(seed, speed=3, num_frames=12, height=64, width=80):
 
 
 def masked(video):
-    return shrink(motion_masks(iter(video)), video.shape[2] // 4, video.shape[1] // 4)
+    return shrink(motion_masks(iter(video)), width=video.shape[2] // 4, height=video.shape[1] // 4)
 
 
 def test_masks_are_those_of_the_twin():
@@ -202,7 +202,7 @@ def test_other_sizes_are_stretched():
     rng = np.random.default_rng(0)
     for height, width, new_height, new_width in ((176, 320, 54, 96), (31, 45, 16, 20)):
         frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        ((small, mask),) = shrink([(frame, frame[..., 0])], new_width, new_height)
+        ((small, mask),) = shrink([(frame, frame[..., 0])], width=new_width, height=new_height)
         expected = frame.astype(float)
         for axis, (size, new_size) in enumerate(((height, new_height), (width, new_width))):
             position = ((np.arange(new_size) + 0.5) * size / new_size - 0.5).clip(0, size - 1)
@@ -223,10 +223,10 @@ def test_change_of_rate():
         above = np.minimum(below + 1, 30)
         share = (positions - below)[:, None, None, None]
         expected = ((1 - share) * frames[below] + share * frames[above]).astype(np.float32)
-        changed = np.stack(list(change_rate(iter(frames), 31, count)))
+        changed = np.stack(list(change_rate(iter(frames), 31, new_num_frames=count)))
         assert changed.dtype == np.uint8
         np.testing.assert_allclose(changed, np.floor(expected + 1e-4), atol=0)
-    np.testing.assert_array_equal(list(change_rate(iter(frames), 31, 31)), frames)
+    np.testing.assert_array_equal(list(change_rate(iter(frames), 31, new_num_frames=31)), frames)
 
 
 def test_frames_are_read_like_anywhere_else_and_in_full(tmp_path):
@@ -267,7 +267,7 @@ def test_memory_does_not_grow_with_length():
             tracemalloc.stop()
 
     def masked_stream(frame, num_frames):
-        return shrink(motion_masks(frame.copy() for _ in range(num_frames)), 240, 135)
+        return shrink(motion_masks(frame.copy() for _ in range(num_frames)), width=240, height=135)
 
     few = peak(4)
     assert few > frame.nbytes and peak(16) < few + frame.nbytes / 2

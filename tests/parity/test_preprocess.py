@@ -58,4 +58,4 @@ def test_pixels_of_the_kept_copy():
     assert hashlib.sha256(output.tobytes()).hexdigest() == OUTPUT_2_SHA256
     # Several frames at once, and this size asked for outright, are the same computation.
     np.testing.assert_array_equal(resize_and_crop(np.stack([frame, frame]), 320), np.stack([output, output]))
-    np.testing.assert_array_equal(resize_to_cover(frame, 288, 320), output)
+    np.testing.assert_array_equal(resize_to_cover(frame, height=288, width=320), output)

@@ -1,12 +1,11 @@
 """Tokens for conditions in a model that had none, and the loss under conditions against each sample alone."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from diffusers_videogpt.tasks.conditional_generation import ConditionalTraining, add_condition_tokens
 from diffusers_videogpt.training.objective import next_clip_loss
+from diffusers_videogpt.training.settings import LoopSettings, ObjectiveSettings, RolloutSettings
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -36,8 +35,9 @@ def test_new_tokens_leave_all_else_as_it_was(tiny_transformer, tmp_path):
 def test_a_pipeline_keeps_its_guidance_unless_another_is_given(make_tiny_pipe, tmp_path):
     for given, kept in ((None, 2.5), (1.5, 1.5)):
         pipe = make_tiny_pipe(condition_guidance_scale=2.5)
-        args = SimpleNamespace(condition_guidance_scale=given, output_dir=tmp_path)
-        ConditionalTraining(args, None, pipe, None, dropout=0.1)
+        settings = {"objective": ObjectiveSettings(), "rollouts": RolloutSettings()}
+        loop = LoopSettings(output_dir=tmp_path)
+        ConditionalTraining(None, pipe, feed=None, loop=loop, dropout=0.1, guidance_scale=given, **settings)
         assert pipe.config.condition_guidance_scale == kept
 
 
@@ -51,7 +51,8 @@ def test_loss_of_a_batch_is_that_of_its_samples(make_tiny_transformer):
 
     def loss(rows, **conditions):
         generators = [torch.Generator().manual_seed(row) for row in rows]
-        return next_clip_loss(transformer, latents[rows], [clips[row] for row in rows], generators, **conditions)
+        cut = {"clip_lengths": [clips[row] for row in rows], "generator": generators}
+        return next_clip_loss(transformer, latents[rows], **cut, **conditions)
 
     together = loss([0, 1], class_labels=labels, encoder_hidden_states=states, encoder_attention_mask=mask)
     alone = [

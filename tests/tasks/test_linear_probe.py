@@ -21,7 +21,7 @@ def data():
 def test_is_the_optimum(data):
     """The gradient of the loss on standardised features is zero."""
     features, labels = data
-    probe = fit_linear_probe(features, labels, 3, range(0, 120, 4), weight_decays=[0.01])
+    probe = fit_linear_probe(features, labels, num_classes=3, held_out=range(0, 120, 4), weight_decays=[0.01])
     flat, repeated = features.flatten(0, 1).double(), labels.repeat_interleave(2)
     mean, std = flat.mean(0), flat.std(0)
     weight = (probe.weight.double() * std).requires_grad_()
@@ -34,9 +34,9 @@ def test_is_the_optimum(data):
 def test_weight_decay_is_chosen_on_held_out_videos(data):
     features, labels = data
     held_out = range(0, 120, 4)
-    probe = fit_linear_probe(features, labels, 3, held_out, weight_decays=[10.0, 0.03, 1e-6])
+    probe = fit_linear_probe(features, labels, num_classes=3, held_out=held_out, weight_decays=[10.0, 0.03, 1e-6])
     assert probe.weight_decay == 0.03 and probe.held_out_accuracy > 0.7
-    again = fit_linear_probe(features, labels, 3, held_out, weight_decays=[10.0, 0.03, 1e-6])
+    again = fit_linear_probe(features, labels, num_classes=3, held_out=held_out, weight_decays=[10.0, 0.03, 1e-6])
     assert torch.equal(again.weight, probe.weight)
 
     probabilities = probe.probabilities(features)
@@ -47,6 +47,6 @@ def test_weight_decay_is_chosen_on_held_out_videos(data):
 def test_bad_labels_and_splits(data):
     features, labels = data
     with pytest.raises(ValueError, match=r"need a label each in 0\.\.1, got 120 in 0\.\.2"):
-        fit_linear_probe(features, labels, 2, [0])
+        fit_linear_probe(features, labels, num_classes=2, held_out=[0])
     with pytest.raises(ValueError, match="0 of 120 videos are held out"):
-        fit_linear_probe(features, labels, 3, [])
+        fit_linear_probe(features, labels, num_classes=3, held_out=[])

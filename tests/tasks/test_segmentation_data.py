@@ -39,7 +39,7 @@ def test_index_colours():
 
 def test_masks_are_written_as_davis_has_them(tmp_path):
     masks = np.random.default_rng(0).integers(0, 5, (2, 7, 9), dtype=np.uint8)
-    write_masks(tmp_path / "bear", masks, ["00000", "00001"])
+    write_masks(tmp_path / "bear", masks, names=["00000", "00001"])
     with Image.open(tmp_path / "bear" / "00001.png") as image:
         assert image.mode == "P" and image.size == (9, 7)
         assert image.getpalette()[: 3 * 4] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
@@ -84,6 +84,18 @@ def test_what_is_missing_is_named(davis, tmp_path):
     (davis / "ImageSets" / "2017" / "train.txt").write_text("ant\nyak\n")
     with pytest.raises(ValueError, match="'yak' has no frames"):
         read_masked_videos(davis)
+
+
+@pytest.mark.parametrize("name", ["../ant", "/ant", "ant/../../bee"])
+def test_a_list_names_no_folder_outside(davis, tmp_path, name):
+    """Masks that a model finds are written under these names."""
+    (davis / "ImageSets" / "2017" / "train.txt").write_text(f"ant\n{name}\n")
+    with pytest.raises(ValueError, match=f"name '{name}' leads out of the folder"):
+        read_masked_videos(davis)
+    root = make_youtube_vos(tmp_path / "youtube", ["v1"])
+    (root / "meta.json").write_text(json.dumps({"videos": {name: {}}}))
+    with pytest.raises(ValueError, match=f"name '{name}' leads out of the folder"):
+        read_masked_videos(root)
 
 
 def test_masks_of_another_size(davis):
@@ -150,7 +162,7 @@ def test_simulated_scenes():
 
 def test_windows_without_objects_are_not_shown(davis):
     for path in (davis / "Annotations" / "480p" / "ant").glob("*.png"):
-        write_masks(path.parent, np.zeros((1, 32, 48), np.uint8), [path.stem])
+        write_masks(path.parent, np.zeros((1, 32, 48), np.uint8), names=[path.stem])
     table = SegmentationTable.of(read_masked_videos(davis), SAMPLING)
     assert len(list(table.clips(2, seed=0))) == 1
 

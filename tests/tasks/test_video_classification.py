@@ -9,7 +9,8 @@ from run_scripts import make_videos
 from diffusers_videogpt import VideoGPTForVideoClassification
 from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.tasks.token_pooling import pool_clean_tokens
-from diffusers_videogpt.tasks.video_classification import UNUSED_PARTS, classify_videos
+from diffusers_videogpt.tasks.trunk import UNUSED_PARTS
+from diffusers_videogpt.tasks.video_classification import classify_videos
 from diffusers_videogpt.tasks.video_features import clip_latents, clips_of
 
 
@@ -35,7 +36,7 @@ def test_head_on_pooled_tokens(make_tiny_transformer, latents):
     assert len(model.transformer.transformer_blocks) == 1 and model.transformer.class_embed is None
     labels = torch.tensor([2, 0])
     output = model(latents, labels)
-    features = pool_clean_tokens(transformer, latents, 1, "thirds")
+    features = pool_clean_tokens(transformer, latents, layer=1, pooling="thirds")
     features = (features - features.mean(1, keepdim=True)) / (
         features.var(1, correction=0, keepdim=True) + 1e-5
     ).sqrt()
@@ -96,7 +97,7 @@ def test_classes_of_videos(make_tiny_pipe, tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
     of_file, of_frames = classify_videos(model, pipe.vae, [path, frames], num_clips=2, top_k=2)
     assert of_file == classify_videos(model, pipe.vae, str(path), num_clips=2, top_k=2)[0]
-    clips = clip_latents(pipe.vae, clips_of(frames, SAMPLING, 2))
+    clips = clip_latents(pipe.vae, clips_of(frames, SAMPLING, num_clips=2))
     expected = model(clips).logits.softmax(-1).mean(0)
     assert [name for name, _ in of_frames] == [NAMES[i] for i in expected.argsort(descending=True)[:2]]
     assert [p for _, p in of_frames] == pytest.approx(expected.sort(descending=True).values[:2].tolist())

@@ -79,7 +79,7 @@ def test_many_tokens_on_a_cpu_go_by_tiles(tiny_transformer):
 def test_frames_do_not_know_later_ones(tiny_transformer, latents):
     whole, part = (tiny_transformer.encode_clean(x, [2])[0] for x in (latents, latents[:, :, :3]))
     torch.testing.assert_close(whole[:, :3], part, atol=1e-5, rtol=0)
-    assert (pool_clean_tokens(tiny_transformer, latents, -1) - part.mean((1, 2))).abs().max() > 1e-3
+    assert (pool_clean_tokens(tiny_transformer, latents, layer=-1) - part.mean((1, 2))).abs().max() > 1e-3
 
 
 def test_gradients_with_checkpointing_and_lora(tiny_transformer, latents):
@@ -95,9 +95,9 @@ def test_gradients_with_checkpointing_and_lora(tiny_transformer, latents):
     assert gradients[0] and all("lora" in name and "blocks.0" in name for name in gradients[0])
     torch.testing.assert_close(*gradients)
     with torch.no_grad():
-        adapted = pool_clean_tokens(tiny_transformer, latents, 1)
+        adapted = pool_clean_tokens(tiny_transformer, latents, layer=1)
         tiny_transformer.disable_adapters()
-        assert (pool_clean_tokens(tiny_transformer, latents, 1) - adapted).abs().max() > 1e-4
+        assert (pool_clean_tokens(tiny_transformer, latents, layer=1) - adapted).abs().max() > 1e-4
 
 
 def test_layers_and_poolings(tiny_transformer, latents):
@@ -121,21 +121,21 @@ def test_layers_and_poolings(tiny_transformer, latents):
 def test_clips_of_one_video():
     """Evenly over the video, at the middle interval."""
     video = np.zeros((13, 32, 32, 3), np.uint8) + np.arange(13, dtype=np.uint8)[:, None, None, None]
-    assert clips_of(video, SAMPLING, 1)[..., 0, 0, 0].tolist() == [[5, 6, 7, 8]]
-    found = clips_of(video, Sampling(4, frame_interval=(1, 3), height=16, width=16), 3)
+    assert clips_of(video, SAMPLING, num_clips=1)[..., 0, 0, 0].tolist() == [[5, 6, 7, 8]]
+    found = clips_of(video, Sampling(4, frame_interval=(1, 3), height=16, width=16), num_clips=3)
     assert found.shape == (3, 4, 16, 16, 3)
     assert found[..., 0, 0, 0].tolist() == [[1, 3, 5, 7], [3, 5, 7, 9], [5, 7, 9, 11]]
     with pytest.raises(ValueError, match="A video of 3 frames is too short: clips are of 4 frames"):
-        clips_of(video[:3], SAMPLING, 1)
+        clips_of(video[:3], SAMPLING, num_clips=1)
 
 
 def test_short_and_broken_files(tmp_path):
     path = next(make_videos(tmp_path, 1, num_frames=3).iterdir())
     with pytest.raises(ValueError, match="is too short: 3 frames in .* 4 are needed"):
-        clips_of(path, SAMPLING, 1)
+        clips_of(path, SAMPLING, num_clips=1)
     path.write_bytes(b"no video")
     with pytest.raises(ValueError, match="is unreadable: "):
-        clips_of(path, SAMPLING, 1)
+        clips_of(path, SAMPLING, num_clips=1)
 
 
 def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
@@ -152,7 +152,9 @@ def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
     assert first.values.shape == (5, 2, 32) and first.values.dtype == torch.float32
     assert [record.id for record in first.records] == [record.id for record in table]
     with torch.no_grad():
-        alone = pool_clean_tokens(pipe.transformer, clip_latents(pipe.vae, clips_of(table[4].source, SAMPLING, 2)), 2)
+        alone = pool_clean_tokens(
+            pipe.transformer, clip_latents(pipe.vae, clips_of(table[4].source, SAMPLING, num_clips=2)), layer=2
+        )
     torch.testing.assert_close(second.values[4], alone, atol=1e-5, rtol=0)
 
     count = len(encoded)
@@ -197,9 +199,9 @@ def test_videos_of_one_size_go_together(tmp_path, make_tiny_pipe, monkeypatch):
         video_features.pool_clean_layers,
     )
 
-    def record(transformer, latents, *args):
+    def record(transformer, latents, **settings):
         shapes.append((latents.shape[0], *latents.shape[-2:]))
-        return pool(transformer, latents, *args)
+        return pool(transformer, latents, **settings)
 
     monkeypatch.setattr(video_features, "pool_clean_layers", record)
     extract_features(make_tiny_pipe(), table, cache_dir=tmp_path / "features", batch_size=2)

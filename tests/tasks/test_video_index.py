@@ -79,7 +79,7 @@ def test_search_finds_what_all_vectors_say(folder, model, tmp_path, capsys):
 
 def test_only_new_and_changed_videos_are_computed(folder, model, tmp_path, encoded, monkeypatch):
     monkeypatch.setattr(video_index, "SAVED_EVERY", 2)
-    build_index(folder, model, tmp_path / "index")
+    build_index(folder, model, output=tmp_path / "index")
     assert len(encoded) == 6
     before = {hit.path: hit.score for hit in search_index(tmp_path / "index", QUERY, top=6)}
     encoded.clear()
@@ -89,7 +89,7 @@ def test_only_new_and_changed_videos_are_computed(folder, model, tmp_path, encod
     (folder / "32x32-2.mp4").unlink()
     stale = {hit.path.name for hit in search_index(tmp_path / "index", QUERY, top=6) if not hit.is_current}
     assert stale == {"32x32-1.mp4", "32x32-2.mp4"}
-    report = build_index(folder, model, tmp_path / "index")
+    report = build_index(folder, model, output=tmp_path / "index")
     assert sorted(encoded) == ["32x32-1.mp4", "new.mp4"]
     assert (report.num_videos, report.num_kept) == (6, 4)
     after = {hit.path: hit.score for hit in search_index(tmp_path / "index", QUERY, top=6)}
@@ -97,7 +97,7 @@ def test_only_new_and_changed_videos_are_computed(folder, model, tmp_path, encod
     assert all(after[path] == pytest.approx(before[path], abs=1e-6) for path in after.keys() & before.keys())
     (folder / "new.mp4").unlink()
     encoded.clear()
-    assert build_index(folder, model, tmp_path / "index").num_videos == 5 and not encoded
+    assert build_index(folder, model, output=tmp_path / "index").num_videos == 5 and not encoded
 
 
 def test_killed_run_goes_on(folder, model, tmp_path, encoded, monkeypatch):
@@ -112,19 +112,19 @@ def test_killed_run_goes_on(folder, model, tmp_path, encoded, monkeypatch):
 
     monkeypatch.setattr(video_index, "_write", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        build_index(folder, model, tmp_path / "index")
+        build_index(folder, model, output=tmp_path / "index")
     encoded.clear()
-    assert build_index(folder, model, tmp_path / "index").num_kept == 2 and len(encoded) == 4
+    assert build_index(folder, model, output=tmp_path / "index").num_kept == 2 and len(encoded) == 4
 
 
 def test_foreign_stale_and_damaged_indexes(folder, model, tmp_path, save_model):
     index = tmp_path / "index"
-    build_index(folder, model, index)
+    build_index(folder, model, output=index)
     other = save_model(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="index by another model"):
-        build_index(folder, other, index)
+        build_index(folder, other, output=index)
     with pytest.raises(ValueError, match="index of another folder"):
-        build_index(folder / "below", model, index)
+        build_index(folder / "below", model, output=index)
     with pytest.raises(ValueError, match="made by another model than"):
         search_index(index, QUERY, model=other)
     with pytest.raises(ValueError, match="none that is empty"):
@@ -133,7 +133,7 @@ def test_foreign_stale_and_damaged_indexes(folder, model, tmp_path, save_model):
         with pytest.raises(ValueError, match="is no index of videos"):
             search_index(foreign, QUERY)
     with pytest.raises(ValueError, match="is no index of videos"):
-        build_index(folder, model, folder)
+        build_index(folder, model, output=folder)
 
     shutil.move(model, tmp_path / "moved")
     with pytest.raises(SystemExit, match="videogpt search: "):
@@ -149,4 +149,4 @@ def test_foreign_stale_and_damaged_indexes(folder, model, tmp_path, save_model):
 def test_folder_without_videos(model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="No usable video"):
-        build_index(tmp_path / "empty", model, tmp_path / "index")
+        build_index(tmp_path / "empty", model, output=tmp_path / "index")

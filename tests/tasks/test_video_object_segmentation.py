@@ -11,6 +11,7 @@ from diffusers_videogpt.tasks.video_object_segmentation import (
     BACKGROUND,
     COLOURS,
     Marking,
+    VideoObjectSegmentationTraining,
     draw_segmentation_clips,
     make_markings,
     merge_markings,
@@ -18,8 +19,8 @@ from diffusers_videogpt.tasks.video_object_segmentation import (
     resize_frames,
     resize_masks,
     segment_video,
-    segmentation_loss,
 )
+from diffusers_videogpt.training.objective import next_clip_loss
 
 
 CLIP = 4
@@ -200,7 +201,14 @@ def test_loss_is_that_of_the_marked_clip(make_tiny_transformer):
     latents = torch.randn(2, 4, 2 * CLIP + 1, 8, 8, generator=torch.Generator().manual_seed(3))
     assert draw_segmentation_clips(2 * CLIP + 1) == [CLIP + 1, CLIP]
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    loss = segmentation_loss(model, latents, generators, min_retention=0.8)
+    loss = next_clip_loss(
+        model,
+        latents,
+        clip_lengths=[draw_segmentation_clips(2 * CLIP + 1)] * 2,
+        generator=generators,
+        noisy=VideoObjectSegmentationTraining.noisy,
+        min_retention=0.8,
+    )
     expected = []
     for sample, seed in zip(latents, (5, 6), strict=True):
         clean, marked = sample[:, : CLIP + 1], sample[:, CLIP + 1 :]

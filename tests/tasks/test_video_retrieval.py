@@ -101,14 +101,14 @@ def draw_embeds(num=6):
 @pytest.mark.parametrize("captions", [list("abcdef"), list("abacbb"), list("aaaaaa")])
 def test_loss_against_loops(captions):
     embeds = draw_embeds()
-    torch.testing.assert_close(contrastive_loss(*embeds, captions), slow_loss(*embeds, captions))
+    torch.testing.assert_close(contrastive_loss(*embeds, captions=captions), slow_loss(*embeds, captions))
 
 
 def test_mixed_precision_leaves_the_loss_alone():
     embeds = draw_embeds()
     with torch.autocast("cpu", torch.bfloat16):
-        found = contrastive_loss(*embeds, list("abacbb"))
-    assert torch.equal(found, contrastive_loss(*embeds, list("abacbb")))
+        found = contrastive_loss(*embeds, captions=list("abacbb"))
+    assert torch.equal(found, contrastive_loss(*embeds, captions=list("abacbb")))
 
 
 def train_step(rows: slice):
@@ -119,7 +119,7 @@ def train_step(rows: slice):
     model = torch.nn.ModuleDict({"video": torch.nn.Linear(5, 3), "text": torch.nn.Linear(4, 3)})
     model.scale = torch.nn.Parameter(torch.tensor(5.0))
     embeds = (normalize(model[name](x[rows]), dim=-1) for name, x in (("video", features), ("text", texts)))
-    loss = contrastive_loss(*embeds, model.scale, list("abcabd")[rows])
+    loss = contrastive_loss(*embeds, model.scale, captions=list("abcabd")[rows])
     loss.backward()
     return loss.detach(), [p.grad for p in model.parameters()]
 
@@ -153,7 +153,7 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path):
 def test_features_are_those_of_the_whole_transformer(tiny_transformer):
     model = VideoGPTForVideoRetrieval.from_transformer(tiny_transformer, 7, layer=1, projection_dim=8)
     latents = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    features = pool_clean_tokens(tiny_transformer, latents, 1)
+    features = pool_clean_tokens(tiny_transformer, latents, layer=1)
     with torch.no_grad():
         by_latents, by_features = (model(**given)[0] for given in ({"latents": latents}, {"video_features": features}))
     torch.testing.assert_close(by_latents, by_features)
@@ -166,7 +166,7 @@ def test_every_trained_weight_has_a_gradient(tiny_transformer, pooling):
     model = VideoGPTForVideoRetrieval.from_transformer(tiny_transformer, 7, projection_dim=8, pooling=pooling)
     generator = torch.Generator().manual_seed(0)
     latents, texts = torch.randn(2, 4, 3, 4, 4, generator=generator), torch.randn(2, 7, generator=generator)
-    contrastive_loss(*model(latents=latents, text_features=texts), ["a", "b"]).backward()
+    contrastive_loss(*model(latents=latents, text_features=texts), captions=["a", "b"]).backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in trained.values())
     assert {name.split(".")[0] for name in trained} == {
@@ -227,7 +227,7 @@ def test_video_is_the_mean_of_its_clips(pipe):
     video = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     from diffusers_videogpt.tasks.video_features import clip_latents, clips_of
 
-    clips = clips_of(video, SAMPLING, 2)
+    clips = clips_of(video, SAMPLING, num_clips=2)
     alone = torch.stack([pipe.encode_clips(clip_latents(pipe.vae, clip[None])) for clip in clips])
     assert not torch.allclose(alone[0], alone[1], atol=1e-4)
     torch.testing.assert_close(pipe.encode_videos([video])[0], normalize(alone.mean(0), dim=-1))

@@ -1,39 +1,163 @@
-"""Arguments: what a YAML file sets and the command line takes back, and the pipeline that they name."""
+"""Settings: what a YAML file sets and the command line takes back, what is refused, and the pipeline that they name."""
 
-import argparse
-from types import SimpleNamespace
+import runpy
+import subprocess
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import yaml
+from diffusers.optimization import SchedulerType
 
-from diffusers_videogpt.training.arguments import (
-    add_data_arguments,
-    add_model_arguments,
-    load_pipeline,
-    parse_arguments,
+from diffusers_videogpt.tasks.settings import Pooling
+from diffusers_videogpt.tasks.token_pooling import POOLINGS
+from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values
+from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_size
+from diffusers_videogpt.training.settings import (
+    SCHEDULES,
+    LatentSettings,
+    LoopSettings,
+    ModelSettings,
+    PipelineSettings,
+    SamplingSettings,
+    VideoSettings,
 )
-from diffusers_videogpt.training.feed import add_feed_arguments, num_held_out
 
 
-def parse(*args):
-    parser = argparse.ArgumentParser()
-    for add in (add_model_arguments, add_data_arguments, add_feed_arguments):
-        add(parser)
-    return parse_arguments(parser, [str(arg) for arg in args])
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+DATA = ("--instance_data_root", "videos", "--pretrained_vae_path", "vae", "--output_dir", "out")
+
+
+def parse(*args, settings=PipelineSettings, what=None):
+    return parse_settings(settings, "Trains.", [str(arg) for arg in args], what=what)
+
+
+def refusal(capsys, *args, **how) -> str:
+    with pytest.raises(SystemExit) as refused:
+        parse(*args, **how)
+    assert refused.value.code == 2
+    return capsys.readouterr().err
 
 
 def test_the_command_line_turns_off_what_a_file_turned_on(tmp_path):
     file = tmp_path / "recipe.yaml"
-    file.write_text("same_clips_in_step: true\nstreaming: false\n")
-    assert parse("--config", file).same_clips_in_step and not parse("--config", file).streaming
-    assert not parse("--config", file, "--no-same_clips_in_step").same_clips_in_step
-    assert parse("--config", file, "--streaming").streaming
+    file.write_text("same_clips_in_step: true\ntorch_compile: false\n")
+    given = [*DATA, "--config", file]
+    assert parse(*given).latents.same_clips_in_step and not parse(*given).loop.torch_compile
+    assert not parse(*given, "--no-same_clips_in_step").latents.same_clips_in_step
+    assert parse(*given, "--torch_compile").loop.torch_compile
+
+
+@dataclass(kw_only=True)
+class Small:
+    sampling: SamplingSettings = part(without=["target_fps"], max_num_frames=7)
+    videos: VideoSettings = part(without={"streaming": "a stream has no end"})
+    loop: LoopSettings = part()
+    strength: float = option(0.5, "of it")
+
+
+def test_a_part_has_its_scripts_defaults_and_leaves_out_options(capsys):
+    settings = parse("--output_dir", "out", "--frame_interval", 2, 4, settings=Small)
+    assert settings.sampling == SamplingSettings(max_num_frames=7, frame_interval=(2, 4)) and settings.strength == 0.5
+    assert parse("--output_dir", "out", "--max_num_frames", 3, settings=Small).sampling.max_num_frames == 3
+    given = ["--output_dir", "out"]
+    said = refusal(capsys, *given, "--target_fps", 3, settings=Small, what="small things")
+    assert "--target_fps does not apply to small things: leave it out." in said
+    assert "a stream has no end." in refusal(capsys, *given, "--streaming", settings=Small)
+    assert "there is no option --strenght. The nearest option is --strength." in refusal(
+        capsys, *given, "--strenght=1", settings=Small
+    )
+    assert "no option --zzz.\n" in refusal(capsys, *given, "--zzz", settings=Small)
+    said = refusal(capsys, *given, "--height", 32, settings=Small)
+    assert "give --height and --width together" in said and len(said.splitlines()) == 2
+    recorded = plain_values(settings)
+    assert recorded["output_dir"] == "out" and recorded["frame_interval"] == [2, 4]
+    assert "target_fps" not in recorded and recorded["strength"] == 0.5
+
+
+def test_a_file_with_an_option_of_another_script(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    for text, message in (
+        ("target_fps: 3", "there is no argument 'target_fps' (--target_fps does not apply"),
+        ("max_num_frame: 3", "there is no argument 'max_num_frame' (there is no option --max_num_frame. The nearest"),
+    ):
+        file.write_text(text)
+        assert message in refusal(capsys, "--output_dir", "out", "--config", file, settings=Small)
+
+
+def settings_of(script: Path):
+    """The settings that a script composes."""
+    names = runpy.run_path(str(script))
+    return names["__doc__"], names.get("Settings", PipelineSettings)
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (SCRIPTS / "configs").glob("*.yaml")))
+def test_every_recipe_is_read_by_its_script(config, monkeypatch):
+    """Every value of it reaches the settings."""
+    scripts = {"class": "class_to_video", "classification": "classification", "probe": "classification"}
+    scripts |= {
+        "retrieval": "retrieval",
+        "segmentation": "segmentation",
+        "text": "text_to_video",
+        "lora": "videogpt_lora",
+    }
+    scripts |= {"classes": "class_to_video"}
+    monkeypatch.chdir(SCRIPTS.parent)
+    path = SCRIPTS / "configs" / config
+    words = [] if config == "physics_without_classes.yaml" else path.stem.split("_")
+    (script,) = {scripts[word] for word in words if word in scripts} or {"videogpt"}
+    doc, settings = settings_of(SCRIPTS / f"train_{script}.py")
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    more = ["--output_dir", "out"]
+    if not given.keys() & {"pretrained_model_name_or_path", "pretrained_vae_path"}:
+        more += ["--pretrained_model_name_or_path", "base"]
+    if not given.keys() & {"num_simulated_scenes", "cached_latents"}:
+        more += ["--instance_data_root", "videos"]
+    read = plain_values(parse_settings(settings, doc, ["--config", str(path), *more]))
+    for name, value in given.items():
+        assert read[name] == ([value] if name in ("frame_interval", "layer") and isinstance(value, int) else value), (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted({path.name for path in SCRIPTS.glob("train_*.py")} - {"train_autoencoder.py"} | {"cache_latents.py"}),
+)
+def test_help_imports_neither_torch_nor_diffusers(script):
+    """What a script imports before its arguments are known is what `--help` waits for."""
+    code = (
+        "import runpy, sys, types\n"
+        "root = sys.argv.pop(1)\n"
+        # The package's own __init__ is another matter: its test is in test_import_directions.
+        "package = types.ModuleType('diffusers_videogpt'); package.__path__ = [root]\n"
+        "sys.modules['diffusers_videogpt'] = package\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as ended:\n    assert not ended.code, ended.code\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'accelerate', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.argv = sys.argv[1:]\n{code}"]
+    root = str(SCRIPTS.parent / "diffusers_videogpt")
+    result = subprocess.run(
+        [*command, str(SCRIPTS / script), root, "--help"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]" and "usage: " in result.stdout
+
+
+def test_choices_are_those_that_there_are():
+    assert [*SCHEDULES, "piecewise_constant"] == [x.value for x in SchedulerType]
+    assert list(typing.get_args(Pooling)) == list(POOLINGS)
 
 
 def test_a_pipeline_keeps_its_settings_and_its_window_grows(tmp_path, make_tiny_pipe):
     make_tiny_pipe(guidance_scale=1.5, condition_guidance_scale=2.5, max_context_frames=5).save_pretrained(tmp_path)
 
     def load(*args):
-        pipe = load_pipeline(parse("--pretrained_model_name_or_path", tmp_path, *args))
+        base = ("--pretrained_model_name_or_path", tmp_path, "--instance_data_root", "videos", "--output_dir", "out")
+        settings = parse(*base, *args)
+        pipe = load_pipeline(settings.model, settings.sampling)
         names = ("frames_per_clip", "guidance_scale", "condition_guidance_scale", "max_context_frames", "longest_side")
         return [pipe.config[name] for name in names]
 
@@ -42,9 +166,30 @@ def test_a_pipeline_keeps_its_settings_and_its_window_grows(tmp_path, make_tiny_
     assert load("--frames_per_clip", 4, "--guidance_scale", 1, "--max_num_frames", 16) == [4, 1.0, 2.5, 12, 320]
 
 
+def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_pipe):
+    make_tiny_pipe(longest_side=48).save_pretrained(tmp_path)
+    base, new = (
+        ModelSettings(pretrained_model_name_or_path=str(tmp_path)),
+        ModelSettings(pretrained_vae_path=str(tmp_path / "vae")),
+    )
+    for model, given, expected in ((base, None, 48), (base, 64, 64), (new, None, 320)):
+        sampling = SamplingSettings(longest_side=given)
+        settle_size(sampling, model)
+        assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
+    with pytest.raises((OSError, ValueError), match="nowhere"):
+        settle_size(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
+
+
+def test_settings_are_refused_in_python_as_on_the_command_line():
+    with pytest.raises(ValueError, match="both must be multiples of 16"):
+        SamplingSettings(height=40, width=32)
+    with pytest.raises(ValueError, match="give --pretrained_model_name_or_path, or --pretrained_vae_path"):
+        ModelSettings()
+
+
 @pytest.mark.parametrize("num_videos, kept", [(4, 0), (5, 1), (24, 4), (39, 7), (40, 8), (1000, 8)])
 def test_of_a_small_set_a_fifth_is_kept_for_validation(num_videos, kept):
-    args = SimpleNamespace(num_validation_videos=None, validation_data_root=None)
-    assert num_held_out(args, num_videos) == kept
-    assert num_held_out(SimpleNamespace(num_validation_videos=3, validation_data_root=None), num_videos) == 3
-    assert num_held_out(SimpleNamespace(num_validation_videos=3, validation_data_root="others"), num_videos) == 0
+    assert LatentSettings(num_validation_videos=None).num_held_out(num_videos) == kept
+    assert LatentSettings(num_validation_videos=3).num_held_out(num_videos) == 3
+    others = LatentSettings(num_validation_videos=3, validation_data_root=Path("others"))
+    assert others.num_held_out(num_videos) == 0

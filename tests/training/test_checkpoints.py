@@ -84,7 +84,7 @@ def train(run, first_step, last_step):
         generators = [torch.Generator().manual_seed(100 * step + slot) for slot in range(BATCH_SIZE)]
         mine = slice(run.accelerator.process_index, None, run.accelerator.num_processes)
         clips = [[1, 3], [2, 2], [1, 1, 2], [4]]
-        loss = next_clip_loss(run.model, latents[mine], clips[mine], generators[mine])
+        loss = next_clip_loss(run.model, latents[mine], clip_lengths=clips[mine], generator=generators[mine])
         run.accelerator.backward(loss)
         for optimizer, scheduler in zip(run.optimizers, run.schedulers, strict=True):
             optimizer.step()
@@ -338,6 +338,29 @@ def test_an_average_must_be_there_or_not_as_before(tmp_path):
         load(make_run(), path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"files": {}},
+        {"files": []},
+        {"files": {"model.safetensors": 3}},
+        {"files": {"../x": {"size": 1}}},
+        [],
+        None,
+    ],
+    ids=json.dumps,
+)
+def test_a_manifest_that_does_not_vouch_for_the_files_is_no_checkpoint(tmp_path, content):
+    run = make_run()
+    path = save(run, tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == path
+    (path / "manifest.json").write_text(json.dumps(content))
+    assert latest_checkpoint(tmp_path) is None
+    with pytest.raises(ValueError, match=r"no complete checkpoint: manifest\.json (is damaged|does not name model)"):
+        load(run, path)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     path = save(make_run(), tmp_path, 1)
     content = bytearray((path / "ema.safetensors").read_bytes())
@@ -485,7 +508,7 @@ def in_two_processes(folder):
     torch.manual_seed(accelerator.process_index)
     losses = {"straight": train(run, 0, 2)}
     with torch.no_grad():  # leaves parameters unsharded
-        next_clip_loss(run.model, torch.zeros(1, 4, 2, 4, 4), [[1, 1]])
+        next_clip_loss(run.model, torch.zeros(1, 4, 2, 4, 4), clip_lengths=[[1, 1]])
     save(run, folder / "straight", 2)
     next_draws = draws()
     losses["straight"] += train(run, 2, 4)

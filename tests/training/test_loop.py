@@ -1,6 +1,5 @@
 """The optimizers and the steps of the training loop, against a loop written out."""
 
-import argparse
 import csv
 
 import pytest
@@ -8,22 +7,17 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_videogpt.training.feed import MicroBatch
-from diffusers_videogpt.training.loop import TrainingLoop, add_loop_arguments, make_optimizers
-
-
-def loop_arguments(*args, output_dir="out"):
-    parser = argparse.ArgumentParser()
-    add_loop_arguments(parser)
-    return parser.parse_args(["--output_dir", str(output_dir), *map(str, args)])
+from diffusers_videogpt.training.loop import TrainingLoop, make_optimizers
+from diffusers_videogpt.training.settings import LoopSettings, OptimizerSettings
 
 
 def test_what_decays_and_what_muon_takes(tiny_transformer):
     tiny_transformer.norm.weight.requires_grad_(False)
     names = {id(p): name for name, p in tiny_transformer.named_parameters()}
     trained = set(names.values()) - {"norm.weight"}
-    args = ["--learning_rate", 0.3, "--adam_beta1", 0.7, "--adam_beta2", 0.8, "--adam_epsilon", 0.01]
-    args += ["--adam_weight_decay", 0.2]
-    (adamw,) = make_optimizers(tiny_transformer, loop_arguments(*args))
+    numbers = {"learning_rate": 0.3, "adam_beta1": 0.7, "adam_beta2": 0.8, "adam_epsilon": 0.01}
+    numbers |= {"adam_weight_decay": 0.2}
+    (adamw,) = make_optimizers(tiny_transformer, OptimizerSettings(**numbers))
     decayed, others = (group["params"] for group in adamw.param_groups)
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.2, 0.0]
     assert min(p.ndim for p in decayed) == 2 and {p.ndim for p in others} == {1}
@@ -31,7 +25,7 @@ def test_what_decays_and_what_muon_takes(tiny_transformer):
     for group in adamw.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.7, 0.8), 0.01)
 
-    muon, adamw = make_optimizers(tiny_transformer, loop_arguments("--optimizer", "muon", *args))
+    muon, adamw = make_optimizers(tiny_transformer, OptimizerSettings(optimizer="muon", **numbers))
     (group,) = muon.param_groups
     assert (group["lr"], group["weight_decay"], group["adjust_lr_fn"]) == (0.3, 0.2, "match_rms_adamw")
     matrices = {names[id(p)] for p in group["params"]}
@@ -55,21 +49,15 @@ def loss_of(model, batch):
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e9])
 def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, max_grad_norm):
     """Accumulation, clipping, warm-up and averaged weights; each validation sees these and leaves no trace."""
-    args = ["--gradient_accumulation_steps", 2, "--max_grad_norm", max_grad_norm, "--max_train_steps", 5]
-    args += [
-        "--lr_scheduler",
-        "linear",
-        "--lr_warmup_steps",
-        2,
-        "--learning_rate",
-        0.1,
-        "--adam_epsilon",
-        0.1,
-        "--ema_decay",
-        0.15,
-    ]
-    args += ["--validation_steps", 2, "--logging_steps", 3]
-    args = loop_arguments(*args, output_dir=tmp_path)
+    optimizer_settings = OptimizerSettings(
+        max_grad_norm=max_grad_norm,
+        lr_scheduler="linear",
+        lr_warmup_steps=2,
+        learning_rate=0.1,
+        adam_epsilon=0.1,
+        ema_decay=0.15,
+    )
+    settings = LoopSettings(output_dir=tmp_path, max_train_steps=5, validation_steps=2, logging_steps=3)
 
     rates = [0.0, 0.05, 0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0]
     model = make_tiny_transformer().train()
@@ -102,7 +90,17 @@ def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, 
         return {"loss": float(step)}
 
     trained, accelerator = make_tiny_transformer(), Accelerator(cpu=True, gradient_accumulation_steps=2)
-    TrainingLoop(args, accelerator, trained, KnownFeed(), loss_of, run={}, validate=validate).run()
+    TrainingLoop(
+        accelerator,
+        trained,
+        feed=KnownFeed(),
+        loss=loss_of,
+        settings=settings,
+        optimizer=optimizer_settings,
+        run={},
+        validate=validate,
+        gradient_accumulation_steps=2,
+    ).run()
     torch.testing.assert_close(trained.proj_out.state_dict(), model.proj_out.state_dict())
     torch.testing.assert_close(seen, {step: averages[step] for step in (2, 4, 5)})
     assert trained.training

@@ -1,8 +1,19 @@
 import pytest
 import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from diffusers_videogpt.clips import make_clip_layout
-from diffusers_videogpt.training.objective import next_clip_loss, parse_clips
+from diffusers_videogpt.scheduling_next_clip_flow_match import sample_alphas
+from diffusers_videogpt.training.noise_levels import ErrorsByAlpha, format_errors
+from diffusers_videogpt.training.objective import (
+    DenoisedClips,
+    denoise_clips,
+    make_alpha_drawer,
+    next_clip_loss,
+    parse_clips,
+    velocity_weights,
+)
+from diffusers_videogpt.training.settings import ObjectiveSettings
 
 
 LATENTS = torch.randn(2, 4, 5, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -26,8 +37,8 @@ def seeded(seed=0):
 
 
 def test_loss_is_the_mean_error_of_all_frames(tiny_transformer):
-    assert next_clip_loss(Recorder(lambda noisy: LATENTS), LATENTS, CLIPS, seeded()) == 0
-    ones = next_clip_loss(Recorder(lambda noisy: LATENTS + 1), LATENTS, CLIPS, seeded())
+    assert next_clip_loss(Recorder(lambda noisy: LATENTS), LATENTS, clip_lengths=CLIPS, generator=seeded()) == 0
+    ones = next_clip_loss(Recorder(lambda noisy: LATENTS + 1), LATENTS, clip_lengths=CLIPS, generator=seeded())
     torch.testing.assert_close(ones, torch.tensor(1.0))
 
     def wrong_in_first_frame(noisy):
@@ -35,13 +46,13 @@ def test_loss_is_the_mean_error_of_all_frames(tiny_transformer):
         answer[:, :, 0] += 1
         return answer
 
-    first = next_clip_loss(Recorder(wrong_in_first_frame), LATENTS, CLIPS, seeded())
+    first = next_clip_loss(Recorder(wrong_in_first_frame), LATENTS, clip_lengths=CLIPS, generator=seeded())
     torch.testing.assert_close(first, torch.tensor(1 / 5))
 
 
 def test_every_clip_has_one_noise_level_and_the_formula_holds():
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded())
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded())
     alphas, noisy = recorder.inputs["timestep"], recorder.inputs["hidden_states"]
     assert alphas.shape == (2, 5) and (alphas >= 0).all() and (alphas < 1).all()
     for row, lengths in zip(alphas, CLIPS, strict=True):
@@ -58,7 +69,13 @@ def test_noise_is_that_of_a_twin_that_makes_one_video_after_the_other(one_a_vide
         [seeded(1), seeded(2)] if one_a_video else [generator] * 2 for generator in (seeded(), seeded())
     )
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, generators if one_a_video else generators[0], min_retention=0.8)
+    next_clip_loss(
+        recorder,
+        LATENTS,
+        clip_lengths=CLIPS,
+        generator=generators if one_a_video else generators[0],
+        min_retention=0.8,
+    )
     made = (recorder.inputs[name] for name in ("timestep", "hidden_states", "clean_hidden_states"))
     for video, lengths, twin, alphas, noisy, clean in zip(LATENTS, CLIPS, twins, *made, strict=True):
         alpha = torch.rand(len(lengths), generator=twin).repeat_interleave(torch.tensor(lengths))
@@ -72,24 +89,26 @@ def test_noise_is_that_of_a_twin_that_makes_one_video_after_the_other(one_a_vide
 
 def test_clean_frames_are_slightly_noisy_and_leave_out_the_last_clip():
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded())
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded())
     clean, layout = recorder.inputs["clean_hidden_states"], recorder.inputs["clip_layout"]
     assert clean.shape[2] == 3  # the first video needs 3 clean frames, the second 1 and padding
     expected = make_clip_layout(CLIPS, (2, 3))
     assert all(torch.equal(a, b) for a, b in zip(layout.meta(), expected.meta(), strict=True))
     error = (clean - LATENTS[:, :, :3]).abs().mean()
     assert 0 < error < 0.2
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded(), min_retention=1.0)
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded(), min_retention=1.0)
     torch.testing.assert_close(recorder.inputs["clean_hidden_states"], LATENTS[:, :, :3])
 
 
 def test_one_clip_has_no_clean_frames(tiny_transformer):
-    loss = next_clip_loss(tiny_transformer, LATENTS, [[5], [5]], seeded())
+    loss = next_clip_loss(tiny_transformer, LATENTS, clip_lengths=[[5], [5]], generator=seeded())
     assert loss.isfinite()
 
 
 def test_same_seed_same_loss(tiny_transformer):
-    losses = [next_clip_loss(tiny_transformer, LATENTS, CLIPS, seeded(s)).item() for s in (0, 0, 1)]
+    losses = [
+        next_clip_loss(tiny_transformer, LATENTS, clip_lengths=CLIPS, generator=seeded(s)).item() for s in (0, 0, 1)
+    ]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -100,7 +119,7 @@ def test_training_learns(make_tiny_transformer):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(60):
-        loss = next_clip_loss(model, LATENTS, CLIPS, seeded(step))
+        loss = next_clip_loss(model, LATENTS, clip_lengths=CLIPS, generator=seeded(step))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -110,21 +129,23 @@ def test_training_learns(make_tiny_transformer):
 
 def test_clips_that_do_not_sum_to_the_frames(tiny_transformer):
     with pytest.raises(ValueError, match=r"\[2, 2\] have 4 frames, the latents have 5"):
-        next_clip_loss(tiny_transformer, LATENTS, [[2, 2], [5]])
+        next_clip_loss(tiny_transformer, LATENTS, clip_lengths=[[2, 2], [5]])
 
 
 def test_generators_are_one_or_one_a_video():
     with pytest.raises(ValueError, match="3 generators for 2 videos: give one, or one a video"):
-        next_clip_loss(Recorder(lambda noisy: noisy), LATENTS, CLIPS, [seeded(s) for s in range(3)])
+        next_clip_loss(
+            Recorder(lambda noisy: noisy), LATENTS, clip_lengths=CLIPS, generator=[seeded(s) for s in range(3)]
+        )
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_layout_is_of_the_models_patches(make_tiny_transformer, patch_size):
     recorder = Recorder(lambda noisy: noisy)
-    next_clip_loss(recorder, LATENTS, CLIPS, seeded(), patch_size=patch_size)
+    next_clip_loss(recorder, LATENTS, clip_lengths=CLIPS, generator=seeded(), patch_size=patch_size)
     assert recorder.inputs["clip_layout"].patch_grids == ((4 // patch_size, 6 // patch_size),) * 2
     model = make_tiny_transformer(patch_size=patch_size)
-    assert next_clip_loss(model, LATENTS, CLIPS, seeded(), patch_size=patch_size).isfinite()
+    assert next_clip_loss(model, LATENTS, clip_lengths=CLIPS, generator=seeded(), patch_size=patch_size).isfinite()
 
 
 def test_how_samples_are_cut_into_clips():
@@ -139,3 +160,110 @@ def test_how_samples_are_cut_into_clips():
             parse_clips(clips)
     with pytest.raises(ValueError, match=r"clips \(3\) belongs to clips='random', got 'equal:4'"):
         parse_clips("equal:4", 3)
+
+
+# The dials
+
+
+def test_noise_levels_are_diffusers_densities():
+    uniform = make_alpha_drawer(ObjectiveSettings())
+    assert uniform is sample_alphas
+    as_diffusers = compute_density_for_timestep_sampling("none", 3, generator=seeded())
+    assert torch.equal(uniform([1, 1, 1], seeded()), as_diffusers)  # the paper's are diffusers' "none", to the bit
+    draw = make_alpha_drawer(ObjectiveSettings(weighting_scheme="logit_normal", logit_mean=1.0, logit_std=0.5))
+    twin = seeded(4)
+    expected = torch.sigmoid(torch.normal(1.0, 0.5, (2,), generator=twin))
+    torch.testing.assert_close(draw([2, 3], seeded(4)), expected.repeat_interleave(torch.tensor([2, 3])))
+    # Above 0 is cleaner: α is the share of signal.
+    many = [draw([1] * 2000, seeded(seed)).mean() for seed in range(2)]
+    assert all(0.7 < mean < 0.76 for mean in many)
+
+
+@pytest.mark.parametrize("scheme", ["logit_normal", "mode"])
+def test_a_mixture_keeps_a_share_of_uniform_levels(scheme):
+    numbers = {"logit_mean": 3.0, "logit_std": 0.1} if scheme == "logit_normal" else {"mode_scale": 1.7}
+    shares = []
+    for share in (0.0, 0.25, 1.0):
+        draw = make_alpha_drawer(ObjectiveSettings(weighting_scheme=scheme, uniform_share=share, **numbers))
+        alphas = draw([1] * 4000, seeded(1))
+        assert (alphas >= 0).all() and (alphas <= 1).all()
+        shares.append(float((alphas < 0.1).float().mean()))
+    # A tenth of uniform levels is below 0.1, of the others hardly any.
+    assert shares[0] < 0.07 and shares[0] < shares[1] < shares[2]
+    assert shares[2] == pytest.approx(0.1, abs=0.02)
+
+
+def test_velocity_weights_and_their_cap():
+    alphas = torch.tensor([0.0, 0.5, 0.8, 1.0])
+    torch.testing.assert_close(velocity_weights(alphas, 25.0), torch.tensor([1.0, 4.0, 25.0, 25.0]))
+    torch.testing.assert_close(velocity_weights(alphas, 3.0), torch.tensor([1.0, 3.0, 3.0, 3.0]))
+    target = torch.zeros(1, 2, 4, 3, 3)
+    clips = DenoisedClips(target + torch.tensor([1.0, 2.0, 1.0, 0.0])[:, None, None], target, target, alphas[None])
+    torch.testing.assert_close(clips.loss(), torch.tensor((1 + 4 + 1) / 4))
+    torch.testing.assert_close(clips.loss(max_weight=25.0), torch.tensor((1 * 1 + 4 * 4 + 25 * 1) / 4))
+
+
+def test_errors_are_told_by_noise_level():
+    errors = ErrorsByAlpha()
+    alphas = torch.tensor([[0.05, 0.45, 0.55, 1.0]])
+    target = torch.zeros(1, 2, 4, 3, 3)
+    by_frame = lambda values: target + torch.tensor(values)[:, None, None]  # noqa: E731
+    errors.add(DenoisedClips(by_frame([1.0, 1.0, 2.0, 3.0]), target, by_frame([2.0, 1.0, 1.0, 0.0]), alphas))
+    errors.add(DenoisedClips(by_frame([3.0, 0.0, 0.0, 3.0]), target, by_frame([2.0, 0.0, 0.0, 3.0]), alphas))
+    numbers = errors.describe(errors.take())
+    assert numbers == pytest.approx(
+        {
+            "loss_at_0.0": 5.0,
+            "velocity_error_at_0.0": 10 / 8,
+            "loss_at_0.4": 5 / 4,
+            "velocity_error_at_0.4": 5 / 2,
+            "loss_at_0.8": 9.0,
+            "velocity_error_at_0.8": 18 / 9,
+        }
+    )
+    table = format_errors(numbers)
+    assert "0.0 – 0.2 | 0.4 – 0.6 | 0.8 – 1.0" in table and "| 1.25 | 2.5 | 2 |" in table
+    assert errors.describe(errors.take()) == {} and format_errors({}) == ""
+
+
+def test_the_input_is_what_the_model_was_given():
+    """A model that gives its input back has the velocity error of the input."""
+    clips = denoise_clips(Recorder(lambda noisy: noisy), LATENTS, clip_lengths=CLIPS, generator=seeded())
+    errors = ErrorsByAlpha()
+    errors.add(clips)
+    numbers = errors.describe(errors.take())
+    ratios = [value for name, value in numbers.items() if name.startswith("velocity")]
+    assert ratios and all(ratio == pytest.approx(1.0) for ratio in ratios)
+
+
+def test_only_some_clips_are_noisy():
+    recorder = Recorder(lambda noisy: noisy)
+    clips = denoise_clips(recorder, LATENTS, clip_lengths=[[2, 3]] * 2, generator=seeded(), noisy=slice(-1, None))
+    assert torch.equal(clips.target, LATENTS[:, :, 2:]) and clips.alphas.shape == (2, 3)
+    assert recorder.inputs["clean_hidden_states"].shape[2] == 2
+    with pytest.raises(ValueError, match="all videos of a batch are cut alike"):
+        denoise_clips(recorder, LATENTS, clip_lengths=CLIPS, noisy=slice(-1, None))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"logit_mean": 1.0}, "--logit_mean has an effect only with --weighting_scheme logit_normal"),
+        ({"weighting_scheme": "logit_normal", "mode_scale": 1.0}, "only with --weighting_scheme mode"),
+        ({"uniform_share": 0.5}, "only with another --weighting_scheme than none"),
+        ({"max_loss_weight": 5.0}, "only with --loss_weighting velocity"),
+        ({"weighting_scheme": "logit_normal", "logit_std": 0.0}, "a spread is above 0"),
+        ({"weighting_scheme": "mode", "mode_scale": 3.0}, "must lie in -1..1.75"),
+    ],
+)
+def test_dials_without_effect_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveSettings(**given)
+
+
+def test_the_papers_objective_adds_nothing_to_what_a_checkpoint_agrees_with():
+    assert ObjectiveSettings().noise_fields() == {}
+    mixed = ObjectiveSettings(weighting_scheme="mode", uniform_share=0.5, loss_weighting="velocity")
+    assert mixed.noise_fields().keys() == {
+        *("weighting_scheme", "uniform_share", "mode_scale", "loss_weighting", "max_loss_weight"),
+    }

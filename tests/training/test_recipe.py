@@ -6,6 +6,7 @@ import pytest
 
 from diffusers_videogpt.training.objective import parse_clips
 from diffusers_videogpt.training.recipe import settle_unused_parameters
+from diffusers_videogpt.training.settings import SamplingSettings
 
 
 @pytest.mark.parametrize(
@@ -20,9 +21,9 @@ from diffusers_videogpt.training.recipe import settle_unused_parameters
 )
 def test_clean_patches(make_tiny_transformer, clips, min_num_frames, is_frozen, is_looked_for):
     accelerator = SimpleNamespace(ddp_handler=None)
-    args = SimpleNamespace(max_num_frames=8, min_num_frames=min_num_frames)
+    sampling = SamplingSettings(max_num_frames=8, min_num_frames=min_num_frames)
     transformer = make_tiny_transformer()
-    settle_unused_parameters(args, accelerator, transformer, SimpleNamespace(draw_clips=parse_clips(clips)))
+    settle_unused_parameters(accelerator, transformer, draw_clips=parse_clips(clips), sampling=sampling)
     frozen = {name.split(".")[0] for name, p in transformer.named_parameters() if not p.requires_grad}
     assert frozen == ({"clean_patch_embed"} if is_frozen else set())
     assert (accelerator.ddp_handler is not None) == is_looked_for
@@ -32,8 +33,7 @@ def test_clean_patches(make_tiny_transformer, clips, min_num_frames, is_frozen, 
 @pytest.mark.parametrize("condition", [None, "class_embed", "text_projection"])
 def test_conditions_that_are_not_trained(make_tiny_transformer, condition):
     transformer = make_tiny_transformer(num_classes=2, text_embed_dim=8)
-    args = SimpleNamespace(max_num_frames=8, min_num_frames=None)
-    feed = SimpleNamespace(draw_clips=parse_clips("random"))
-    settle_unused_parameters(args, SimpleNamespace(ddp_handler=None), transformer, feed, condition)
+    how = {"draw_clips": parse_clips("random"), "sampling": SamplingSettings(max_num_frames=8)}
+    settle_unused_parameters(SimpleNamespace(ddp_handler=None), transformer, condition=condition, **how)
     frozen = {name.split(".")[0] for name, p in transformer.named_parameters() if not p.requires_grad}
     assert frozen == {"class_embed", "text_projection"} - {condition}

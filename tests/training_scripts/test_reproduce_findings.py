@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +11,8 @@ import torch
 from run_scripts import SCRIPTS
 
 from diffusers_videogpt.training.feed import MicroBatch
+from diffusers_videogpt.training.next_frame_regression import NextFrameRegression
+from diffusers_videogpt.training.settings import ObjectiveSettings
 
 
 def load_script(name: str) -> ModuleType:
@@ -68,7 +69,6 @@ def test_tables_give_mean_and_spread_and_say_who_agrees(script, preset, tmp_path
 
 def test_regression_sees_nothing_of_the_frame_it_predicts(make_tiny_transformer):
     """Its noisy tokens are pure noise at α = 0, and its target is the frame: the loss is plain mean squared error."""
-    baseline = load_script("train_next_frame_regression")
     transformer = make_tiny_transformer().eval()
     calls = []
 
@@ -76,8 +76,8 @@ def test_regression_sees_nothing_of_the_frame_it_predicts(make_tiny_transformer)
         calls.append((kwargs["hidden_states"], kwargs["timestep"], output[0]))
 
     transformer.register_forward_hook(note, with_kwargs=True)
-    training = baseline.NextFrameRegression.__new__(baseline.NextFrameRegression)
-    training.args, training.patch_size = Namespace(min_retention=0.9), 2
+    training = NextFrameRegression.__new__(NextFrameRegression)
+    training.objective, training.patch_size = ObjectiveSettings(min_retention=0.9), 2
 
     def loss(latents):
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]

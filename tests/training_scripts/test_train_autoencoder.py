@@ -1,5 +1,6 @@
 import argparse
 import csv
+import json
 import os
 import runpy
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from diffusers_videogpt.evaluation.autoencoder import latent_statistics
 from diffusers_videogpt.video_io import write_video
 
 
@@ -48,27 +50,106 @@ def trained(tmp_path_factory):
     return output_dir, done.stdout
 
 
-def test_result_is_an_autoencoder_with_a_measured_scale(trained):
+def frames_of_unseen_scenes():
+    from diffusers_videogpt.worlds import simulate
+
+    frames = np.concatenate([simulate(seed=seed, size=16).frames for seed in range(2)])
+    return torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def test_result_is_an_autoencoder_with_a_report(trained):
     output_dir, printed = trained
     vae = AutoencoderKL.from_pretrained(output_dir)
     assert (output_dir / "diffusion_pytorch_model.safetensors").is_file()
     pixels = torch.zeros(1, 3, 16, 16)
     latents = vae.encode(pixels).latent_dist.mean
     assert latents.shape == (1, 4, 8, 8) and vae.decode(latents).sample.shape == pixels.shape
-    assert vae.config.shift_factor is None
-    assert f"scaling_factor {vae.config.scaling_factor:.4f}" in printed
-    assert "2 unseen videos: PSNR" in printed and "objects counted right" in printed
+    assert vae.config.shift_factor is None and vae.config.scaling_factor == 1
+    report = json.loads((output_dir / "latents.json").read_text())
+    assert report["num_frames"] == 48 and len(report["objects_kept"]) == 4
+    assert "2 unseen videos" in printed and f"correlation {report['eigenvalues'][0]:.3f}, " in printed
+    assert "objects kept at noise 0.3 in " in printed  # a gate that 20 steps do not pass
 
 
-def test_scaling_factor_makes_unseen_latents_unit_wide(trained):
-    from diffusers_videogpt.worlds import simulate
-
+def test_latents_of_unseen_scenes_are_white(trained):
     vae = AutoencoderKL.from_pretrained(trained[0])
-    frames = np.concatenate([simulate(seed=seed, size=16).frames for seed in range(2)])
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
-        latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-    assert latents.std().item() == pytest.approx(1.0, rel=1e-3)
+        latents = vae.encode(frames_of_unseen_scenes()).latent_dist.mean * vae.config.scaling_factor
+    values = latents.transpose(0, 1).flatten(1)
+    assert torch.allclose(values.mean(dim=1), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(torch.cov(values), torch.eye(4), atol=2e-3)
+
+
+def tiny_autoencoder(**config):
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks, **config).eval()
+
+
+@torch.no_grad()
+def test_whitening_changes_the_latents_alone():
+    config = {"scaling_factor": 0.2, "shift_factor": 0.3, "latents_mean": [1.0] * 4, "latents_std": [2.0] * 4}
+    vae, pixels = tiny_autoencoder(**config), frames_of_unseen_scenes()
+    vae.quant_conv.weight[1] = vae.quant_conv.weight[0] + 0.3 * vae.quant_conv.weight[1]  # correlated
+    vae.quant_conv.bias.normal_()
+    before = vae.encode(pixels).latent_dist
+    statistics = latent_statistics(before.parameters, 4)
+    assert statistics.eigenvalues[0] < 0.5
+    runpy.run_path(str(SCRIPT))["whiten_latents"](vae, statistics)
+    after = vae.encode(pixels).latent_dist
+    assert torch.allclose(vae.decode(after.mean).sample, tiny_autoencoder().decode(before.mean).sample, atol=1e-5)
+    white = latent_statistics(after.parameters, 4)
+    assert torch.allclose(white.mean, torch.zeros(4).double(), atol=1e-4)
+    assert torch.allclose(white.covariance, torch.eye(4).double(), atol=1e-4)
+    assert [vae.config[name] for name in config] == [1, None, None, None]
+    assert torch.allclose(after.sample(), after.mean, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_direction_without_variance_is_whitened_too():
+    vae, pixels = tiny_autoencoder(), frames_of_unseen_scenes()
+    vae.quant_conv.weight[1], vae.quant_conv.bias[1] = vae.quant_conv.weight[0], vae.quant_conv.bias[0]
+    before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+    runpy.run_path(str(SCRIPT))["whiten_latents"](vae, latent_statistics(vae.encode(pixels).latent_dist.parameters, 4))
+    assert torch.allclose(vae.decode(vae.encode(pixels).latent_dist.mean).sample, before, atol=1e-4)
+
+
+def make_objective(vae, latent_noise=0.0, correlation_weight=0.0):
+    objective = runpy.run_path(str(SCRIPT))["ReconstructionObjective"]
+    return objective(vae, 4.0, 1e-6, 10.0, latent_noise, correlation_weight)
+
+
+@torch.no_grad()
+def test_objective_without_noise_is_that_of_a_plain_autoencoder():
+    vae, pixels = tiny_autoencoder(), frames_of_unseen_scenes()[:4]
+    vae.quant_conv.bias[4:] = -40  # a posterior without noise
+    loss, l1, mse, kl, penalty = make_objective(vae)(pixels)
+    error = vae.decode(vae.encode(pixels).latent_dist.mean).sample - pixels
+    weight = 1 + 10 * (pixels - pixels.flatten(2).median(dim=-1).values[..., None, None]).abs().mean(
+        dim=1, keepdim=True
+    )
+    weight = weight / weight.mean()
+    assert l1.item() == pytest.approx((weight * error.abs()).mean().item(), rel=1e-5)
+    assert mse.item() == pytest.approx((weight * error.square()).mean().item(), rel=1e-5)
+    assert loss.item() == pytest.approx((l1 + 4 * mse + 1e-6 * kl).item(), rel=1e-5)
+    penalised = make_objective(vae, correlation_weight=0.5)(pixels)
+    assert penalised[0].item() == pytest.approx((loss + 0.5 * penalty).item(), rel=1e-5) and penalty > 0
+
+
+@torch.no_grad()
+def test_noise_on_the_latents_is_no_less_for_larger_ones():
+    """An autoencoder with latents a hundred times as large, which its decoder undoes, has the same loss."""
+    vae, pixels, losses = tiny_autoencoder(), frames_of_unseen_scenes()[:4], []
+    vae.quant_conv.bias[4:] = -40
+    vae.quant_conv.weight[4:] = 0
+    for scale in (1, 100):
+        vae.quant_conv.weight[:4] *= scale
+        vae.quant_conv.bias[:4] *= scale
+        vae.post_quant_conv.weight /= scale
+        torch.manual_seed(1)
+        losses.append(make_objective(vae, latent_noise=0.6)(pixels)[2].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(make_objective(vae)(pixels)[2].item(), rel=1e-3)  # the noise is there
 
 
 def test_loss_goes_down_and_is_logged(trained):
@@ -98,8 +179,26 @@ def test_trains_on_a_folder_of_videos(tmp_path):
     output_dir = tmp_path / "vae"
     done = train(output_dir, instance_data_root=tmp_path / "videos", num_eval_videos=1, max_train_steps=2)
     assert done.returncode == 0, done.stderr
-    assert "1 unseen videos: PSNR" in done.stdout and "objects counted" not in done.stdout
+    assert "1 unseen videos" in done.stdout and "objects kept at" not in done.stdout
+    assert json.loads((output_dir / "latents.json").read_text())["objects_kept"] is None
     assert AutoencoderKL.from_pretrained(output_dir).config.sample_size == 16
+
+
+def test_goes_on_from_an_autoencoder_with_more_latent_channels(trained, tmp_path):
+    done = train(
+        tmp_path, pretrained_model_name_or_path=trained[0], latent_channels=6, max_train_steps=1, learning_rate=0.0
+    )
+    assert done.returncode == 0, done.stderr
+    vae, given = AutoencoderKL.from_pretrained(tmp_path), AutoencoderKL.from_pretrained(trained[0]).state_dict()
+    assert vae.config.latent_channels == 6
+    changed = {name.rpartition(".")[0] for name, w in vae.state_dict().items() if not torch.equal(w, given[name])}
+    assert changed == {"encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in"}
+
+
+def test_an_autoencoder_without_quant_conv_is_refused(tmp_path, refusal_of):
+    tiny_autoencoder(use_quant_conv=False).save_pretrained(tmp_path / "vae")
+    options = arguments(pretrained_model_name_or_path=tmp_path / "vae")
+    assert "has no quant_conv" in refusal_of(SCRIPT.name, "--output_dir", tmp_path / "out", *options)
 
 
 def test_too_few_videos_and_odd_sizes_are_errors(tmp_path, refusal_of):

@@ -17,6 +17,7 @@ import torch
 import yaml
 from diffusers import AutoModel, DiffusionPipeline
 from fake_hub import hub  # noqa: F401
+from filelock import FileLock
 from run_scripts import (
     FSDP2_ON_CPU,
     SCRIPTS,
@@ -83,7 +84,8 @@ def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, launcher):
 
     result = train(killed, *args, "--resume_from_checkpoint", "latest", launcher=launcher)
     assert "resumed from" in result.stdout
-    assert read_log(killed) == read_log(tmp_path / "straight")
+    columns = ("step", "loss", "validation_loss", "loss_at_0.4", "velocity_error_at_0.8", "validation_loss_at_0.2")
+    assert read_log(killed, columns) == read_log(tmp_path / "straight", columns)
     assert [int(row[0]) for row in read_log(killed)][:4] == [3, 6, 9, 10]
     expected = file_hashes(tmp_path / "straight" / "checkpoint-40")
     assert {"model.safetensors", "optimizer-0.safetensors", "ema.safetensors"} <= set(expected)
@@ -242,6 +244,54 @@ def test_checkpoint_of_another_run_is_refused(tmp_path, tiny_parts, new_model, v
         assert all(message in said for message in messages)
 
 
+def test_other_data_under_the_same_names_is_refused(tmp_path, new_model, videos, run_here, refusal_of):
+    """Captions and files count by their content; a checkpoint from before, which knows none of it, still goes on."""
+    shutil.copytree(videos, tmp_path / "videos")
+    table, run = tmp_path / "table.csv", tmp_path / "run"
+    rows = [f"{path.name},a square\n" for path in sorted(videos.iterdir())]
+    table.write_text("video,caption\n" + "".join(rows))
+    args = ["--output_dir", run, *new_model, "--instance_data_root", tmp_path / "videos", "--dataset_file", table]
+    args += ["--caption_column", "caption", "--max_train_steps", 2, "--checkpointing_steps", 1]
+    run_here("train_videogpt.py", *args)
+    resume = [*args, "--resume_from_checkpoint", "latest"]
+    table.write_text("video,caption\n" + "".join(rows).replace("a square", "a circle"))
+    assert "content.captions" in refusal_of("train_videogpt.py", *resume)
+    table.write_text("video,caption\n" + "".join(rows))
+    other = tmp_path / "videos" / sorted(videos.iterdir())[1].name
+    make_videos(tmp_path / "others", 7, seed=9)
+    for path in (tmp_path / "others").iterdir():
+        shutil.copyfile(path, tmp_path / "videos" / path.name)
+    said = refusal_of("train_videogpt.py", *resume)
+    assert "content.files" in said and "content.captions" not in said and other.exists()
+    for name in ("checkpoint-1", "checkpoint-2"):
+        state = json.loads((run / name / "state.json").read_text())
+        for key in [key for key in state["state"]["run"] if key.startswith("content.")]:
+            del state["state"]["run"][key]
+        del state["state"]["error_sums"]
+        text = json.dumps(state, sort_keys=True)
+        (run / name / "state.json").write_text(text)
+        manifest = json.loads((run / name / "manifest.json").read_text())
+        facts = {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        manifest["files"]["state.json"] = facts
+        (run / name / "manifest.json").write_text(json.dumps(manifest))
+    run_here("train_videogpt.py", *resume, "--max_train_steps", 3)
+    assert len(losses(run)) == 3
+
+
+def test_one_run_at_a_time_in_a_folder_and_none_is_left_empty(tmp_path, new_model, videos, refusal_of, run_here):
+    lock = FileLock(tmp_path / ".lock")
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 1]
+    with lock:
+        said = refusal_of("train_videogpt.py", "--output_dir", tmp_path, *args)
+        assert "is in use by another run" in said and not list(tmp_path.glob("*.csv"))
+    said = refusal_of(
+        "train_videogpt.py", "--output_dir", tmp_path / "run", *args[:-4], "--instance_data_root", "nowhere"
+    )
+    assert said.startswith("train_videogpt.py: nowhere is no folder") and not (tmp_path / "run").exists()
+    run_here("train_videogpt.py", "--output_dir", tmp_path / "run", *args)
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 def test_resume_with_another_number_of_processes(tmp_path, new_model, videos):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 6, "--checkpointing_steps", 3]
     train(tmp_path / "straight", *args, "--train_batch_size", 2)
@@ -330,6 +380,7 @@ def test_output_of_a_run(tmp_path, new_model, videos):
         assert {"0.mp4", "0.png", "scores.json"} <= names
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "library_name: diffusers" in card and "prediction.png" in card and "--optimizer muon" in card
+    assert "| velocity error over that of the input | " in card
     assert (tmp_path / "prediction.png").stat().st_size > 500
     assert list(tmp_path.rglob("events.out.tfevents*"))
     weights = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")

@@ -14,6 +14,7 @@ from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
 from safetensors.torch import load_file
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt.training import recipe
 from diffusers_videogpt.training.loop import TrainingLoop
 from diffusers_videogpt.training.recipe import NextClipTraining
 from diffusers_videogpt.video_io import read_video
@@ -108,6 +109,22 @@ def test_resumed_run_ends_alike(tmp_path, arguments, refusal_of):
     assert all(torch.equal(value, weights[name]) for name, value in load_file(tmp_path / WEIGHTS).items())
 
 
+def test_the_base_is_known_by_its_weights_not_by_where_it_lies(tmp_path, base, arguments, run_here, refusal_of):
+    run_here("train_videogpt_lora.py", "--output_dir", tmp_path / "run", *arguments, "--max_train_steps", 3)
+    elsewhere = tmp_path / "base"
+    shutil.copytree(base, elsewhere)
+    given = ["--output_dir", tmp_path / "run", *arguments, "--pretrained_model_name_or_path", elsewhere]
+    given += ["--resume_from_checkpoint", "latest"]
+    run_here("train_videogpt_lora.py", *given, "--max_train_steps", 4)
+    assert len(losses(tmp_path / "run")) == 4
+    network = VideoGPTTransformerModel.from_pretrained(elsewhere / "transformer")
+    with torch.no_grad():
+        network.proj_out.bias.add_(1)
+    network.save_pretrained(elsewhere / "transformer")
+    said = refusal_of("train_videogpt_lora.py", *given, "--max_train_steps", 5)
+    assert "content.base: " in said and "; base: " not in said
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -146,9 +163,8 @@ def test_one_clip_a_stream_and_the_window(tmp_path, base, videos, run_here, monk
             tar.add(path, arcname=path.name)
     begun = []
     monkeypatch.setattr(TrainingLoop, "run", lambda loop: begun.append(loop))
-    monkeypatch.setattr(
-        NextClipTraining, "publish", lambda training, *args, **options: begun.append(training.pipe.config)
-    )
+    monkeypatch.setattr(NextClipTraining, "card", lambda training, loop: begun.append(training.pipe.config) or {})
+    monkeypatch.setattr(recipe, "publish", lambda *args, **options: None)
     args = ["--pretrained_model_name_or_path", base, "--height", 32, "--width", 32, "--max_num_frames", 8]
     args += ["--dataset_name", tmp_path / "shards", "--video_column", "mp4", "--streaming"]
     args += ["--clips", "equal:8", "--train_patch_embeddings", "--output_dir", tmp_path / "run"]

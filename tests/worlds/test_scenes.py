@@ -198,6 +198,6 @@ def test_a_missing_library_says_what_to_install(library, monkeypatch):
             raise ImportError(name)
         return builtins.__import__(name)
 
-    monkeypatch.setattr("diffusers_videogpt.worlds.picture.import_module", missing)
+    monkeypatch.setattr("diffusers_videogpt.extras.import_module", missing)
     with pytest.raises(ImportError, match=rf'{library}.*pip install "\.\[worlds\]"'):
         simulate()

@@ -1,0 +1,40 @@
+"""`videogpt convert`: the authors' checkpoint → a pipeline, or back."""
+
+import argparse
+from pathlib import Path
+
+from ..arguments import check_output
+from ..console import say
+from .models import QUANTIZERS, leave_out, refuse_missing, told_of
+from .options import add_command
+
+
+def convert(args: argparse.Namespace) -> None:
+    refuse_missing(args.input_dir, "INPUT_DIR")
+    refuse_missing(args.vae, "--vae")
+    check_output(args.output_dir, "OUTPUT_DIR")
+    leave_out(QUANTIZERS)
+    from ..convert_checkpoint import convert_reference_checkpoint, convert_to_reference_checkpoint
+
+    with told_of(f"INPUT_DIR {args.input_dir}"):
+        if args.back:
+            summary = convert_to_reference_checkpoint(args.input_dir, args.output_dir)
+        else:
+            summary = convert_reference_checkpoint(args.input_dir, args.output_dir, vae=args.vae)
+    say(*(f"{key}: {value}" for key, value in summary.items()))
+
+
+def add_convert_command(commands) -> None:
+    command = add_command(
+        commands,
+        "convert",
+        convert,
+        help="the authors' checkpoint to a pipeline, or back",
+        description="Converts the authors' checkpoint folder to a pipeline that from_pretrained loads, bit-exactly.",
+    )
+    command.add_argument(
+        "input_dir", metavar="INPUT_DIR", type=Path, help="the authors' folder; with --back, a converted pipeline"
+    )
+    command.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="a new folder")
+    command.add_argument("--vae", type=Path, help="folder of the VAE to put into the pipeline")
+    command.add_argument("--back", action="store_true", help="from a converted pipeline to the authors' format")

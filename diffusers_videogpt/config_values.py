@@ -1,0 +1,72 @@
+"""Values of a configuration, which may come from a file that somebody else wrote: of the right type and within reason.
+
+What is far out of range is refused before memory is taken for it.
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_whole_number(name: str, value: Any, *, at_least: int = 1, at_most: int = 10**6) -> None:
+    """Raises a `ValueError` that names the value if it is no whole number in the range."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= value <= at_most:
+        raise ValueError(f"`{name}` must be a whole number in {at_least}..{at_most}, got {_shown(value)}.")
+
+
+def check_positive_number(name: str, value: Any) -> None:
+    """Raises a `ValueError` that names the value if it is no finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a finite number above 0, got {_shown(value)}.")
+
+
+def check_finite_number(name: str, value: Any) -> None:
+    """Raises a `ValueError` that names the value if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {_shown(value)}.")
+
+
+def check_pipeline_config(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none."""
+    for name in ("frames_per_clip", "max_context_frames", "longest_side"):
+        check_whole_number(name, config[name])
+    for name in ("guidance_scale", "condition_guidance_scale"):
+        check_finite_number(name, config[name])
+    check_label_names(config["id2label"])
+
+
+def check_label_names(id2label: Any) -> None:
+    """Raises a `ValueError` if this is neither `None` nor a mapping of whole numbers, or their digits, to names."""
+    if id2label is None:
+        return
+    if not isinstance(id2label, Mapping):
+        raise ValueError(f"`id2label` must map numbers to names, got {_shown(id2label)}.")
+    for number, name in id2label.items():
+        if not str(number).isdecimal() or not isinstance(name, str):
+            raise ValueError(f"`id2label` must map numbers to names, got {_shown(number)}: {_shown(name)}.")
+
+
+def check_network_config(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the first argument of `VideoGPTTransformerModel` that no network can have."""
+    largest = {"num_layers": 1000, "num_attention_heads": 1024, "attention_head_dim": 4096, "patch_size": 64}
+    largest |= {"in_channels": 4096, "pos_embed_max_size": 4096, "pos_embed_base_size": 4096}
+    for name in (*largest, "ffn_dim"):
+        check_whole_number(name, config[name], at_most=largest.get(name, 10**6))
+    for name in ("max_position_embeddings", "original_max_position_embeddings"):
+        check_whole_number(name, config[name], at_most=10**9)
+    for name in ("num_classes", "text_embed_dim"):
+        if config[name] is not None:
+            check_whole_number(name, config[name])
+    for name in ("norm_eps", "rope_theta"):
+        check_positive_number(name, config[name])
+    factors = config["rope_long_factor"]
+    if factors is not None and not isinstance(factors, list | tuple):
+        raise ValueError(f"`rope_long_factor` must be a list of numbers or null, got {_shown(factors)}.")
+    for factor in factors or ():
+        check_positive_number("rope_long_factor", factor)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

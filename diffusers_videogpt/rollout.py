@@ -1,0 +1,342 @@
+"""What is settled before the first clip of a call or a stream, and that only one of them is at work.
+
+Shapes: B videos, C latent channels, F frames, h × w latent size.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers.guiders import BaseGuidance
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .clips import TOKENS_AROUND_PATCHES
+from .conditions import ConditionEncoder, Conditions, class_numbers, condition_lengths, text_width
+from .diffusers_internals import block_cache_config
+from .frame_latents import check_size, count_videos, encode_given
+from .guidance_next_clip import condition_scale
+from .history import History
+from .pipeline_inputs import (
+    CallInputs,
+    batch_size_of,
+    check_given,
+    check_output_type,
+    check_rollout,
+    count_asked,
+    frame_size_of,
+    window_of,
+)
+from .scheduling_next_clip_flow_match import mix_noise
+from .transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
+
+
+# diffusers' caches that know the passes of a step apart: encoding the history, predicting with it and without it.
+STEP_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
+
+
+@dataclass
+class Rollout:
+    """All that a call or a stream has settled before its first clip.
+
+    Attributes:
+        history: the given frames and the conditions; predicted clips are appended to it.
+        batch_size: B.
+        height, width: of a frame in pixels.
+        num_inference_steps: denoising steps a clip.
+        history_retention: share of signal, in [0, 1], that predicted frames keep in the history.
+        generator: of all noise, one or one a video.
+        output_type: "pil", "np", "pt" or "latent".
+    """
+
+    history: History
+    batch_size: int
+    height: int
+    width: int
+    num_inference_steps: int
+    history_retention: float
+    generator: torch.Generator | list[torch.Generator] | None
+    output_type: str
+
+    def remember(self, clip: torch.Tensor) -> None:
+        """Makes a predicted clip (B, C, F, h, w) part of the history: see the function [`remember`]."""
+        remember(self.history, clip, retention=self.history_retention, generator=self.generator)
+
+
+def remember(
+    history: History,
+    clip: torch.Tensor,
+    *,
+    retention: float = 1.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> None:
+    """Makes a predicted clip (B, C, F, h, w) part of the history, as latents: nothing is decoded and encoded again.
+
+    With `retention` ρ below 1 it enters as ρ φ + (1 − ρ) ε, the noise that clean clips have in training.
+    """
+    if retention < 1:
+        noise = randn_tensor(clip.shape, generator=generator, device=clip.device, dtype=clip.dtype)
+        clip = mix_noise(clip, retention, noise)
+    history.append(clip)
+
+
+class OneCallAtATime:
+    """Refuses a second call of a pipeline while the first one, or a stream, still works with its parts.
+
+    The scheduler counts the steps of one loop and the caches hold one clip: two calls at once would spoil each other's.
+    """
+
+    _lock = threading.Lock()  # of the class, so that pipelines can be copied
+
+    def __init__(self):
+        self._is_busy = False
+
+    def begin(self) -> None:
+        """Raises a `RuntimeError` if a call or a stream is at work."""
+        with self._lock:
+            if self._is_busy:
+                raise RuntimeError(
+                    "This pipeline is busy: another call or a stream of it has not ended. Wait for it, close the stream, "
+                    "or load a second pipeline, whose scheduler and caches are its own."
+                )
+            self._is_busy = True
+
+    def end(self) -> None:
+        """Lets the next call begin."""
+        self._is_busy = False
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *exc_info) -> None:
+        self.end()
+
+
+def check_block_cache(transformer: VideoGPTTransformerModel) -> None:
+    """Raises a `ValueError` if one of diffusers' caches is enabled that would mix the passes of a step."""
+    if transformer.is_cache_enabled and not isinstance(block_cache_config(transformer), STEP_CACHES):
+        raise ValueError(
+            f"{type(block_cache_config(transformer)).__name__} would mix the passes with history and without. Call "
+            f"`transformer.disable_cache()` and enable one of {', '.join(c.__name__ for c in STEP_CACHES)}."
+        )
+
+
+def usable_attention_kwargs(attention_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`attention_kwargs` with a LoRA scale of 0 made tiny: diffusers divides by the scale after each forward pass, and after
+    a 0 sets the weights of all LoRAs to 1."""
+    if attention_kwargs is not None and attention_kwargs.get("scale") == 0:
+        return attention_kwargs | {"scale": 1e-30}
+    return attention_kwargs
+
+
+def make_condition_encoder(
+    transformer: VideoGPTTransformerModel | None,
+    text_encoder: PreTrainedModel | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    id2label: dict | None,
+    device: torch.device,
+) -> ConditionEncoder:
+    """What makes the transformer's arguments of classes and prompts. Without a transformer, in a pipeline that is loaded for
+    its text encoder alone, it is that encoder which says how wide its texts are."""
+    if transformer is None:
+        num_classes, width, dtype = None, text_width(text_encoder), text_encoder.dtype
+    else:
+        num_classes, width = transformer.config.num_classes, transformer.config.text_embed_dim
+        dtype = transformer.dtype
+    return ConditionEncoder(
+        num_classes=num_classes,
+        text_embed_dim=width,
+        labels=class_numbers(id2label),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def prepare_history(
+    given: torch.Tensor | None,
+    *,
+    transformer: VideoGPTTransformerModel,
+    window: int,
+    batch_size: int,
+    frame_size: tuple[int, int],
+    vae_scale_factor: int,
+    num_frames: int | None,
+    longest_clip: int,
+    conditions: Conditions | None = None,
+    negative_conditions: Conditions | None = None,
+    use_kv_cache: bool = True,
+    rolling_cache: bool = False,
+) -> History:
+    """The history before the first clip, with room in its caches for all that they will ever hold.
+
+    Args:
+        given: (b, C, F, h, w) clean latents, if there are any.
+        transformer: the network that will fill the caches.
+        window: the most frames that are looked back on.
+        batch_size: B videos are predicted: `given` and the conditions are repeated to so many.
+        frame_size: height and width in pixels.
+        vae_scale_factor: pixels along one side of a latent.
+        num_frames: how many will be predicted; `None` for without end.
+        longest_clip: the most frames that are predicted at once.
+        conditions, negative_conditions: of [`~conditions.ConditionEncoder.encode_conditions`], if anything is asked for.
+        use_kv_cache: whether to keep keys and values.
+        rolling_cache: see [`History`].
+    """
+
+    def repeat(values: torch.Tensor) -> torch.Tensor:
+        return values.repeat_interleave(batch_size // values.shape[0], dim=0)
+
+    conditions = {name: repeat(value) for name, value in (conditions or {}).items()}
+    history = History(window, rolling=rolling_cache, conditions=conditions)
+    if negative_conditions is not None:
+        history.negative_conditions = {name: repeat(value) for name, value in negative_conditions.items()}
+    height, width = frame_size
+    pixels_per_patch = (vae_scale_factor * transformer.config.patch_size) ** 2
+    tokens_per_frame = height * width // pixels_per_patch + TOKENS_AROUND_PATCHES
+    if num_frames is not None:
+        num_all = num_frames + (0 if given is None else given.shape[2])
+        window = min(window, num_all)
+        longest_clip = min(longest_clip, num_all - window)  # a clip of the last frames is itself among all
+
+    def make_cache(conditions: Conditions | None) -> VideoGPTKVCache | None:
+        # A cache holds samples of one length, so texts of different lengths have none.
+        if not use_kv_cache or conditions is None or "encoder_attention_mask" in conditions:
+            return None
+        num_tokens = window * tokens_per_frame + condition_lengths(conditions)
+        clip_tokens = longest_clip * tokens_per_frame
+        return VideoGPTKVCache(transformer.config.num_layers, num_tokens, clip_tokens=clip_tokens)
+
+    history.kv_cache = make_cache(history.conditions)
+    history.negative_kv_cache = make_cache(history.negative_conditions)
+    if given is not None:
+        history.append(repeat(given))
+    return history
+
+
+def prepare_noise(
+    shape: tuple[int, int, int, int, int],
+    *,
+    device: torch.device,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    latents: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The noise that a clip begins with, of `shape` (B, C, F, h, w) in fp32: `latents` if given, else drawn."""
+    if latents is not None:
+        return latents.to(device, torch.float32)
+    return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+
+
+@torch.no_grad()
+def prepare_rollout(
+    inputs: CallInputs,
+    *,
+    guider: BaseGuidance,
+    transformer: VideoGPTTransformerModel,
+    vae: AutoencoderKL | AutoencoderTiny | None,
+    condition_encoder: ConditionEncoder,
+    vae_scale_factor: int,
+    longest_side: int,
+    max_context_frames: int,
+    device: torch.device,
+) -> Rollout:
+    """What a call and a stream have in common: their arguments are checked, what is given and asked for is encoded.
+
+    Args:
+        inputs: arguments of the call.
+        guider: of this call.
+        transformer, vae: of the pipeline.
+        condition_encoder: for classes and prompts.
+        vae_scale_factor: pixels along one side of a latent.
+        longest_side, max_context_frames: of the pipeline's configuration.
+        device: of the pipeline.
+
+    Raises:
+        ValueError: for arguments that don't fit each other or the model.
+        VideoReadError: for a path that can't be read.
+    """
+    # 1. Check inputs
+    multiple = vae_scale_factor * transformer.config.patch_size
+    check_given(inputs.video, inputs.image, inputs.video_latents, vae=vae)
+    check_output_type(inputs.output_type, vae)
+    check_size(inputs.height, inputs.width, multiple=multiple)
+    check_block_cache(transformer)
+    check_rollout(
+        inputs.clip_lengths,
+        video_latents=inputs.video_latents,
+        latents=inputs.latents,
+        has_history=any(given is not None for given in (inputs.video, inputs.image, inputs.video_latents)),
+        channels=transformer.config.in_channels,
+        guidance_scale=inputs.guidance_scale,
+        history_retention=inputs.history_retention,
+    )
+    window = window_of(inputs.max_context_frames, max_context_frames)
+    num_given = count_videos(inputs.video, inputs.image)
+    batch_size = batch_size_of(
+        num_given if inputs.video_latents is None else len(inputs.video_latents),
+        count_asked(inputs.class_labels, inputs.prompt, inputs.prompt_embeds),
+        num_videos_per_prompt=inputs.num_videos_per_prompt,
+        latents=inputs.latents,
+        generator=inputs.generator,
+    )
+
+    # 2. Encode what is asked for
+    is_asked = any(value is not None for value in (inputs.class_labels, inputs.prompt, inputs.prompt_embeds))
+    conditions, negative_conditions = condition_encoder.encode_conditions(
+        inputs.class_labels,
+        inputs.prompt,
+        negative_prompt=inputs.negative_prompt,
+        prompt_embeds=inputs.prompt_embeds,
+        negative_prompt_embeds=inputs.negative_prompt_embeds,
+        prompt_attention_mask=inputs.prompt_attention_mask,
+        negative_prompt_attention_mask=inputs.negative_prompt_attention_mask,
+        guidance_scale=condition_scale(guider, inputs.condition_guidance_scale, is_asked=is_asked),
+    )
+
+    # 3. Encode the given frames: they are the history
+    given = encode_given(
+        inputs.video,
+        inputs.image,
+        video_latents=inputs.video_latents,
+        vae=vae,
+        window=window,
+        longest_side=longest_side,
+        multiple=multiple,
+        height=inputs.height,
+        width=inputs.width,
+        fps=inputs.fps,
+        generator=inputs.generator,
+        device=device,
+    )
+    sizes = {"longest_side": longest_side, "vae_scale_factor": vae_scale_factor, "multiple": multiple}
+    sized = given if inputs.latents is None else inputs.latents
+    height, width = frame_size_of(sized, height=inputs.height, width=inputs.width, **sizes)
+    frame_size_of(given, height=height, width=width, **sizes)  # noise and history are of one size
+    history = prepare_history(
+        given,
+        transformer=transformer,
+        window=window,
+        batch_size=batch_size,
+        frame_size=(height, width),
+        vae_scale_factor=vae_scale_factor,
+        num_frames=inputs.num_frames,
+        longest_clip=max(inputs.clip_lengths),
+        conditions=conditions,
+        negative_conditions=negative_conditions,
+        use_kv_cache=inputs.use_kv_cache,
+        rolling_cache=inputs.rolling_cache,
+    )
+    return Rollout(
+        history=history,
+        batch_size=batch_size,
+        height=height,
+        width=width,
+        num_inference_steps=inputs.num_inference_steps,
+        history_retention=inputs.history_retention,
+        generator=inputs.generator,
+        output_type=inputs.output_type,
+    )

@@ -1,0 +1,142 @@
+"""Training a LoRA adapter on a frozen pipeline: the base, the new adapter, and what is kept of a run."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import BitsAndBytesConfig
+from peft import LoraConfig, prepare_model_for_kbit_training
+from peft.utils import get_peft_model_state_dict
+
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..transformer_videogpt import VideoGPTTransformerModel
+from .loading import load_vae, settle_size, widen_window
+from .loop import TrainingLoop
+from .objective import parse_clips
+from .recipe import NextClipTraining
+from .settings import AdapterSettings, BaseModelSettings, ObjectiveSettings, SamplingSettings
+
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+MLP = ["ff.linear_in", "ff.linear_out"]
+PATCHES = ["noisy_patch_embed", "clean_patch_embed"]
+
+
+def load_base(
+    model: BaseModelSettings, objective: ObjectiveSettings, *, sampling: SamplingSettings, accelerator: Accelerator
+) -> VideoGPTPipeline:
+    """The pipeline with frozen weights, quantized if asked to; it predicts clips as they are trained.
+
+    Raises:
+        SystemExit: weights in bfloat16, and training that is not.
+    """
+    if model.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
+        raise SystemExit(
+            "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
+        )
+    settle_size(sampling, model)
+    dtype = getattr(torch, model.base_dtype)
+    config = None
+    if model.quantize_base == "nf4":
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    elif model.quantize_base == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    vae = load_vae(model)
+    where = {"revision": model.revision, "variant": model.variant}
+    transformer = VideoGPTTransformerModel.from_pretrained(
+        model.pretrained_model_name_or_path,
+        subfolder="transformer",
+        dtype=dtype,
+        quantization_config=config,
+        **where,
+    )
+    pipe = VideoGPTPipeline.from_pretrained(
+        model.pretrained_model_name_or_path, transformer=transformer, vae=vae, **where
+    )
+    transformer.requires_grad_(False)
+    if model.quantize_base is not None:
+        prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
+    pipe.register_to_config(frames_per_clip=predicted_clip(model, objective, sampling=sampling, pipe=pipe))
+    widen_window(pipe, sampling.max_num_frames)
+    pipe.set_progress_bar_config(disable=True)
+    if model.vae_group_offload:
+        pipe.vae.enable_group_offload(accelerator.device, offload_type="leaf_level")
+    else:
+        pipe.vae.to(accelerator.device)
+    return pipe
+
+
+def predicted_clip(
+    model: BaseModelSettings, objective: ObjectiveSettings, *, sampling: SamplingSettings, pipe: VideoGPTPipeline
+) -> int:
+    """Frames that are predicted at once: as many as a clip has in training."""
+    if model.frames_per_clip is not None:
+        return model.frames_per_clip
+    if objective.clips == "random":
+        return pipe.config.frames_per_clip
+    lengths = parse_clips(objective.clips)(sampling.max_num_frames, None)
+    return lengths[-1] if objective.clips.startswith("first") else lengths[0]
+
+
+def add_adapter(transformer: VideoGPTTransformerModel, adapter: AdapterSettings, *, seed: int) -> LoraConfig:
+    """A new adapter, in fp32, which begins as no change; returns its configuration."""
+    targets = list(ATTENTION)
+    if adapter.train_mlp:
+        targets += MLP
+    if adapter.train_patch_embeddings:
+        targets += PATCHES
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.rank if adapter.lora_alpha is None else adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=targets,
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
+    )
+    transformer.add_adapter(config)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return config
+
+
+class AdapterTraining(NextClipTraining):
+    """Training of an adapter that the pipeline's transformer has; it alone is kept in checkpoints and saved.
+
+    Args:
+        base: the path or id of the pipeline. A checkpoint must agree with its weights, not with where they lie.
+        base_hash: of the frozen transformer's weights.
+        config: of the adapter, from [`add_adapter`].
+    """
+
+    trainable_only = True
+    is_adapter = True
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pipe: VideoGPTPipeline,
+        *,
+        base: str,
+        base_hash: str,
+        config: LoraConfig,
+        **training,
+    ):
+        super().__init__(accelerator, pipe, **training)
+        self.base, self.config = base, config
+        self.base_hash = base_hash
+
+    def model_fields(self) -> dict[str, Any]:
+        adapter = {name: getattr(self.config, name) for name in ("r", "lora_alpha", "use_dora", "use_rslora")}
+        adapter |= {"target_modules": sorted(self.config.target_modules)}
+        return {"base": self.base, "adapter": adapter, "content.base": self.base_hash}
+
+    def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        transformer = self.accelerator.unwrap_model(loop.model)
+        layers = get_peft_model_state_dict(transformer, state_dict=weights, adapter_name="default")
+        metadata = self.config.to_dict()
+        VideoGPTPipeline.save_lora_weights(
+            self.settings.output_dir, layers, transformer_lora_adapter_metadata=metadata
+        )
+        return self.card(loop)

@@ -1,0 +1,125 @@
+"""What a run's settings name, made or loaded: videos, the sampling of frames, the autoencoder, the pipeline."""
+
+import json
+
+import torch
+from diffusers import AutoModel
+
+from ..data.sampling import Sampling
+from ..data.videos import VideoTable
+from ..pipeline_videogpt import VideoGPTPipeline
+from ..saved_models import refuse_other_kinds
+from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
+from ..transformer_videogpt import VideoGPTTransformerModel
+from .phi3 import load_phi3_decoder
+from .settings import LONGEST_SIDE, AutoencoderSettings, ModelSettings, SamplingSettings, VideoSettings
+
+
+def make_sampling(sampling: SamplingSettings) -> Sampling:
+    return Sampling(
+        max_num_frames=sampling.max_num_frames,
+        min_num_frames=sampling.min_num_frames,
+        frame_interval=(sampling.frame_interval[0], sampling.frame_interval[-1]),
+        fps=sampling.target_fps,
+        longest_side=LONGEST_SIDE if sampling.longest_side is None else sampling.longest_side,
+        height=sampling.height,
+        width=sampling.width,
+    )
+
+
+def settle_size(sampling: SamplingSettings, model: AutoencoderSettings) -> None:
+    """Sets `--longest_side`, where it was not given, to that of the pipeline to start from; of a new one to 320.
+
+    A model that was trained on small pictures learns slowly from large ones, and predicts at another size than it learnt.
+
+    Raises:
+        OSError, ValueError: there is no such pipeline.
+    """
+    if sampling.longest_side is not None:
+        return
+    base, config = model.pretrained_model_name_or_path, {}
+    if base is not None:
+        refuse_other_kinds(base, VideoGPTPipeline.__name__)
+        config = VideoGPTPipeline.load_config(base, revision=model.revision)
+    sampling.longest_side = config.get("longest_side", LONGEST_SIDE)
+
+
+def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> VideoTable:
+    """The usable videos of a source."""
+    frames = make_sampling(sampling)
+    if videos.num_simulated_scenes is not None:
+        num_frames = videos.frames_per_scene or sampling.max_num_frames
+        return VideoTable.simulated(videos.num_simulated_scenes, num_frames, frames, world=videos.simulated_world)
+    if videos.dataset_file is not None:
+        return VideoTable.from_table(
+            videos.dataset_file,
+            frames,
+            video_column=videos.video_column,
+            caption_column=videos.caption_column,
+            label_column=videos.label_column,
+            root=videos.instance_data_root,
+            max_bad_fraction=videos.max_bad_fraction,
+        )
+    if videos.dataset_name is not None:
+        return VideoTable.from_dataset(
+            videos.dataset_name,
+            frames,
+            split=videos.dataset_split,
+            video_column=videos.video_column,
+            caption_column=videos.caption_column,
+            label_column=videos.label_column,
+            config_name=videos.dataset_config_name,
+            max_bad_fraction=videos.max_bad_fraction,
+        )
+    return VideoTable.from_folder(videos.instance_data_root, frames, max_bad_fraction=videos.max_bad_fraction)
+
+
+def load_vae(model: AutoencoderSettings):
+    """The VAE of the pipeline, or the one given by itself, in `--vae_dtype`."""
+    dtype = getattr(torch, model.vae_dtype)
+    if model.pretrained_vae_path is not None:
+        return AutoModel.from_pretrained(model.pretrained_vae_path, dtype=dtype)
+    refuse_other_kinds(model.pretrained_model_name_or_path, VideoGPTPipeline.__name__)
+    return AutoModel.from_pretrained(
+        model.pretrained_model_name_or_path,
+        subfolder="vae",
+        revision=model.revision,
+        variant=model.variant,
+        dtype=dtype,
+    )
+
+
+def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTPipeline:
+    """The pipeline to start from; or a new one around a VAE, its transformer from nothing or from Phi-3's decoder."""
+    vae = load_vae(model)
+    given = {"frames_per_clip": model.frames_per_clip, "guidance_scale": model.guidance_scale}
+    given = {name: value for name, value in given.items() if value is not None}
+    if model.pretrained_model_name_or_path is not None:
+        pipe = VideoGPTPipeline.from_pretrained(
+            model.pretrained_model_name_or_path, revision=model.revision, variant=model.variant, vae=vae
+        )
+        # Weights that are trained are kept in fp32, whatever they were published in.
+        pipe.transformer.float()
+        pipe.register_to_config(**given, longest_side=sampling.longest_pixels)
+        widen_window(pipe, sampling.max_num_frames)
+        return pipe
+    config = json.loads(model.transformer_config.read_text()) if model.transformer_config else {}
+    transformer = VideoGPTTransformerModel(**config)
+    transformer.init_weights(torch.Generator().manual_seed(sampling.seed))
+    if model.pretrained_phi3_path is not None:
+        load_phi3_decoder(transformer, model.pretrained_phi3_path)
+    inference = {"frames_per_clip": 8, "guidance_scale": 3.0} | given
+    return VideoGPTPipeline(
+        vae=vae,
+        transformer=transformer,
+        scheduler=NextClipFlowMatchScheduler(),
+        max_context_frames=max(sampling.max_num_frames - inference["frames_per_clip"], 1),
+        longest_side=sampling.longest_pixels,
+        **inference,
+    )
+
+
+def widen_window(pipe: VideoGPTPipeline, num_frames: int) -> None:
+    """A model that is trained on samples of `num_frames` looks back as far as they let it."""
+    window = max(pipe.config.max_context_frames, num_frames - pipe.config.frames_per_clip)
+    pipe.register_to_config(max_context_frames=window)

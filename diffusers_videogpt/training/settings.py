@@ -1,0 +1,473 @@
+"""What a training run can be told, as small dataclasses, one a subject. A script composes those that act in it.
+
+The option of a field has its name: `--max_train_steps 10` is `LoopSettings(max_train_steps=10)`. What does not go together is
+refused when the dataclass is made. Nothing heavy is imported here, so that a script's `--help` answers at once.
+"""
+
+import argparse
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..arguments import natural_int, positive_float, positive_int
+from .arguments import option, part, share
+
+
+# Of diffusers' schedules, those that need nothing but the numbers of steps.
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+SCHEDULES = typing.get_args(Schedule)
+LONGEST_SIDE = 320  # of a new model's samples, in pixels
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def ema_decay(text: str) -> float:
+    """The decay of an average of the weights, from 0 to below 1."""
+    decay = share(text)
+    if decay == 1:
+        raise argparse.ArgumentTypeError(
+            "an average of 1 stays the weights that training begins with: give less than 1"
+        )
+    return decay
+
+
+def split_clips(clips: str, max_clips: int | None = None) -> tuple[str, int | None]:
+    """The kind of `--clips` and its number: "random" → ("random", None), "equal:8" → ("equal", 8).
+
+    Raises:
+        ValueError: if `clips` has another form, or `max_clips` is given for a kind that is not random.
+    """
+    kind, _, number = clips.partition(":")
+    if clips == "random":
+        return clips, None
+    if kind not in ("equal", "first") or not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got '{clips}'.")
+    if max_clips is not None:
+        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
+    return kind, int(number)
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name` if it is an id on the Hub, else `None`: a link to a folder of this machine would lead nowhere."""
+    is_id = name is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return name if is_id else None
+
+
+# The model
+
+
+@dataclass(kw_only=True)
+class AutoencoderSettings:
+    """The autoencoder that makes latents of frames: a pipeline's, or one by itself."""
+
+    pretrained_model_name_or_path: str | None = option(
+        None, "a Video-GPT pipeline to start from: a folder or a Hub id"
+    )
+    revision: str | None = option(None, "of the pipeline on the Hub")
+    variant: str | None = option(None, "of the pipeline's weights, for example bf16")
+    pretrained_vae_path: str | None = option(None, "a VAE, where there is no pipeline to start from")
+    vae_dtype: Dtype = option("float32")
+
+    def __post_init__(self):
+        if self.pretrained_model_name_or_path is None and self.pretrained_vae_path is None:
+            raise ValueError("give --pretrained_model_name_or_path or --pretrained_vae_path")
+
+
+@dataclass(kw_only=True)
+class ModelSettings(AutoencoderSettings):
+    """The pipeline to train, or a new one around an autoencoder."""
+
+    transformer_config: Path | None = option(None, "JSON arguments of a transformer to train from nothing")
+    pretrained_phi3_path: str | None = option(None, "a Phi-3 checkpoint whose decoder a new transformer starts from")
+    frames_per_clip: int | None = option(
+        None,
+        "at inference: kept in the saved pipeline; default: the model's own, of a new one 8",
+        type=positive_int,
+    )
+    guidance_scale: float | None = option(
+        None, "at inference: kept in the saved pipeline; default: the model's own, of a new one 3"
+    )
+
+    def __post_init__(self):
+        if self.pretrained_model_name_or_path is None and self.pretrained_vae_path is None:
+            raise ValueError(
+                "give --pretrained_model_name_or_path, or --pretrained_vae_path with --transformer_config"
+            )
+        if self.pretrained_model_name_or_path is not None and (self.transformer_config or self.pretrained_phi3_path):
+            raise ValueError(
+                "--pretrained_model_name_or_path brings its transformer: leave out --transformer_config and Phi-3"
+            )
+
+
+@dataclass(kw_only=True)
+class BaseModelSettings(AutoencoderSettings):
+    """The pipeline that an adapter is trained for; its weights are frozen."""
+
+    pretrained_model_name_or_path: str = option(help="the pipeline to adapt")
+    pretrained_vae_path: str | None = option(None, "another VAE than the pipeline's")
+    base_dtype: Literal["float32", "bfloat16"] = option("float32", "of frozen weights")
+    quantize_base: Literal["nf4", "int8"] | None = option(None, "frozen weights by bitsandbytes (QLoRA)")
+    vae_group_offload: bool = option(False, "keep the VAE on the CPU between its uses")
+    frames_per_clip: int | None = option(
+        None, "of predictions; default: as trained, of random clips the pipeline's", type=positive_int
+    )
+
+
+@dataclass(kw_only=True)
+class AdapterSettings:
+    """A LoRA adapter and what it adapts beside the attention."""
+
+    rank: int = option(16, type=positive_int)
+    lora_alpha: float | None = option(None, "default: the rank")
+    lora_dropout: float = option(0.0)
+    train_mlp: bool = option(False, "adapt the MLPs too")
+    train_patch_embeddings: bool = option(False, "adapt the patch embeddings too")
+    use_dora: bool = option(False)
+    use_rslora: bool = option(False)
+
+
+# The data
+
+
+@dataclass(kw_only=True)
+class VideoSettings:
+    """Where the videos come from."""
+
+    instance_data_root: Path | None = option(None, "folder of videos, or the folder that a table's paths start from")
+    dataset_file: Path | None = option(None, "CSV or JSONL table with a column of paths; or UCF-101's trainlist01.txt")
+    dataset_name: str | None = option(None, "Hub dataset, or a local folder that `datasets` loads (also WebDataset)")
+    dataset_config_name: str | None = option(None)
+    dataset_split: str = option("train")
+    video_column: str = option("video")
+    caption_column: str | None = option(None, "what the videos show, in words; kept in a cache of latents")
+    label_column: str | None = option(None, "their classes; of a folder and a .txt list they are the folders' names")
+    streaming: bool = option(False, "read --dataset_name as a stream, without a download")
+    num_simulated_scenes: int | None = option(None, "train on simulated physics instead of videos", type=positive_int)
+    simulated_world: Literal["physics", "orders"] = option(
+        "physics", "scenes of five kinds, or of balls and boxes made to order, for text to video"
+    )
+    frames_per_scene: int | None = option(
+        None, "frames of a simulated scene; default: max_num_frames", type=positive_int
+    )
+    max_bad_fraction: float = option(0.5, "a larger share of unusable videos stops the run", type=share)
+
+    def __post_init__(self):
+        sources = (self.dataset_file, self.dataset_name, self.num_simulated_scenes)
+        if sum(x is not None for x in sources) > 1:
+            raise ValueError("give only one of --dataset_file, --dataset_name and --num_simulated_scenes")
+        for other in ("num_simulated_scenes", "dataset_name"):
+            if self.instance_data_root is not None and getattr(self, other) is not None:
+                raise ValueError(f"--instance_data_root and --{other} both say where the videos come from: give one")
+        if self.streaming and self.dataset_name is None:
+            raise ValueError("--streaming needs --dataset_name")
+
+    @property
+    def has_source(self) -> bool:
+        sources = (self.instance_data_root, self.dataset_file, self.dataset_name, self.num_simulated_scenes)
+        return any(x is not None for x in sources)
+
+    def require_source(self) -> None:
+        """
+        Raises:
+            ValueError: nothing says where videos come from.
+        """
+        if not self.has_source:
+            raise ValueError(
+                "give videos: --instance_data_root, --dataset_file, --dataset_name or --num_simulated_scenes"
+            )
+
+    @property
+    def name(self) -> str | None:
+        """Of the data, for a card."""
+        return self.dataset_name or (str(self.instance_data_root) if self.instance_data_root else None)
+
+
+@dataclass(kw_only=True)
+class SamplingSettings:
+    """Which frames a sample takes, at which size, and the seed of all that is drawn."""
+
+    max_num_frames: int = option(48, "frames of one training sample", type=positive_int)
+    min_num_frames: int | None = option(
+        None, "shorter videos are used down to this; default: not at all", type=positive_int
+    )
+    frame_interval: tuple[int, ...] = option((1,), "source frames a step: N, or MIN MAX", metavar="N")
+    target_fps: float | None = option(None, "frames a second of a sample, instead of --frame_interval")
+    longest_side: int | None = option(
+        None,
+        "size in pixels; the aspect ratio is kept; default: that of the pipeline to start from, of a new one 320",
+        type=positive_int,
+    )
+    height: int | None = option(
+        None, "with --width: a fixed size, multiples of 16, instead of --longest_side", type=positive_int
+    )
+    width: int | None = option(None, type=positive_int)
+    seed: int = option(0, "of windows, clips, noise and new weights")
+
+    def __post_init__(self):
+        if (self.height is None) != (self.width is None):
+            raise ValueError("give --height and --width together, or --longest_side")
+        if self.height is not None and (self.height % 16 or self.width % 16):
+            raise ValueError(f"--height {self.height} --width {self.width}: both must be multiples of 16")
+        interval = self.frame_interval
+        if len(interval) > 2 or min(interval) < 1 or tuple(sorted(interval)) != interval:
+            raise ValueError(f"--frame_interval takes one number or a range MIN MAX, got {list(interval)}")
+        if self.target_fps is not None and interval != (1,):
+            raise ValueError("--target_fps and --frame_interval both set the rate: give one")
+
+    @property
+    def least_num_frames(self) -> int:
+        """Frames of the shortest sample."""
+        return self.min_num_frames or self.max_num_frames
+
+    @property
+    def longest_pixels(self) -> int:
+        """The longer side of the samples, in pixels."""
+        if self.height is not None:
+            return max(self.height, self.width)
+        return LONGEST_SIDE if self.longest_side is None else self.longest_side
+
+
+@dataclass(kw_only=True)
+class LatentSettings:
+    """How videos become latents, and which are kept for validation."""
+
+    cached_latents: Path | None = option(None, "folder that cache_latents.py wrote, instead of videos")
+    windows_per_video: int | None = option(
+        None,
+        "encode so many samples of each video into output_dir/latents before the first step, and train on these",
+        type=positive_int,
+    )
+    same_clips_in_step: bool = option(
+        False, "cut all samples of a step alike: nothing is padded where clips are few and long"
+    )
+    vae_batch_size: int = option(16, "frames encoded at once", type=positive_int)
+    posterior: Literal["sample", "mean"] = option(
+        "sample", "of the autoencoder, which training sees: drawn anew at every step as in the paper, or its mean"
+    )
+    num_validation_videos: int | None = option(
+        None,
+        "videos kept from training for validation; default: 8, and of fewer than 40 videos a fifth",
+        type=natural_int,
+    )
+    validation_data_root: Path | None = option(None, "folder of other videos for validation, instead")
+
+    def check_videos(self, videos: VideoSettings) -> None:
+        """
+        Raises:
+            ValueError: there are neither videos nor cached latents, or both; or a stream is to be encoded before.
+        """
+        if self.cached_latents is None:
+            videos.require_source()
+        # Not --dataset_file: beside UCF-101's lists are the numbers of the classes.
+        given = {
+            name: getattr(videos, name) for name in ("instance_data_root", "dataset_name", "num_simulated_scenes")
+        }
+        given |= {"streaming": videos.streaming, "windows_per_video": self.windows_per_video}
+        for other, value in given.items():
+            if self.cached_latents is not None and value:
+                raise ValueError(f"--cached_latents are trained on instead of videos: leave out --{other}")
+        if videos.streaming and self.windows_per_video is not None:
+            raise ValueError(
+                "--windows_per_video encodes before the first step, a stream has no end: leave out one of them"
+            )
+
+    def num_held_out(self, num_videos: int) -> int:
+        """Videos kept from training for validation: as asked for, or of a small set a fifth."""
+        if self.validation_data_root is not None:
+            return 0
+        return min(8, num_videos // 5) if self.num_validation_videos is None else self.num_validation_videos
+
+
+# The training
+
+
+@dataclass(kw_only=True)
+class ObjectiveSettings:
+    """The loss of next clip diffusion.
+
+    The noise levels are named as diffusers' flow-matching examples name them. There, u runs from noise to clean latents,
+    which is α here, the share of signal: a `logit_mean` above 0 trains on less noise.
+    """
+
+    clips: str = option("random", "of a sample: random, equal:N (frames each), or first:N (given, then the rest)")
+    max_clips: int | None = option(
+        None, "with random: most clips of a sample; default: one a frame", type=positive_int
+    )
+    min_retention: float = option(0.9, "least share of signal in a clean clip", type=share)
+    weighting_scheme: Literal["none", "logit_normal", "mode"] = option(
+        "none", "which noise levels α are drawn: none for uniform ones, as the paper; 1 is clean"
+    )
+    logit_mean: float = option(0.0, "of logit_normal: above 0 for less noise")
+    logit_std: float = option(1.0, "of logit_normal")
+    mode_scale: float = option(1.29, "of mode: above 0 for more levels in the middle")
+    uniform_share: float = option(
+        0.0, "share of the clips whose level is uniform whatever the scheme: a mixture", type=share
+    )
+    loss_weighting: Literal["none", "velocity"] = option(
+        "none", "of a frame's error: none as the paper, or 1/(1-α)², which makes it that of the velocity"
+    )
+    max_loss_weight: float = option(25.0, "where --loss_weighting velocity is capped", type=positive_float)
+
+    def __post_init__(self):
+        try:
+            split_clips(self.clips, self.max_clips)
+        except ValueError as error:
+            raise ValueError(f"--clips: {error}") from None
+        if self.clips == "random" and self.max_clips == 1:
+            raise ValueError(
+                "--max_clips 1: random clips are 2 at least; one clip a sample is --clips equal:N of all N frames"
+            )
+        if not self.logit_std > 0:
+            raise ValueError(f"--logit_std {self.logit_std}: a spread is above 0")
+        if not -1 <= self.mode_scale <= 1.75:
+            raise ValueError(f"--mode_scale {self.mode_scale} must lie in -1..1.75: beyond, levels leave [0, 1]")
+        # What the scheme does not read would be missed.
+        of_schemes = {"logit_mean": "logit_normal", "logit_std": "logit_normal", "mode_scale": "mode"}
+        for name, scheme in of_schemes.items():
+            if getattr(self, name) != getattr(ObjectiveSettings, name) and self.weighting_scheme != scheme:
+                raise ValueError(f"--{name} has an effect only with --weighting_scheme {scheme}")
+        if self.uniform_share and self.weighting_scheme == "none":
+            raise ValueError("--uniform_share has an effect only with another --weighting_scheme than none")
+        if self.max_loss_weight != ObjectiveSettings.max_loss_weight and self.loss_weighting == "none":
+            raise ValueError("--max_loss_weight has an effect only with --loss_weighting velocity")
+
+    def noise_fields(self) -> dict[str, str | float]:
+        """What a checkpoint must agree with; empty for the paper's objective, as checkpoints from before know no other."""
+        fields = {}
+        if self.weighting_scheme != "none":
+            fields = {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
+            names = ("mode_scale",) if self.weighting_scheme == "mode" else ("logit_mean", "logit_std")
+            fields |= {name: getattr(self, name) for name in names}
+        if self.loss_weighting != "none":
+            fields |= {"loss_weighting": self.loss_weighting, "max_loss_weight": self.max_loss_weight}
+        return fields
+
+    def check_sampling(self, sampling: SamplingSettings) -> None:
+        """
+        Raises:
+            ValueError: samples are too short for these clips.
+        """
+        if self.clips == "random" and sampling.least_num_frames < 2:
+            raise ValueError(
+                "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
+            )
+
+
+@dataclass(kw_only=True)
+class BatchSettings:
+    """What a step trains on at once."""
+
+    train_batch_size: int = option(1, "videos a micro-batch and process", type=positive_int)
+    gradient_accumulation_steps: int = option(1, type=positive_int)
+    dataloader_num_workers: int = option(0, type=natural_int)
+
+
+@dataclass(kw_only=True)
+class OptimizerSettings:
+    """The optimizer, its schedule, and the average of the weights."""
+
+    optimizer: Literal["adamw", "muon"] = option("adamw")
+    use_8bit_adam: bool = option(False, "AdamW with 8-bit state, by bitsandbytes")
+    learning_rate: float = option(1e-4)
+    lr_scheduler: Schedule = option("constant_with_warmup")
+    lr_warmup_steps: int = option(1000, type=natural_int)
+    adam_beta1: float = option(0.9)
+    adam_beta2: float = option(0.95)
+    adam_weight_decay: float = option(0.1)
+    adam_epsilon: float = option(1e-5)
+    max_grad_norm: float = option(1.0)
+    ema_decay: float = option(0.0, "0 for no moving average of the weights", type=ema_decay)
+
+
+@dataclass(kw_only=True)
+class LoopSettings:
+    """How long a run goes, how it computes, and what it writes when."""
+
+    output_dir: Path = option()
+    max_train_steps: int = option(1000, type=positive_int)
+    gradient_checkpointing: bool = option(False)
+    torch_compile: bool = option(False, "compile the transformer's blocks")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "default: accelerate's configuration")
+    logging_steps: int = option(20, type=positive_int)
+    report_to: str | None = option(None, "tensorboard, trackio, wandb, …: a tracker of accelerate")
+    tracker_project_name: str = option("videogpt")
+    validation_steps: int = option(500, "between two validation losses", type=positive_int)
+    checkpointing_steps: int = option(500, type=positive_int)
+    checkpoints_total_limit: int = option(2, type=positive_int)
+    resume_from_checkpoint: str | None = option(None, "a checkpoint-N folder, or 'latest'")
+
+
+@dataclass(kw_only=True)
+class RolloutSettings:
+    """Predictions of held-out videos during training."""
+
+    validation_rollout_steps: int | None = option(
+        None, "between two predictions of held-out videos", type=positive_int
+    )
+    num_validation_rollouts: int = option(4, "videos predicted", type=positive_int)
+    validation_given_frames: int | None = option(None, "shown of each; default: half of a sample", type=positive_int)
+    validation_inference_steps: int = option(25, "denoising steps of a prediction", type=positive_int)
+
+    def check_run(self, loop: LoopSettings, sampling: SamplingSettings) -> None:
+        """
+        Raises:
+            ValueError: predictions would fall between validations, or nothing would be left to predict.
+        """
+        if self.validation_rollout_steps and self.validation_rollout_steps % loop.validation_steps:
+            raise ValueError(
+                f"--validation_rollout_steps {self.validation_rollout_steps} must be a multiple of --validation_steps "
+                f"{loop.validation_steps}: predictions are made when the validation loss is"
+            )
+        given = self.validation_given_frames
+        if given is not None and not 1 <= given < sampling.max_num_frames:
+            raise ValueError(f"--validation_given_frames {given} must lie in 1..{sampling.max_num_frames - 1}")
+
+
+@dataclass(kw_only=True)
+class HubSettings:
+    """Where a trained model is published, if it is."""
+
+    push_to_hub: bool = option(False)
+    hub_model_id: str | None = option(None, "default: the name of --output_dir")
+    hub_private: bool = option(False)
+
+
+# What the scripts compose
+
+
+@dataclass(kw_only=True)
+class TrainingSettings:
+    """What every training run has. A script's settings are a subclass: it adds parts, and leaves out single options."""
+
+    model: ModelSettings = part()
+    videos: VideoSettings = part()
+    sampling: SamplingSettings = part()
+    latents: LatentSettings = part()
+    batches: BatchSettings = part()
+    optimizer: OptimizerSettings = part()
+    loop: LoopSettings = part()
+    hub: HubSettings = part()
+
+    def __post_init__(self):
+        self.latents.check_videos(self.videos)
+
+
+@dataclass(kw_only=True)
+class NextClipSettings(TrainingSettings):
+    """Of a run that trains by next clip diffusion, and predicts held-out videos."""
+
+    objective: ObjectiveSettings = part()
+    validation: RolloutSettings = part()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.objective.check_sampling(self.sampling)
+        self.validation.check_run(self.loop, self.sampling)
+
+
+@dataclass(kw_only=True)
+class PipelineSettings(NextClipSettings):
+    """Of a run that trains the transformer of a pipeline, all of it, and saves the pipeline."""
+
+    output_dtype: Literal["float32", "bfloat16"] = option("float32", "of saved weights")

@@ -1,0 +1,32 @@
+"""Where a prediction is written, and how large."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusers_videogpt.commands.outputs import enlarge, is_video_file, output_paths, scale_to_show
+
+
+def test_a_path_that_ends_as_a_video_is_a_file(tmp_path):
+    assert output_paths(tmp_path / "out.mp4", "made") == (tmp_path / "out.mp4", tmp_path / "out_strip.png")
+    assert is_video_file(Path("OUT.GIF")) and not is_video_file(Path("run.v2")) and not is_video_file(Path("runs"))
+    with pytest.raises(ValueError, match="out.mkv: a video is written as .mp4, .webm, .gif; or name a folder"):
+        is_video_file(Path("out.mkv"))
+    (tmp_path / "old.mp4").mkdir()  # as this command made it once
+    assert output_paths(tmp_path / "old.mp4", "made")[0] == tmp_path / "old.mp4" / "made.mp4"
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "made.mp4").touch()
+    (tmp_path / "made_2.png").touch()
+    assert output_paths(tmp_path, "made") == (tmp_path / "made_3.mp4", tmp_path / "made_3.png")
+    assert output_paths(tmp_path, "cat.v1")[0] == tmp_path / "cat.v1.mp4"
+
+
+def test_small_frames_are_enlarged_by_whole_factors():
+    assert [scale_to_show(*size) for size in ((64, 64), (32, 48), (176, 320), (16, 300))] == [4, 5, 1, 1]
+    frames = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    large = enlarge(frames, 3)
+    assert large.shape == (1, 6, 12, 3)
+    np.testing.assert_array_equal(large[:, 1::3, 2::3], frames)

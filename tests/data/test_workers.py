@@ -1,0 +1,61 @@
+"""Loader workers whose shared memory is too small, or that give nothing."""
+
+import shutil
+import time
+from collections import namedtuple
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from diffusers_videogpt.data import workers
+from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
+from diffusers_videogpt.data.sampling import Sampling
+from diffusers_videogpt.data.videos import VideoTable
+
+
+@pytest.fixture
+def small_memory(monkeypatch, tmp_path):
+    """A folder of 64 KB in the place of /dev/shm."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(65536, 0, 65536))
+
+
+def test_too_little_shared_memory_is_told_at_the_start(small_memory):
+    table = VideoTable.simulated(8, 8, Sampling(8, height=64, width=64))
+    dataset, plan = WindowDataset(table, seed=0), BatchPlan(table, 4, seed=0)
+    options = {"num_steps": 2, "batch_size": 4}
+    with pytest.raises(
+        ValueError, match="0.0655 MB free.*2 loader workers.*0.393 MB each.*--shm-size=8g.*num_workers 0"
+    ):
+        next(make_loader(dataset, plan, num_workers=2, **options))
+    assert next(make_loader(dataset, plan, **options))["frames"].shape == (4, 8, 64, 64, 3)
+
+
+class Stuck(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        time.sleep(60 * index)
+        return torch.zeros(1)
+
+
+def test_workers_that_give_nothing_are_told_with_the_cure(monkeypatch):
+    monkeypatch.setattr(workers, "TIMEOUT", 2.0)
+    batches = workers.until_timeout(DataLoader(Stuck(), **workers.worker_options(1)))
+    assert next(batches).shape == (1, 1)
+    with pytest.raises(RuntimeError, match="gave no batch for 2 s.*--shm-size=8g"):
+        next(batches)
+
+
+def test_a_loader_that_ends_or_fails_does_so_as_before():
+    assert list(workers.until_timeout([1, 2])) == [1, 2]
+
+    def failing():
+        yield 1
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        list(workers.until_timeout(failing()))
