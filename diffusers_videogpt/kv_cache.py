@@ -13,8 +13,8 @@ class VideoGPTLayerCache:
     [`VideoGPTKVCache.commit`] counts it in.
     """
 
-    def __init__(self, max_tokens: int):
-        self.max_tokens = max_tokens
+    def __init__(self, max_tokens: int, clip_tokens: int = 0):
+        self.max_tokens, self.clip_tokens = max_tokens, clip_tokens
         self.num_tokens = 0
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
@@ -37,7 +37,7 @@ class VideoGPTLayerCache:
                 "make it with a larger `max_tokens`, or `reset` it and encode a shorter history."
             )
         if self.keys is None:
-            self.keys = key.new_empty(key.shape[0], self.max_tokens, *key.shape[2:])
+            self.keys = key.new_empty(key.shape[0], self.max_tokens + self.clip_tokens, *key.shape[2:])
             self.values = torch.empty_like(self.keys)
         if self.batch_size != key.shape[0]:
             raise ValueError(f"The cache was made for {self.batch_size} samples, got {key.shape[0]}: make another.")
@@ -46,8 +46,7 @@ class VideoGPTLayerCache:
     def place_clip(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes (B, T, N, K) `key` and `value` of a noisy clip; returns all up to them as views.
 
-        No history is copied, but for the first clip that does not fit behind it: then the memory is made larger by that
-        clip's length.
+        No history is copied, but for a clip that does not fit behind it: then the memory is made larger, once.
         """
         if self.num_tokens + key.shape[1] > self.keys.shape[1]:
             self.keys, self.values = (
@@ -71,19 +70,20 @@ class VideoGPTKVCache:
     """Keys and values of the condition tokens and the clean history, one [`VideoGPTLayerCache`] a layer.
 
     Clean tokens never see noisy ones, so what they contribute to attention is the same at every denoising step: it is
-    computed once, and later clips are appended. The memory is taken once, for `max_tokens`, and once more for the noisy clip
-    behind them, if that does not fit.
+    computed once, and later clips are appended. A noisy clip is placed behind them, so that attention reads both in one piece
+    and no step copies the history. The memory is taken once; only a clip longer than foreseen takes it anew.
 
     Args:
         num_layers: number of transformer blocks.
         max_tokens: the most condition and clean tokens that will ever be held.
+        clip_tokens: room for a noisy clip behind so many.
     """
 
-    def __init__(self, num_layers: int, max_tokens: int):
+    def __init__(self, num_layers: int, max_tokens: int, *, clip_tokens: int = 0):
         self.num_frames = 0
         self.num_dropped_frames = 0
         self._frame_of_token = torch.empty(0, dtype=torch.long)  # −1 for condition tokens
-        self.layers = [VideoGPTLayerCache(max_tokens) for _ in range(num_layers)]
+        self.layers = [VideoGPTLayerCache(max_tokens, clip_tokens) for _ in range(num_layers)]
 
     @property
     def num_tokens(self) -> int:

@@ -348,6 +348,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
             frame_size=block_state.frame_size,
             vae_scale_factor=components.vae_scale_factor,
             num_frames=sum(block_state.clip_lengths),
+            longest_clip=max(block_state.clip_lengths),
             conditions=block_state.conditions,
             negative_conditions=block_state.negative_conditions,
             use_kv_cache=block_state.use_kv_cache,

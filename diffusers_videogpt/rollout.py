@@ -166,6 +166,7 @@ def prepare_history(
     frame_size: tuple[int, int],
     vae_scale_factor: int,
     num_frames: int | None,
+    longest_clip: int,
     conditions: Conditions | None = None,
     negative_conditions: Conditions | None = None,
     use_kv_cache: bool = True,
@@ -181,6 +182,7 @@ def prepare_history(
         frame_size: height and width in pixels.
         vae_scale_factor: pixels along one side of a latent.
         num_frames: how many will be predicted; `None` for without end.
+        longest_clip: the most frames that are predicted at once.
         conditions, negative_conditions: of [`~conditions.ConditionEncoder.encode_conditions`], if anything is asked for.
         use_kv_cache: whether to keep keys and values.
         rolling_cache: see [`History`].
@@ -197,14 +199,17 @@ def prepare_history(
     pixels_per_patch = (vae_scale_factor * transformer.config.patch_size) ** 2
     tokens_per_frame = height * width // pixels_per_patch + TOKENS_AROUND_PATCHES
     if num_frames is not None:
-        window = min(window, num_frames + (0 if given is None else given.shape[2]))
+        num_all = num_frames + (0 if given is None else given.shape[2])
+        window = min(window, num_all)
+        longest_clip = min(longest_clip, num_all - window)  # a clip of the last frames is itself among all
 
     def make_cache(conditions: Conditions | None) -> VideoGPTKVCache | None:
         # A cache holds samples of one length, so texts of different lengths have none.
         if not use_kv_cache or conditions is None or "encoder_attention_mask" in conditions:
             return None
         num_tokens = window * tokens_per_frame + condition_lengths(conditions)
-        return VideoGPTKVCache(transformer.config.num_layers, num_tokens)
+        clip_tokens = longest_clip * tokens_per_frame
+        return VideoGPTKVCache(transformer.config.num_layers, num_tokens, clip_tokens=clip_tokens)
 
     history.kv_cache = make_cache(history.conditions)
     history.negative_kv_cache = make_cache(history.negative_conditions)
@@ -319,6 +324,7 @@ def prepare_rollout(
         frame_size=(height, width),
         vae_scale_factor=vae_scale_factor,
         num_frames=inputs.num_frames,
+        longest_clip=max(inputs.clip_lengths),
         conditions=conditions,
         negative_conditions=negative_conditions,
         use_kv_cache=inputs.use_kv_cache,

@@ -117,6 +117,20 @@ def test_no_history_is_concatenated(tiny_transformer, num_samples):
 
 
 @torch.no_grad()
+def test_room_for_the_clip_is_there_from_the_start(tiny_transformer):
+    """And a longer clip than foreseen makes more."""
+    cache = VideoGPTKVCache(2, 2 * TOKENS_PER_FRAME, clip_tokens=TOKENS_PER_FRAME)
+    tiny_transformer(clean_hidden_states=latents(2), kv_cache=cache)
+    sizes = [cache.layers[0].keys.shape[1]]
+    for num_frames in (1, 3, 1):
+        tiny_transformer(latents(num_frames), torch.tensor(0.3), kv_cache=cache)
+        sizes.append(cache.layers[0].keys.shape[1])
+    assert sizes == [TOKENS_PER_FRAME * n for n in (3, 3, 5, 5)]
+    with pytest.raises(ValueError, match="do not fit"):  # the clip's room is none for clean frames
+        tiny_transformer(clean_hidden_states=latents(1), kv_cache=cache)
+
+
+@torch.no_grad()
 def test_a_clip_leaves_no_trace_in_the_cache(tiny_transformer):
     """Longer and shorter clips, before and after more history, are predicted as from a cache that held no clip."""
     cache, other = (VideoGPTKVCache(2, 6 * TOKENS_PER_FRAME) for _ in range(2))

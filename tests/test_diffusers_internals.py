@@ -10,11 +10,15 @@ from diffusers import ClassifierFreeGuidance, DiffusionPipeline, FirstBlockCache
 from safetensors.torch import load_file, save_file
 
 from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, diffusers_internals
+from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerBlock
 
 
 def test_every_name_is_there():
     for name in diffusers_internals.__all__:
         assert hasattr(diffusers_internals, name)
+    assert diffusers_internals.active_attention_backend().value == "native"
+    metadata = diffusers_internals.TransformerBlockRegistry.get(VideoGPTTransformerBlock)
+    assert isinstance(metadata, diffusers_internals.TransformerBlockMetadata)
     assert diffusers_internals.LORA_WEIGHT_NAME_SAFE == "pytorch_lora_weights.safetensors"
 
 
