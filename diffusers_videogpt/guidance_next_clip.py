@@ -97,7 +97,13 @@ class NextClipGuidance(BaseGuidance):
         pred_uncond: torch.Tensor | None = None,
         pred_negative: torch.Tensor | None = None,
     ) -> GuiderOutput:
-        """The guided prediction, all of (B, C, F, h, w)."""
+        """The guided prediction, (B, C, F, h, w) as all arguments.
+
+        Args:
+            pred_cond: predicted with history and conditions.
+            pred_uncond: predicted without the history.
+            pred_negative: predicted with the history and the negative conditions.
+        """
         pred = pred_cond
         if pred_uncond is not None:
             pred = pred_uncond + self.guidance_scale * (pred_cond - pred_uncond)

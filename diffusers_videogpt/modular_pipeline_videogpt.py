@@ -593,6 +593,9 @@ class VideoGPTModularPipeline(ModularPipeline, VideoGPTLoraLoaderMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves the pipeline, as everywhere in diffusers.
 
+        Args:
+            save_directory: folder to write into.
+
         Raises:
             ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
         """

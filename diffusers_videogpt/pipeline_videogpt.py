@@ -290,6 +290,9 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Saves the pipeline, as everywhere in diffusers.
 
+        Args:
+            save_directory: folder to write into.
+
         Raises:
             ValueError: while LoRAs are loaded: what diffusers would write comes back with random weights in their layers.
         """
@@ -330,6 +333,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
+        """Those of the current call."""
         return self._attention_kwargs
 
     @property
@@ -354,7 +358,14 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         max_frames: int | None = None,
     ) -> torch.Tensor:
         """Video in any form → the pixels that the VAE takes, (B, F, 3, H, W) in [−1, 1] on the CPU: see
-        [`~frame_latents.prepare_frames`]. Without `height` and `width`, the longest side is the pipeline's `longest_side`."""
+        [`~frame_latents.prepare_frames`]. Without `height` and `width`, the longest side is the pipeline's `longest_side`.
+
+        Args:
+            video: a path, PIL images, an array, a tensor, or a list of several.
+            height, width: pixels, multiples of `size_multiple`.
+            fps: frames of a file that are read per second; default: all.
+            max_frames: how many of the last frames are kept; default: all.
+        """
         sizes = {"longest_side": self.config.longest_side, "multiple": self.size_multiple}
         return prepare_frames(video, height=height, width=width, fps=fps, max_frames=max_frames, **sizes)
 
