@@ -59,7 +59,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from .conditions import Conditions, class_numbers
 from .diffusers_internals import execution_device
 from .frame_latents import check_size, decode_latents, encode_given, get_vae_scale_factor
-from .guidance_next_clip import NextClipGuidance, condition_scale, guider_for_call
+from .guidance_next_clip import NextClipGuidance, guider_for_call
 from .history import History
 from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
 from .pipeline_inputs import (
@@ -75,6 +75,7 @@ from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
 from .rollout import (
     OneCallAtATime,
     check_block_cache,
+    encode_asked,
     make_condition_encoder,
     prepare_history,
     prepare_noise,
@@ -196,12 +197,6 @@ class VideoGPTConditionsStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        asked = (block_state.class_labels, block_state.prompt, block_state.prompt_embeds)
-        scale = condition_scale(
-            components.guider_for_call(condition_guidance_scale=block_state.condition_guidance_scale),
-            block_state.condition_guidance_scale,
-            is_asked=any(value is not None for value in asked),
-        )
         condition_encoder = make_condition_encoder(
             components.transformer,
             components.text_encoder,
@@ -209,17 +204,11 @@ class VideoGPTConditionsStep(VideoGPTStep):
             id2label=components.config.id2label,
             device=execution_device(components),
         )
-        conditions, negative_conditions = condition_encoder.encode_conditions(
-            block_state.class_labels,
-            block_state.prompt,
-            negative_prompt=block_state.negative_prompt,
-            prompt_embeds=block_state.prompt_embeds,
-            negative_prompt_embeds=block_state.negative_prompt_embeds,
-            prompt_attention_mask=block_state.prompt_attention_mask,
-            negative_prompt_attention_mask=block_state.negative_prompt_attention_mask,
-            guidance_scale=scale,
+        block_state.conditions, block_state.negative_conditions = encode_asked(
+            block_state,
+            guider=components.guider_for_call(condition_guidance_scale=block_state.condition_guidance_scale),
+            condition_encoder=condition_encoder,
         )
-        block_state.conditions, block_state.negative_conditions = conditions, negative_conditions
         self.set_block_state(state, block_state)
         return components, state
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from diffusers.guiders import BaseGuidance
+from diffusers.modular_pipelines import BlockState
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -157,6 +158,29 @@ def make_condition_encoder(
     )
 
 
+def encode_asked(
+    asked: CallInputs | BlockState, *, guider: BaseGuidance, condition_encoder: ConditionEncoder
+) -> tuple[Conditions, Conditions | None]:
+    """What a call asks for, and what guidance leads away from: see [`~conditions.ConditionEncoder.encode_conditions`].
+
+    Args:
+        asked: has the call's arguments on classes, prompts and their guidance, by their names.
+        guider: of this call.
+        condition_encoder: for classes and prompts.
+    """
+    is_asked = any(value is not None for value in (asked.class_labels, asked.prompt, asked.prompt_embeds))
+    return condition_encoder.encode_conditions(
+        asked.class_labels,
+        asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        prompt_embeds=asked.prompt_embeds,
+        negative_prompt_embeds=asked.negative_prompt_embeds,
+        prompt_attention_mask=asked.prompt_attention_mask,
+        negative_prompt_attention_mask=asked.negative_prompt_attention_mask,
+        guidance_scale=condition_scale(guider, asked.condition_guidance_scale, is_asked=is_asked),
+    )
+
+
 def prepare_history(
     given: torch.Tensor | None,
     *,
@@ -285,17 +309,7 @@ def prepare_rollout(
     )
 
     # 2. Encode what is asked for
-    is_asked = any(value is not None for value in (inputs.class_labels, inputs.prompt, inputs.prompt_embeds))
-    conditions, negative_conditions = condition_encoder.encode_conditions(
-        inputs.class_labels,
-        inputs.prompt,
-        negative_prompt=inputs.negative_prompt,
-        prompt_embeds=inputs.prompt_embeds,
-        negative_prompt_embeds=inputs.negative_prompt_embeds,
-        prompt_attention_mask=inputs.prompt_attention_mask,
-        negative_prompt_attention_mask=inputs.negative_prompt_attention_mask,
-        guidance_scale=condition_scale(guider, inputs.condition_guidance_scale, is_asked=is_asked),
-    )
+    conditions, negative_conditions = encode_asked(inputs, guider=guider, condition_encoder=condition_encoder)
 
     # 3. Encode the given frames: they are the history
     given = encode_given(

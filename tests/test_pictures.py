@@ -329,3 +329,37 @@ def test_videos_side_by_side_as_they_are():
     np.testing.assert_array_equal(beside[:, 6:, :8], truth)
     assert tuple(beside[0, 0, 0]) == GIVEN and tuple(beside[1, 0, -1]) == NEXT
     assert (beside[3, 6:, 12:] == 235).all()
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to view
+    Image.fromarray(picture).save(tmp_path / "picture.png", exif=exif)
+    np.testing.assert_array_equal(read_video(tmp_path / "picture.png").frames[0], np.rot90(picture, k=-1))
+
+
+@pytest.mark.parametrize("default_image", [False, True])
+def test_animated_png(tmp_path, default_image):
+    """Its own times; a picture for who does not know the format is not part of it."""
+    shown = [Image.new("RGB", (32, 16), (60 * index, 0, 0)) for index in range(4)]
+    path = tmp_path / "film.png"
+    if default_image:
+        first = Image.new("RGB", (32, 16), "white")
+        first.save(path, save_all=True, append_images=shown, duration=[50, 100, 50, 200], default_image=True)
+    else:
+        shown[0].save(path, save_all=True, append_images=shown[1:], duration=[50, 100, 50, 200])
+    video = read_video(path)
+    assert [frame[0, 0, 0] for frame in video.frames] == [0, 60, 120, 180]
+    np.testing.assert_allclose(video.timestamps, [0, 0.05, 0.15, 0.2])
+    assert video.fps == pytest.approx(15)
+    assert probe_video(path).num_frames == 4
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_one_frame_is_a_picture(tmp_path, suffix):
+    path = tmp_path / f"still{suffix}"
+    Image.new("RGB", (32, 16), (200, 0, 0)).save(path, save_all=True)
+    video = read_video(path)
+    assert video.fps is None and video.frames.shape == (1, 16, 32, 3) and abs(int(video.frames[0, 0, 0, 0]) - 200) < 4

@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageOps
 
 from diffusers_videogpt import video_io
-from diffusers_videogpt.film_strips import write_film_strip
 from diffusers_videogpt.video_io import (
     VideoReadError,
     probe_video,
@@ -252,15 +251,6 @@ def test_a_picture_is_a_video_of_one_frame(tmp_path, suffix):
     assert numbers(video.frames) == [37] and video.fps is None and video.timestamps.tolist() == [0.0]
     with pytest.raises(VideoReadError, match="1 frames could be read .* 8 are needed"):
         read_video(path, min_frames=8)
-
-
-def test_a_picture_is_turned_upright(tmp_path):
-    picture = np.zeros((32, 64, 3), np.uint8)
-    picture[:, :16] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise to view
-    Image.fromarray(picture).save(tmp_path / "picture.png", exif=exif)
-    np.testing.assert_array_equal(read_video(tmp_path / "picture.png").frames[0], np.rot90(picture, k=-1))
 
 
 def test_first_or_last_frames_without_the_others(plain):
@@ -701,75 +691,3 @@ def test_what_cannot_be_written_is_named(tmp_path, name, fps, message):
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, [numbered_frame(0)], fps=fps)
     assert not any(tmp_path.iterdir())
-
-
-# Film strip
-
-
-def border_runs(strip, y):
-    """The colours met along row `y`, each run of one border colour once."""
-    names = {(44, 110, 203): "given", (226, 125, 32): "next"}
-    met = [names.get(tuple(pixel)) for pixel in strip[y].tolist()]
-    return [name for name, _ in itertools.groupby(met) if name]
-
-
-def test_film_strip_marks_what_was_given(tmp_path):
-    truth = np.stack([numbered_frame(i, 64, 64) for i in range(24)])
-    path = write_film_strip(tmp_path / "new/strip.png", {"truth": truth, "predicted": truth[:20]}, num_given=8, fps=8)
-    strip = np.asarray(Image.open(path))
-    # Of columns 0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 23 the first four were given. Frames are doubled to 128 x 128,
-    # with a border of 3 and a gap of 5; the last row's lower border ends 16 pixels above the edge.
-    step, bottom = 128 + 2 * 3 + 5, strip.shape[0] - 16 - 3
-    assert border_runs(strip, bottom - step) == ["given"] * 4 + ["next"] * 8
-    assert border_runs(strip, bottom) == ["given"] * 4 + ["next"] * 6
-    left = int((strip[bottom] == (44, 110, 203)).all(axis=1).argmax()) + 3
-    for column, index in ((0, 0), (1, 2), (9, 19)):
-        for y, x in ((bottom - step, left + column * step), (bottom, left + column * step)):
-            tile = strip[y - 128 : y, x : x + 128]
-            np.testing.assert_array_equal(tile, truth[index].repeat(2, axis=0).repeat(2, axis=1))
-
-
-def test_film_strip_of_every_shape(tmp_path):
-    wide = np.zeros((5, 180, 320, 3), np.uint8)
-    few = Image.open(write_film_strip(tmp_path / "few.png", {"predicted": wide}, num_given=0))
-    many = Image.open(write_film_strip(tmp_path / "many.png", {"predicted": wide}, num_given=1, max_columns=3))
-    assert many.width < few.width < 5 * 200 + 200
-    with pytest.raises(ValueError, match="at least one row"):
-        write_film_strip(tmp_path / "none.png", {}, num_given=0)
-    with pytest.raises(ValueError, match="cannot write '.jpg'"):
-        write_film_strip(tmp_path / "strip.jpg", {"predicted": wide}, num_given=0)
-
-
-@pytest.mark.parametrize("default_image", [False, True])
-def test_animated_png(tmp_path, default_image):
-    """Its own times; a picture for who does not know the format is not part of it."""
-    shown = [Image.new("RGB", (32, 16), (60 * index, 0, 0)) for index in range(4)]
-    path = tmp_path / "film.png"
-    if default_image:
-        first = Image.new("RGB", (32, 16), "white")
-        first.save(path, save_all=True, append_images=shown, duration=[50, 100, 50, 200], default_image=True)
-    else:
-        shown[0].save(path, save_all=True, append_images=shown[1:], duration=[50, 100, 50, 200])
-    video = read_video(path)
-    assert [frame[0, 0, 0] for frame in video.frames] == [0, 60, 120, 180]
-    np.testing.assert_allclose(video.timestamps, [0, 0.05, 0.15, 0.2])
-    assert video.fps == pytest.approx(15)
-    assert probe_video(path).num_frames == 4
-
-
-@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
-def test_one_frame_is_a_picture(tmp_path, suffix):
-    path = tmp_path / f"still{suffix}"
-    Image.new("RGB", (32, 16), (200, 0, 0)).save(path, save_all=True)
-    video = read_video(path)
-    assert video.fps is None and video.frames.shape == (1, 16, 32, 3) and abs(int(video.frames[0, 0, 0, 0]) - 200) < 4
-
-
-def test_strip_starts_at_its_first_frames_time(tmp_path):
-    frames = np.zeros((3, 16, 16, 3), np.uint8)
-    at_zero, later = (
-        write_film_strip(tmp_path / f"{s}.png", {"a": frames}, num_given=1, fps=4, start=s) for s in (0.0, 2.5)
-    )
-    assert later.read_bytes() != at_zero.read_bytes()
-    moved = write_film_strip(tmp_path / "moved.png", {"a": frames}, num_given=1, fps=4, start=0.0)
-    assert moved.read_bytes() == at_zero.read_bytes()

@@ -13,7 +13,7 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos besid
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.tasks.settings import ClassSettings
+from diffusers_videogpt.tasks.settings import NO_STREAM_OF_CLASSES, ClassSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import PipelineSettings, RolloutSettings, VideoSettings
 
@@ -23,11 +23,7 @@ class Settings(PipelineSettings):
     """Of a pipeline's training, without a stream, and without given frames, as videos are made from their class alone."""
 
     condition: ClassSettings = part()
-    videos: VideoSettings = part(
-        without={
-            "streaming": "all classes must be known before the first step, of a stream they are not: leave out --streaming"
-        }
-    )
+    videos: VideoSettings = part(without=NO_STREAM_OF_CLASSES)
     validation: RolloutSettings = part(without=["validation_given_frames"])
 
 

@@ -16,7 +16,7 @@ simulated scene. UCF-101's lists are read as they are. The output folder is a `V
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.tasks.settings import ClassifierSettings
+from diffusers_videogpt.tasks.settings import NO_STREAM_OF_CLASSES, ClassifierSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import LatentSettings, ModelSettings, TrainingSettings, VideoSettings
 
@@ -26,11 +26,7 @@ class Settings(TrainingSettings):
     """Of any training, without what belongs to pipelines that predict: the result is none, and a sample is one clip."""
 
     model: ModelSettings = part(without=["frames_per_clip", "guidance_scale"])
-    videos: VideoSettings = part(
-        without={
-            "streaming": "all classes must be known before the first step, of a stream they are not: leave out --streaming"
-        }
-    )
+    videos: VideoSettings = part(without=NO_STREAM_OF_CLASSES)
     latents: LatentSettings = part(without=["same_clips_in_step"])
     classifier: ClassifierSettings = part()
 

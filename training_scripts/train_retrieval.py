@@ -17,7 +17,7 @@ Captions are a column of a CSV or JSONL table or of a Hub dataset, or those of s
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.tasks.settings import RetrievalSettings
+from diffusers_videogpt.tasks.settings import NO_FOLDER_OF_CAPTIONS, RetrievalSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import LatentSettings, ModelSettings, TrainingSettings
 
@@ -27,13 +27,7 @@ class Settings(TrainingSettings):
     """Of any training, without what belongs to pipelines that predict."""
 
     model: ModelSettings = part(without=["frames_per_clip", "guidance_scale"])
-    latents: LatentSettings = part(
-        without={
-            "validation_data_root": "a folder has no captions: leave out --validation_data_root, --num_validation_videos are "
-            "kept instead",
-            "same_clips_in_step": "",
-        }
-    )
+    latents: LatentSettings = part(without=NO_FOLDER_OF_CAPTIONS | {"same_clips_in_step": ""})
     retrieval: RetrievalSettings = part()
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos besid
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.tasks.settings import TextSettings
+from diffusers_videogpt.tasks.settings import NO_FOLDER_OF_CAPTIONS, TextSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import LatentSettings, PipelineSettings, RolloutSettings
 
@@ -24,12 +24,7 @@ class Settings(PipelineSettings):
     """Of a pipeline's training, without given frames, as videos are made from their caption alone."""
 
     condition: TextSettings = part()
-    latents: LatentSettings = part(
-        without={
-            "validation_data_root": "a folder has no captions: leave out --validation_data_root, --num_validation_videos are "
-            "kept instead"
-        }
-    )
+    latents: LatentSettings = part(without=NO_FOLDER_OF_CAPTIONS)
     validation: RolloutSettings = part(without=["validation_given_frames"])
 
 

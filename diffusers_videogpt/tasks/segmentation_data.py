@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..data.batches import WindowDataset
-from ..data.latents import LatentCache, make_cache_key, write_latent_cache
+from ..data.latents import LatentCache, make_cache_key
 from ..data.sampling import Sampling, Window, seeded_generator
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..files import path_inside, read_json
-from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off
+from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off, write_run_cache
 from ..training.loading import make_sampling
 from ..training.settings import DataSettings, SamplingSettings, VideoSettings
 from ..video_io import VideoInfo, VideoReadError
@@ -335,12 +335,7 @@ def load_segmentation_table(videos: VideoSettings, sampling: SamplingSettings) -
     return SegmentationTable.of(found, make_sampling(sampling), videos.max_bad_fraction)
 
 
-def make_segmentation_feed(
-    accelerator: Accelerator,
-    vae,
-    *,
-    data: DataSettings,
-) -> LatentFeed:
+def make_segmentation_feed(accelerator: Accelerator, vae, *, data: DataSettings) -> LatentFeed:
     """The feed of a training run; some of the videos are kept for validation.
 
     With `--windows_per_video` the samples are encoded before the first step, into `output_dir/latents`.
@@ -356,20 +351,7 @@ def make_segmentation_feed(
     if latents.windows_per_video is not None:
         key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
         key |= {"colours": COLOURS.tolist(), "background": BACKGROUND.tolist(), "partly_marked": PARTLY_MARKED}
-        folder = data.output_dir / "latents"
-        write_latent_cache(
-            folder,
-            table,
-            vae,
-            key,
-            num_windows=latents.windows_per_video,
-            batch_size=latents.vae_batch_size,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            num_workers=batches.dataloader_num_workers,
-        )
-        accelerator.wait_for_everyone()
-        cache = LatentCache(folder, key)
+        cache = LatentCache(write_run_cache(accelerator, vae, table=table, key=key, data=data), key)
         train = CachedWindows(cache, range(len(cache)))
     return LatentFeed(
         accelerator,

@@ -7,6 +7,15 @@ from ..arguments import positive_int
 from ..training.arguments import option, share
 
 
+# What is told to whoever gives an option that a training on classes, or on captions, does not take.
+NO_STREAM_OF_CLASSES = {
+    "streaming": "all classes must be known before the first step, of a stream they are not: leave out --streaming"
+}
+NO_FOLDER_OF_CAPTIONS = {
+    "validation_data_root": "a folder has no captions: leave out --validation_data_root, --num_validation_videos are kept "
+    "instead"
+}
+
 Pooling = Literal["mean", "mean_std", "thirds"]  # the keys of `token_pooling.POOLINGS`
 
 

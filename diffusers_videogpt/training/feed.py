@@ -341,12 +341,26 @@ def records_of(dataset: WindowDataset | CachedWindows) -> list[VideoRecord] | li
     return [CachedVideo(cache.ids[index], cache.captions[index], cache.labels[index]) for index in dataset.indices]
 
 
-def cache_latents(
-    accelerator: Accelerator,
-    vae,
-    *,
-    data: DataSettings,
-) -> Path:
+def write_run_cache(accelerator: Accelerator, vae, *, table: VideoTable, key: dict, data: DataSettings) -> Path:
+    """Encodes `--windows_per_video` samples of each video of a table into `output_dir/latents`, all processes together; what
+    is there already, of the same `key`, is kept. Returns the folder, complete."""
+    folder = data.output_dir / "latents"
+    write_latent_cache(
+        folder,
+        table,
+        vae,
+        key,
+        num_windows=data.latents.windows_per_video,
+        batch_size=data.latents.vae_batch_size,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=data.batches.dataloader_num_workers,
+    )
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def cache_latents(accelerator: Accelerator, vae, *, data: DataSettings) -> Path:
     """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
     sampling, latents = data.sampling, data.latents
     with accelerator.main_process_first():
@@ -354,20 +368,8 @@ def cache_latents(
     report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
-    folder = data.output_dir / "latents"
-    write_latent_cache(
-        folder,
-        table,
-        vae,
-        make_cache_key(vae, make_sampling(sampling), seed=sampling.seed),
-        num_windows=latents.windows_per_video,
-        batch_size=latents.vae_batch_size,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=data.batches.dataloader_num_workers,
-    )
-    accelerator.wait_for_everyone()
-    return folder
+    key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
+    return write_run_cache(accelerator, vae, table=table, key=key, data=data)
 
 
 def make_feed(
@@ -410,9 +412,7 @@ def make_feed(
             num_workers=batches.dataloader_num_workers,
             split=videos.dataset_split,
             config_name=videos.dataset_config_name,
-            video_column=videos.video_column,
-            caption_column=videos.caption_column,
-            label_column=videos.label_column,
+            **videos.columns,
             max_bad_fraction=videos.max_bad_fraction,
         )
         report_dropped(stream.dropped, data.output_dir, is_main_process=accelerator.is_main_process)

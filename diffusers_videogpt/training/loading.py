@@ -54,9 +54,7 @@ def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> Video
         return VideoTable.from_table(
             videos.dataset_file,
             frames,
-            video_column=videos.video_column,
-            caption_column=videos.caption_column,
-            label_column=videos.label_column,
+            **videos.columns,
             root=videos.instance_data_root,
             max_bad_fraction=videos.max_bad_fraction,
         )
@@ -65,9 +63,7 @@ def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> Video
             videos.dataset_name,
             frames,
             split=videos.dataset_split,
-            video_column=videos.video_column,
-            caption_column=videos.caption_column,
-            label_column=videos.label_column,
+            **videos.columns,
             config_name=videos.dataset_config_name,
             max_bad_fraction=videos.max_bad_fraction,
         )

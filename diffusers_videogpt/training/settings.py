@@ -178,6 +178,11 @@ class VideoSettings:
             )
 
     @property
+    def columns(self) -> dict[str, str | None]:
+        """Which columns of a table or a dataset are read, as their readers take them."""
+        return {name: getattr(self, name) for name in ("video_column", "caption_column", "label_column")}
+
+    @property
     def name(self) -> str | None:
         """Of the data, for a card."""
         return self.dataset_name or (str(self.instance_data_root) if self.instance_data_root else None)

@@ -27,17 +27,21 @@ class TwoSteps:
             yield {"moments": MOMENTS[slots], "step": step, "slots": slots} | dict.fromkeys(names, [None, None])
 
 
+def make_feed(vae, clips, **latents):
+    return LatentFeed(
+        Accelerator(cpu=True),
+        vae,
+        draw_clips=parse_clips(clips),
+        source=TwoSteps(),
+        sampling=SamplingSettings(seed=3),
+        latents=LatentSettings(**latents),
+    )
+
+
 @pytest.mark.parametrize("same_clips_in_step", [False, True])
 def test_latents_and_clips_follow_seed_step_and_slot(same_clips_in_step):
     vae = Namespace(config={"latent_channels": 4, "scaling_factor": 0.5})
-    feed = LatentFeed(
-        Accelerator(cpu=True),
-        vae,
-        draw_clips=parse_clips("random"),
-        source=TwoSteps(),
-        sampling=SamplingSettings(seed=3),
-        latents=LatentSettings(same_clips_in_step=same_clips_in_step),
-    )
+    feed = make_feed(vae, "random", same_clips_in_step=same_clips_in_step)
     batches = list(feed.micro_batches(7, 9))
     clips = [lengths for batch in batches for lengths in batch.clip_lengths]
     assert (clips[:4] == clips[:1] * 4) == same_clips_in_step and clips[:4] != clips[4:]
@@ -57,14 +61,7 @@ def test_latents_and_clips_follow_seed_step_and_slot(same_clips_in_step):
 def test_the_posteriors_mean():
     """It is scaled as samples are, and nothing is drawn for it."""
     vae = Namespace(config=FrozenDict({"latent_channels": 4, "scaling_factor": 0.5}))
-    feed = LatentFeed(
-        Accelerator(cpu=True),
-        vae,
-        draw_clips=parse_clips("equal:9"),
-        source=TwoSteps(),
-        sampling=SamplingSettings(seed=3),
-        latents=LatentSettings(posterior="mean"),
-    )
+    feed = make_feed(vae, "equal:9", posterior="mean")
     batch = next(feed.micro_batches(7, 8))
     torch.testing.assert_close(batch.latents, 0.5 * MOMENTS[:2, :, :4].transpose(1, 2))
     untouched = torch.rand(3, generator=seeded_generator(3, 7, 0))

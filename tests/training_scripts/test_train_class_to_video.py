@@ -1,35 +1,26 @@
 """Class → video as a user runs it: a folder a class in, a pipeline that makes videos of a class out."""
 
-import csv
 import json
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from run_scripts import TWO_PROCESSES, make_videos, run_script
+from run_scripts import TWO_PROCESSES, run_script
 from safetensors.torch import load_file
+from script_data import losses, make_ucf
 
 
 @pytest.fixture(scope="module")
 def ucf(tmp_path_factory):
-    """Two classes of three videos, with lists as UCF-101's."""
-    root = tmp_path_factory.mktemp("ucf")
-    lines = []
-    for seed, name in enumerate(("Basketball", "Archery")):
-        make_videos(root / "videos" / name, 3, seed=seed)
-        lines += [f"{name}/{path.name} {seed + 1}" for path in sorted((root / "videos" / name).iterdir())]
-    (root / "classInd.txt").write_text("1 Basketball\n2 Archery\n")
-    (root / "trainlist01.txt").write_text("\n".join(lines[:-1]) + "\n")
+    """Two classes of three videos; UCF-101's list has all but one."""
+    root = make_ucf(tmp_path_factory.mktemp("ucf"), 3)
+    lines = (root / "trainlist01.txt").read_text().splitlines(keepends=True)
+    (root / "trainlist01.txt").write_text("".join(lines[:-1]))
     return root
 
 
 def train(output_dir, *args, **kwargs):
     return run_script("train_class_to_video.py", "--output_dir", output_dir, *args, **kwargs)
-
-
-def losses(folder):
-    with (folder / "train_log.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def test_from_ucf101_to_videos_of_a_class(tmp_path, new_model, ucf, refusal_of):

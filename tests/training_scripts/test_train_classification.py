@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from run_scripts import TWO_PROCESSES, make_videos, run_script
+from run_scripts import TWO_PROCESSES, run_script
+from script_data import make_ucf
 
 from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.tasks.linear_probe import fit_linear_probe
@@ -22,14 +23,7 @@ SCRIPT = "train_classification.py"
 @pytest.fixture(scope="module")
 def ucf(tmp_path_factory):
     """Two classes of four videos, with lists as UCF-101's."""
-    root = tmp_path_factory.mktemp("ucf")
-    lines = []
-    for seed, name in enumerate(("Basketball", "Archery")):
-        make_videos(root / "videos" / name, 4, seed=seed)
-        lines += [f"{name}/{path.name} {seed + 1}" for path in sorted((root / "videos" / name).iterdir())]
-    (root / "classInd.txt").write_text("1 Basketball\n2 Archery\n")
-    (root / "trainlist01.txt").write_text("\n".join(lines) + "\n")
-    return root
+    return make_ucf(tmp_path_factory.mktemp("ucf"), 4)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Retrieval as a user runs it: videos with captions in, an index that is searched by text out."""
 
-import csv
 import json
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from run_scripts import TINY, TWO_PROCESSES, run_script
-from text_encoders import make_text_encoder, make_tokenizer
+from script_data import losses, save_text_encoder, write_captions
 
 from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTTransformerModel
 from diffusers_videogpt.commands.main import main
@@ -18,18 +17,12 @@ CAPTIONS = ["one red ball falls", "two blue boxes fall", "a box"]
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory, videos):
-    path = tmp_path_factory.mktemp("captions") / "videos.jsonl"
-    rows = [{"video": p.name, "caption": CAPTIONS[i % 3]} for i, p in enumerate(sorted(videos.iterdir()))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_captions(tmp_path_factory.mktemp("captions"), videos, CAPTIONS, column="caption")
 
 
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text_encoder")
-    make_text_encoder("bert").save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return save_text_encoder(tmp_path_factory.mktemp("text_encoder"), "bert")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +36,6 @@ def arguments(new_features, videos, captions, text_encoder):
 
 def train(output_dir, *args, **kwargs):
     return run_script("train_retrieval.py", "--output_dir", output_dir, *args, **kwargs)
-
-
-def losses(folder):
-    with (folder / "train_log.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def initial_weights() -> torch.Tensor:

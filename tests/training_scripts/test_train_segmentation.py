@@ -1,6 +1,5 @@
 """Object segmentation as a user runs it: a folder like DAVIS's in, a pipeline that follows objects out, and its score."""
 
-import csv
 import json
 
 import numpy as np
@@ -10,6 +9,7 @@ from masked_videos import make_davis, make_masked_video
 from PIL import Image
 from run_scripts import TWO_PROCESSES, run_script
 from safetensors.torch import load_file
+from script_data import losses
 from torch.testing import assert_close
 
 from diffusers_videogpt.commands.main import main
@@ -42,11 +42,6 @@ def trained(tmp_path_factory, arguments):
     more = ["--validation_rollout_steps", 4, "--num_validation_rollouts", 1, "--windows_per_video", 2]
     result = run_script(SCRIPT, "--output_dir", folder, *arguments, "--train_batch_size", 2, *more)
     return folder, result.stdout
-
-
-def losses(folder):
-    with (folder / "train_log.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def test_what_a_run_leaves(trained):

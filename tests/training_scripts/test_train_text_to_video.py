@@ -1,13 +1,10 @@
 """Text → video as a user runs it: videos with captions in, a pipeline that takes prompts out."""
 
-import csv
-import json
-
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from run_scripts import TWO_PROCESSES, run_script
-from text_encoders import make_text_encoder, make_tokenizer
+from script_data import losses, save_text_encoder, write_captions
 
 
 CAPTIONS = [
@@ -20,27 +17,16 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory, videos):
-    path = tmp_path_factory.mktemp("captions") / "videos.jsonl"
-    rows = [{"video": p.name, "text": CAPTIONS[i % 4]} for i, p in enumerate(sorted(videos.iterdir()))]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_captions(tmp_path_factory.mktemp("captions"), videos, CAPTIONS, column="text")
 
 
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text_encoder")
-    make_text_encoder().save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
+    return save_text_encoder(tmp_path_factory.mktemp("text_encoder"))
 
 
 def train(output_dir, *args, **kwargs):
     return run_script("train_text_to_video.py", "--output_dir", output_dir, *args, **kwargs)
-
-
-def losses(folder):
-    with (folder / "train_log.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def test_from_captions_to_videos_of_a_prompt(tmp_path, new_model, videos, captions, text_encoder):

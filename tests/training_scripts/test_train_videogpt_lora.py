@@ -1,6 +1,5 @@
 """The LoRA script as a user runs it: a folder of videos in, an adapter that the pipeline loads out."""
 
-import csv
 import re
 import shutil
 import tarfile
@@ -12,6 +11,7 @@ from diffusers import AutoModel, DiffusionPipeline
 from PIL import Image
 from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
 from safetensors.torch import load_file
+from script_data import losses
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
 from diffusers_videogpt.training import recipe
@@ -53,11 +53,6 @@ def arguments(base, videos):
 
 def train(output_dir, *args, **kwargs):
     return run_script("train_videogpt_lora.py", "--output_dir", output_dir, *args, **kwargs)
-
-
-def losses(folder):
-    with (folder / "train_log.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
 def animate(pipe):
