@@ -28,7 +28,7 @@ def main():
         "optimizer": settings.optimizer,
         "hub": settings.hub,
     }
-    accelerator, pipe = start_run(settings.model, settings.sampling, **run)
+    accelerator, pipe = start_run(settings.model, settings.sampling, objective=settings.objective, **run)
     feed = make_feed(
         accelerator,
         pipe.vae,

@@ -14,7 +14,7 @@ from diffusers.optimization import SchedulerType
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
 from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values
-from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_size
+from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_from_base
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
     LatentSettings,
@@ -174,10 +174,10 @@ def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_
     )
     for model, given, expected in ((base, None, 48), (base, 64, 64), (new, None, 320)):
         sampling = SamplingSettings(longest_side=given)
-        settle_size(sampling, model)
+        settle_from_base(sampling, model)
         assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
     with pytest.raises((OSError, ValueError), match="nowhere"):
-        settle_size(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
+        settle_from_base(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
 
 
 def test_settings_are_refused_in_python_as_on_the_command_line():
