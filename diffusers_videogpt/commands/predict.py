@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,34 @@ def read_conditions(args: argparse.Namespace, saved: SavedModel) -> dict[str, An
     }
 
 
+def follow_loras(args: argparse.Namespace, trained_with: list[dict[str, Any]]) -> list[str]:
+    """Predicts as the first LoRA was trained, where the options say nothing; returns a line for each difference that is left.
+
+    Args:
+        args: options that were not given are set: rate, size, frames of a clip.
+        trained_with: of each LoRA, from [`~models.check_loras`].
+    """
+    if not trained_with:
+        return []
+    first, lines = trained_with[0], []
+    asks_for_size = args.height is not None or args.width is not None
+    for option in ("fps", "frames_per_clip", "height", "width"):
+        if getattr(args, option) is None and not (asks_for_size and option in ("height", "width")):
+            setattr(args, option, first.get(option))
+    is_one_clip = str(first.get("clips", "")).startswith("first:")
+    if args.num_frames is None and args.num_history_frames is None and is_one_clip:
+        args.num_frames = first.get("frames_per_clip")
+    for (source, _), known in zip(args.lora, trained_with, strict=True):
+        for option in ("fps", "frames_per_clip", "height", "width"):
+            asked, learnt = getattr(args, option), known.get(option)
+            if asked is not None and learnt is not None and asked != learnt:
+                name = option.replace("_", "-")
+                lines.append(
+                    f"note: {source} was trained with --{name} {learnt:g}, this is with {asked:g}: it may do worse."
+                )
+    return lines
+
+
 def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
     multiple = saved.size_multiple
     side = max(saved.number("longest_side") // multiple, 1) * multiple
@@ -153,7 +181,11 @@ def predict(args: argparse.Namespace) -> None:
     saved = look_at_model(args.model)
     saved.check_size(args.height, args.width)
     conditions = read_conditions(args, saved)
-    check_loras(args.lora)
+    trained_with = check_loras(args.lora)
+    differences = follow_loras(args, trained_with)
+    if trained_with and args.height is None and trained_with[0].get("longest_side"):
+        saved = replace(saved, index=saved.index | {"longest_side": trained_with[0]["longest_side"]})
+    saved.check_size(args.height, args.width)
     timings: dict[str, float] = {}
     if is_from_nothing:
         given = from_nothing(args, saved)
@@ -164,7 +196,7 @@ def predict(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--output {args.output}: a GIF shows at most 50 frames a second: give --fps, or name an .mp4."
         )
-    say(*given.about)
+    say(*given.about, *differences)
     if not is_sample and not is_from_nothing and (note := note_on_training(saved, args.lora)):
         say(note)
 
