@@ -28,6 +28,7 @@ from .outputs import enlarge, is_video_file, output_paths, scale_to_show
 
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
+MOST_FRAMES = 240  # predicted where --num-frames does not say how many: a film's truth may have thousands
 PICTURE_FPS = 12.0  # of an animated picture and of what is made from nothing, which have no rate of their own
 
 
@@ -129,7 +130,7 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
     Raises:
         ValueError: it can't be read, or is shorter than `num_history`.
     """
-    from ..video_io import read_video, resize_and_crop, resize_to_cover
+    from ..video_io import probe_video, read_video, resize_and_crop, resize_to_cover
 
     window = args.max_context_frames or saved.number("max_context_frames")
     sizes = []
@@ -145,7 +146,7 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
         video = read(max_frames=window, from_end=True)
         num_history = len(video.frames)
     else:
-        video = read(max_frames=None if args.num_frames is None else num_history + args.num_frames)
+        video = read(max_frames=num_history + (args.num_frames or MOST_FRAMES))
     if len(video.frames) < num_history:
         raise ValueError(
             f"{source} has {len(video.frames)} frames{f' at --fps {args.fps:g}' if args.fps else ''}, fewer than "
@@ -161,6 +162,15 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
         f"{source}: {len(frames)} frames given ({which}the model looks back on {window} at most), {num_frames} to "
         f"predict, {width} × {height} at {fps:g} frames/s"
     ]
+    if args.num_frames is None and len(truth) == MOST_FRAMES:
+        about.append(f"without --num-frames, no more than {MOST_FRAMES} frames of what follows are predicted")
+    if args.fps is not None and (times := probe_video(source).timestamps).size > 1:
+        rate = (times.size - 1) / times[-1]
+        if args.fps > 1.01 * rate:
+            about.append(
+                f"note: --fps {args.fps:g} is above the video's own {rate:.3g} frames/s: frames are given several times, as no "
+                "video that the model knows has them."
+            )
     if sizes[0] != (width, height):
         about.append(f"frames of {sizes[0][0]} × {sizes[0][1]} are scaled and cut to {width} × {height}")
     return Given(frames, truth, fps, start, num_frames, about)

@@ -1,5 +1,6 @@
 """The command line as a user runs it."""
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -18,7 +19,8 @@ from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, __version__
 from diffusers_videogpt.commands.main import main
-from diffusers_videogpt.commands.predict import SAMPLE_HISTORY
+from diffusers_videogpt.commands.models import look_at_model
+from diffusers_videogpt.commands.predict import MOST_FRAMES, SAMPLE_HISTORY, read_given
 from diffusers_videogpt.video_io import read_video, write_video
 
 
@@ -259,6 +261,19 @@ def test_predict_with_loras(tmp_path):
     np.testing.assert_array_equal(animate("off", "strong:0", "nothing"), without)
     changed = np.abs(animate("on", "strong:0.5", "nothing:2").astype(int) - without).mean(axis=(1, 2, 3))
     assert changed[0] < 2 < changed[2]  # the picture, the last predicted frame
+
+
+@pytest.mark.parametrize("fps", [240, 1000])
+def test_a_rate_above_the_videos_own_asks_for_no_thousands_of_frames(fps):
+    """Neither the model nor the memory: 2 s of the sample are 2,000 frames at 1000 a second."""
+    args = argparse.Namespace(max_context_frames=None, fps=fps, height=None, width=None, num_frames=None)
+    args.frames_per_clip = None
+    given = read_given(args, look_at_model(BUNDLED_MODEL), Path(SAMPLE_VIDEO), 8)
+    assert given.num_predicted == len(given.truth) == MOST_FRAMES and given.fps == fps
+    assert "no more than 240 frames" in given.about[1] and f"--fps {fps} is above the video's own 12" in given.about[2]
+    args.fps = 12
+    given = read_given(args, look_at_model(BUNDLED_MODEL), Path(SAMPLE_VIDEO), 8)
+    assert given.num_predicted == 16 and len(given.about) == 1
 
 
 def test_predict_as_a_lora_was_trained(tmp_path, capsys):
