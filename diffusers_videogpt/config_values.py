@@ -34,6 +34,23 @@ def check_pipeline_config(config: Mapping[str, Any]) -> None:
     for name in ("guidance_scale", "condition_guidance_scale"):
         check_finite_number(name, config[name])
     check_label_names(config["id2label"])
+    check_trained_with(config["trained_with"])
+
+
+def check_trained_with(trained_with: Any) -> None:
+    """Raises a `ValueError` if what a model was trained with is neither `None` nor a mapping of numbers and a form of clips."""
+    if trained_with is None:
+        return
+    if not isinstance(trained_with, Mapping):
+        raise ValueError(f"`trained_with` must map settings to values, got {_shown(trained_with)}.")
+    for name in ("num_frames", "max_clips", "frames_per_clip", "longest_side", "height", "width"):
+        if trained_with.get(name) is not None:
+            check_whole_number(f"trained_with.{name}", trained_with[name])
+    if trained_with.get("fps") is not None:
+        check_positive_number("trained_with.fps", trained_with["fps"])
+    for name in ("clips", "trained_on"):
+        if not isinstance(trained_with.get(name), str | None):
+            raise ValueError(f"`trained_with.{name}` must be text, got {_shown(trained_with[name])}.")
 
 
 def check_label_names(id2label: Any) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from .config_values import check_finite_number, check_whole_number
 from .diffusers_internals import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, fetch_lora_state_dict, unscale_lora_layers
+from .saved_models import TRAINED_WITH
 from .transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -392,6 +393,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         save_function: Callable | None = None,
         safe_serialization: bool = True,
         transformer_lora_adapter_metadata: dict[str, Any] | None = None,
+        trained_with: dict[str, Any] | None = None,
     ) -> None:
         """Writes a LoRA as safetensors, with the configuration that its scale depends on.
 
@@ -409,6 +411,8 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             save_function (`Callable`, *optional*): writes the tensors to a path, instead of safetensors; no metadata then.
             safe_serialization (`bool`, defaults to `True`): must be `True`, pickles are not written.
             transformer_lora_adapter_metadata (`dict`, *optional*): `LoraConfig.to_dict()`. Without it α counts as the rank.
+            trained_with (`dict`, *optional*): size, `fps`, `num_frames` and form of `clips` of its samples, plain values;
+                `videogpt predict` predicts so.
 
         Raises:
             ValueError: if there are no layers, `save_directory` is a file, or a pickle was asked for.
@@ -427,10 +431,11 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             )
         if not is_main_process:
             return
+        known = {name: value for name, value in (trained_with or {}).items() if value is not None}
         cls._save_lora_weights(
             save_directory,
             lora_layers={cls.transformer_name: transformer_lora_layers},
-            lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata},
+            lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata, TRAINED_WITH: known},
             weight_name=weight_name,
             save_function=save_function,
         )

@@ -219,6 +219,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             for example `CLIPTextModel`, as in the paper, or `BertModel`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
         trained_on (`str`, *optional*): what the training videos show, in a few words, for who gives the model others.
+        trained_with (`dict`, *optional*): its samples' `fps`, `num_frames` and form of `clips`, for who trains it further.
         guider ([`NextClipGuidance`], or a guider of diffusers, *optional*): how the predictions with history and without
             become one; by default a [`NextClipGuidance`] of the two scales above. A call works with a copy of it.
     """
@@ -243,6 +244,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         guider: BaseGuidance | None = None,
         trained_on: str | None = None,
+        trained_with: dict[str, Any] | None = None,
     ):
         super().__init__()
         refuse_unread_tensors({"vae": vae, "text_encoder": text_encoder})
@@ -262,6 +264,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             condition_guidance_scale=condition_guidance_scale,
             id2label=id2label,
             trained_on=trained_on,
+            trained_with=trained_with,
         )
         check_pipeline_config(self.config)
         self.vae_scale_factor = get_vae_scale_factor(vae)

@@ -15,6 +15,9 @@ HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same
 # diffusers' LORA_WEIGHT_NAME_SAFE, whose file imports PyTorch: a wrong folder is to be told before that.
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
+# Of the names in a LoRA's metadata: behind it and a dot are the settings of its training's samples.
+TRAINED_WITH = "trained_with"
+
 # Class or kind of what is in a folder → what to do with it, where something else was wanted.
 HINTS = {
     "VideoGPTRetrievalPipeline": "`videogpt index`, `videogpt search` and `videogpt evaluate retrieval` take it",

@@ -49,6 +49,10 @@ CONTAINERS = (
 READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
 MAX_FPS = 1000.0
 MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
+# FFmpeg's filters from HDR to SDR: to linear light, tone mapped, to BT.709.
+TO_SDR = (
+    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
+)
 HDR = {16: "PQ (HDR10, Dolby Vision)", 18: "HLG"}  # by the number of the transfer function
 
 # (shown from, shown until, picture), in seconds since the first frame of the file.
@@ -448,8 +452,8 @@ def _decode(path: Path | bytes, container, stream) -> Iterator[av.VideoFrame]:
 @lru_cache(maxsize=1024)  # once a file, not at every sample of a training
 def _warn_of_hdr(name: str, kind: str) -> None:
     logger.warning(
-        f"{name}: an HDR video in {kind}, read without tone mapping: its colours come out pale. Convert it to SDR before, for "
-        "example by FFmpeg's filters zscale and tonemap."
+        f"{name}: an HDR video in {kind}, read without tone mapping: its colours come out pale. Make an SDR video of it first: "
+        f"ffmpeg -i {name} -vf {TO_SDR} sdr.mp4"
     )
 
 

@@ -33,7 +33,10 @@ class Settings:
 
     model: AutoencoderSettings = part()
     videos: VideoSettings = part(
-        without={"streaming": "a cache is made from videos that can be read again in any order: leave out --streaming"}
+        without={
+            "streaming": "a cache is made from videos that can be read again in any order: leave out --streaming",
+            "trained_on": "a cache does not tell what its videos show: give --trained_on to the training",
+        }
     )
     sampling: SamplingSettings = part()
     cache: CacheSettings = part()
@@ -57,7 +60,7 @@ def main():
 
     from diffusers_videogpt.data.latents import LatentCache, make_cache_key, write_latent_cache
     from diffusers_videogpt.data.videos import report_dropped
-    from diffusers_videogpt.training.loading import load_vae, load_video_table, make_sampling, settle_size
+    from diffusers_videogpt.training.loading import load_vae, load_video_table, make_sampling, settle_from_base
     from diffusers_videogpt.training.run_folder import hold_folder
 
     sampling, cache = settings.sampling, settings.cache
@@ -65,7 +68,7 @@ def main():
     accelerator = Accelerator()
     if accelerator.is_main_process:
         hold_folder(cache.output_dir)
-    settle_size(sampling, settings.model)
+    settle_from_base(sampling, settings.model)
     table = load_video_table(settings.videos, sampling)
     if accelerator.is_main_process:
         report_dropped(table.dropped, cache.output_dir)

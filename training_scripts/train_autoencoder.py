@@ -38,9 +38,10 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.checkpoints import refuse_existing
 from diffusers_videogpt.training.loop import hold_process_group
+from diffusers_videogpt.training.run_folder import hold_folder
 from diffusers_videogpt.training.settings import SCHEDULES, ema_decay
 
 
@@ -331,7 +332,8 @@ def main():
     hold_process_group()
     set_seed(args.seed)
     checkpoint = find_checkpoint(args)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        hold_folder(args.output_dir)
 
     vae = make_autoencoder(args).to(memory_format=torch.channels_last)
     ema = EMAModel(vae.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
@@ -417,4 +419,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -35,7 +35,7 @@ def main():
     from diffusers_videogpt.training.objective import make_clip_drawer
     from diffusers_videogpt.training.recipe import record_run, run_training, start_run
 
-    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
+    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run, objective=settings.objective)
     feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     training = ClassToVideoTraining(
         accelerator,

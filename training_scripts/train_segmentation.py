@@ -36,9 +36,9 @@ class Settings(PipelineSettings):
             *("label_column", "streaming", "simulated_world"),
         ]
     )
-    sampling: SamplingSettings = part(without=["target_fps"])
+    sampling: SamplingSettings = part(without=["target_fps"], frame_interval=(1,))
     latents: LatentSettings = part(without=["cached_latents", "same_clips_in_step", "validation_data_root"])
-    objective: ObjectiveSettings = part(without=["clips", "max_clips", "next_frame_share"])
+    objective: ObjectiveSettings = part(without=["clips", "max_clips", "next_frame_share"], clips="random")
     validation: RolloutSettings = part(without=["validation_given_frames"], validation_inference_steps=8)
 
     def __post_init__(self):

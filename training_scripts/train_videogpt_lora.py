@@ -20,7 +20,6 @@ from diffusers_videogpt.training.settings import (
     BaseModelSettings,
     LoopSettings,
     NextClipSettings,
-    ObjectiveSettings,
     OptimizerSettings,
     RolloutSettings,
     hub_id,
@@ -33,7 +32,6 @@ class Settings(NextClipSettings):
 
     model: BaseModelSettings = part()
     adapter: AdapterSettings = part()
-    objective: ObjectiveSettings = part(clips="first:1")
     optimizer: OptimizerSettings = part(adam_weight_decay=0.01, lr_warmup_steps=100)
     loop: LoopSettings = part(max_train_steps=2000)
     validation: RolloutSettings = part(validation_given_frames=1)

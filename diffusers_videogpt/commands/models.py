@@ -171,8 +171,11 @@ def told_of(what: str) -> Iterator[None]:
         ) from error
 
 
-def check_loras(loras: list[tuple[str, float]]) -> None:
+def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """Refuses what is no LoRA, before anything is loaded.
+
+    Returns:
+        What each was trained with, as `save_lora_weights` takes it; empty where it does not tell, or is not here yet.
 
     Raises:
         OSError: one is no file or folder, and the Hub does not have it or could not be asked.
@@ -182,8 +185,9 @@ def check_loras(loras: list[tuple[str, float]]) -> None:
 
     from ..saved_models import LORA_WEIGHTS, kind_of, refuse_unreachable
 
+    found = []
     for source, _ in loras:
-        path = Path(source)
+        path, metadata = Path(source), None
         if path.is_dir() and kind_of(path) not in ("LoRA", None):
             raise ValueError(f"--lora: '{source}' is a {kind_of(path)}, not a LoRA.")
         if not path.is_file():
@@ -194,10 +198,26 @@ def check_loras(loras: list[tuple[str, float]]) -> None:
             path = path / LORA_WEIGHTS
         if path.suffix == ".safetensors" and path.is_file():
             try:
-                with safe_open(path, "numpy"):
-                    pass
+                with safe_open(path, "numpy") as file:
+                    metadata = file.metadata()
             except SafetensorError as error:
                 raise ValueError(f"--lora: '{path}' is not a safetensors file, or is cut off ({error}).") from error
+        with told_of(f"--lora: {source}"):
+            found.append(_read_trained_with(metadata))
+    return found
+
+
+def _read_trained_with(metadata: dict[str, str] | None) -> dict[str, Any]:
+    from ..config_values import check_trained_with
+    from ..saved_models import TRAINED_WITH
+
+    settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"its metadata is {type(settings).__name__}, not an object: save it again.")
+    prefix = f"{TRAINED_WITH}."
+    trained_with = {name.removeprefix(prefix): x for name, x in settings.items() if name.startswith(prefix)}
+    check_trained_with(trained_with)
+    return trained_with
 
 
 def usable_device(text: str | None) -> str:

@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .outputs import enlarge, is_video_file, output_paths, scale_to_show
 
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
+MOST_FRAMES = 240  # predicted where --num-frames does not say how many: a film's truth may have thousands
 PICTURE_FPS = 12.0  # of an animated picture and of what is made from nothing, which have no rate of their own
 
 
@@ -85,6 +86,34 @@ def read_conditions(args: argparse.Namespace, saved: SavedModel) -> dict[str, An
     }
 
 
+def follow_loras(args: argparse.Namespace, trained_with: list[dict[str, Any]]) -> list[str]:
+    """Predicts as the first LoRA was trained, where the options say nothing; returns a line for each difference that is left.
+
+    Args:
+        args: options that were not given are set: rate, size, frames of a clip.
+        trained_with: of each LoRA, from [`~models.check_loras`].
+    """
+    if not trained_with:
+        return []
+    first, lines = trained_with[0], []
+    asks_for_size = args.height is not None or args.width is not None
+    for option in ("fps", "frames_per_clip", "height", "width"):
+        if getattr(args, option) is None and not (asks_for_size and option in ("height", "width")):
+            setattr(args, option, first.get(option))
+    is_one_clip = str(first.get("clips", "")).startswith("first:")
+    if args.num_frames is None and args.num_history_frames is None and is_one_clip:
+        args.num_frames = first.get("frames_per_clip")
+    for (source, _), known in zip(args.lora, trained_with, strict=True):
+        for option in ("fps", "frames_per_clip", "height", "width"):
+            asked, learnt = getattr(args, option), known.get(option)
+            if asked is not None and learnt is not None and asked != learnt:
+                name = option.replace("_", "-")
+                lines.append(
+                    f"note: {source} was trained with --{name} {learnt:g}, this is with {asked:g}: it may do worse."
+                )
+    return lines
+
+
 def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
     multiple = saved.size_multiple
     side = max(saved.number("longest_side") // multiple, 1) * multiple
@@ -103,7 +132,7 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
     Raises:
         ValueError: it can't be read, or is shorter than `num_history`.
     """
-    from ..video_io import read_video, resize_and_crop, resize_to_cover
+    from ..video_io import probe_video, read_video, resize_and_crop, resize_to_cover
 
     window = args.max_context_frames or saved.number("max_context_frames")
     sizes = []
@@ -119,7 +148,7 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
         video = read(max_frames=window, from_end=True)
         num_history = len(video.frames)
     else:
-        video = read(max_frames=None if args.num_frames is None else num_history + args.num_frames)
+        video = read(max_frames=num_history + (args.num_frames or MOST_FRAMES))
     if len(video.frames) < num_history:
         raise ValueError(
             f"{source} has {len(video.frames)} frames{f' at --fps {args.fps:g}' if args.fps else ''}, fewer than "
@@ -135,6 +164,15 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
         f"{source}: {len(frames)} frames given ({which}the model looks back on {window} at most), {num_frames} to "
         f"predict, {width} × {height} at {fps:g} frames/s"
     ]
+    if args.num_frames is None and len(truth) == MOST_FRAMES:
+        about.append(f"without --num-frames, no more than {MOST_FRAMES} frames of what follows are predicted")
+    if args.fps is not None and (times := probe_video(source).timestamps).size > 1:
+        rate = (times.size - 1) / times[-1]
+        if args.fps > 1.01 * rate:
+            about.append(
+                f"note: --fps {args.fps:g} is above the video's own {rate:.3g} frames/s: frames are given several times, as no "
+                "video that the model knows has them."
+            )
     if sizes[0] != (width, height):
         about.append(f"frames of {sizes[0][0]} × {sizes[0][1]} are scaled and cut to {width} × {height}")
     return Given(frames, truth, fps, start, num_frames, about)
@@ -156,7 +194,11 @@ def predict(args: argparse.Namespace) -> None:
     saved = look_at_model(args.model)
     saved.check_size(args.height, args.width)
     conditions = read_conditions(args, saved)
-    check_loras(args.lora)
+    trained_with = check_loras(args.lora)
+    differences = follow_loras(args, trained_with)
+    if trained_with and args.height is None and trained_with[0].get("longest_side"):
+        saved = replace(saved, index=saved.index | {"longest_side": trained_with[0]["longest_side"]})
+    saved.check_size(args.height, args.width)
     timings: dict[str, float] = {}
     if is_from_nothing:
         given = from_nothing(args, saved)
@@ -167,7 +209,7 @@ def predict(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--output {args.output}: a GIF shows at most 50 frames a second: give --fps, or name an .mp4."
         )
-    say(*given.about)
+    say(*given.about, *differences)
     if not is_sample and not is_from_nothing and (note := note_on_training(saved, args.lora)):
         say(note)
 

@@ -265,6 +265,14 @@ class VideoTable(Sequence[VideoRecord]):
         """Frames of its windows."""
         return self.sampling.length(self.infos[index])
 
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames a second of the samples: as asked for, or the median of the videos' at the mean interval; `None` of pictures."""
+        if self.sampling.fps is not None:
+            return self.sampling.fps
+        rates = [(info.num_frames - 1) / info.timestamps[-1] for info in self.infos if info.num_frames > 1]
+        return round(2 * float(np.median(rates)) / sum(self.sampling.frame_interval), 3) if rates else None
+
     def content_hash(self) -> str:
         """Of the videos' contents, captions and labels, in order: what a training must find unchanged to go on."""
         digest = hashlib.sha256()

@@ -23,7 +23,7 @@ from ..data.batches import WindowDataset
 from ..data.latents import LatentCache, make_cache_key
 from ..data.sampling import Sampling, Window, seeded_generator
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
-from ..files import path_inside, read_json
+from ..files import hash_file, hash_json, path_inside, read_json
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off, write_run_cache
 from ..training.loading import make_sampling
 from ..training.settings import DataSettings, SamplingSettings, VideoSettings
@@ -156,6 +156,11 @@ class MaskedVideo:
         indices = [annotated[index] for index in indices]
         return self.read_frames(indices), self.read_masks(indices)
 
+    def digest(self) -> str:
+        """Of the content of the annotated frames and of their masks."""
+        paths = [self.frames[index] for index in self.annotated]
+        return hash_json([[path.name, hash_file(path), hash_file(self.masks[path.stem])] for path in paths])
+
     def info(self) -> VideoInfo:
         """Of the annotated frames."""
         with _open(self.frames[0]) as frame:
@@ -181,6 +186,10 @@ class SimulatedMasks:
     def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         scene = simulate(seed=self.seed, num_frames=self.num_frames, size=self.size)
         return scene.frames[indices], scene.masks[indices]
+
+    def digest(self) -> str:
+        """Of what the scene follows from."""
+        return hash_json(repr(self))
 
     def info(self) -> VideoInfo:
         return VideoInfo(self.size, self.size, np.arange(self.num_frames, dtype=np.float64))
@@ -289,7 +298,7 @@ class SegmentationTable(VideoTable):
             if reason:
                 table.dropped[video.name] = reason
             else:
-                table.records.append(VideoRecord(video.name, video))
+                table.records.append(VideoRecord(video.name, video, digest=video.digest()))
                 table.infos.append(info)
         table.dropped.check()
         if not table.records:

@@ -10,7 +10,7 @@ from peft.utils import get_peft_model_state_dict
 
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .loading import load_vae, settle_size, widen_window
+from .loading import load_vae, settle_from_base, widen_window
 from .loop import TrainingLoop
 from .objective import parse_clips
 from .recipe import NextClipTraining
@@ -34,7 +34,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    settle_size(sampling, model)
+    settle_from_base(sampling, model, objective, clips="first:1")
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":
@@ -132,11 +132,21 @@ class AdapterTraining(NextClipTraining):
         adapter |= {"target_modules": sorted(self.config.target_modules)}
         return {"base": self.base, "adapter": adapter, "content.base": self.base_hash}
 
+    def trained_with(self) -> dict[str, Any]:
+        sampling = self.feed.sampling
+        size = {"longest_side": sampling.longest_pixels}
+        if sampling.height is not None:
+            size = {"height": sampling.height, "width": sampling.width}
+        return super().trained_with() | size | {"frames_per_clip": self.pipe.config.frames_per_clip}
+
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         transformer = self.accelerator.unwrap_model(loop.model)
         layers = get_peft_model_state_dict(transformer, state_dict=weights, adapter_name="default")
         metadata = self.config.to_dict()
         VideoGPTPipeline.save_lora_weights(
-            self.settings.output_dir, layers, transformer_lora_adapter_metadata=metadata
+            self.settings.output_dir,
+            layers,
+            transformer_lora_adapter_metadata=metadata,
+            trained_with=self.trained_with() | {"trained_on": self.trained_on},
         )
         return self.card(loop)

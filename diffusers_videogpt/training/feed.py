@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 
 from ..data.batches import BatchPlan, WindowDataset, collate, make_buckets, make_loader
 from ..data.latents import (
-    INDEX,
     LatentCache,
     encode_moments,
     hash_weights,
@@ -33,7 +32,7 @@ from ..data.latents import (
 from ..data.sampling import seeded_generator
 from ..data.streaming import StreamedBatches
 from ..data.videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
-from ..files import hash_file, hash_json
+from ..files import hash_json
 from .loading import load_video_table, make_sampling
 from .settings import BatchSettings, DataSettings, LatentSettings, SamplingSettings
 
@@ -194,6 +193,7 @@ class LatentFeed:
         latents: how videos become latents.
         batch_size: held-out videos at once.
         validation: the held-out videos, if there are any.
+        fps: frames a second of the samples, where it is known.
     """
 
     def __init__(
@@ -207,7 +207,9 @@ class LatentFeed:
         latents: LatentSettings,
         batch_size: int = 1,
         validation: WindowDataset | CachedWindows | None = None,
+        fps: float | None = None,
     ):
+        self.fps = fps
         self.accelerator, self.vae, self.draw_clips = accelerator, vae, draw_clips
         self.source, self.validation = source, validation
         self.sampling, self.latents, self.batch_size = sampling, latents, batch_size
@@ -306,30 +308,15 @@ def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
     return [record.id for record in records_of(dataset)]
 
 
-SAMPLED_BYTES = 1 << 16
-
-
-def sample_file(path: Path) -> str:
-    """Of a file, its size and a hash of its beginning, middle and end: other content under the same name is told from it
-    without reading all of a large set."""
-    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        for start in (0, size // 2, max(size - SAMPLED_BYTES, 0)):
-            file.seek(start)
-            digest.update(file.read(SAMPLED_BYTES))
-    return f"{size} {digest.hexdigest()}"
-
-
 def content_fields(dataset: WindowDataset | CachedWindows) -> dict[str, str]:
-    """Hashes of what a run learns from, beside the names of the videos: captions, labels, files or cached latents."""
+    """Hashes of what a run learns from, beside the names of the videos: captions, labels, and the content of files, of rows of
+    a dataset, of masks and simulated scenes, or of cached latents."""
     records = records_of(dataset)
     content = {"captions": [x.caption for x in records], "labels": [x.label for x in records]}
     if isinstance(dataset, WindowDataset):
-        files = [x.source for x in records if isinstance(x.source, Path)]
-        if files:
-            content["files"] = [sample_file(path) for path in files]
+        content["sources"] = [x.digest for x in records]
     elif isinstance(dataset.cache, LatentCache):
-        content["latents"] = hash_file(dataset.cache.folder / INDEX)
+        content["cached"] = dataset.cache.content_hash(dataset.indices)
     return {f"content.{name}": hash_json(values)[:16] for name, values in content.items()}
 
 
@@ -360,8 +347,12 @@ def write_run_cache(accelerator: Accelerator, vae, *, table: VideoTable, key: di
     return folder
 
 
-def cache_latents(accelerator: Accelerator, vae, *, data: DataSettings) -> Path:
-    """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept."""
+def cache_latents(accelerator: Accelerator, vae, *, data: DataSettings) -> tuple[Path, float | None]:
+    """Encodes `--windows_per_video` samples of all videos into `output_dir/latents`; what is there already is kept.
+
+    Returns:
+        The folder, and the frames a second of the samples, where it is known.
+    """
     sampling, latents = data.sampling, data.latents
     with accelerator.main_process_first():
         table = load_video_table(data.videos, sampling)
@@ -369,7 +360,7 @@ def cache_latents(accelerator: Accelerator, vae, *, data: DataSettings) -> Path:
     # Too few videos are told before they are encoded.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
     key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
-    return write_run_cache(accelerator, vae, table=table, key=key, data=data)
+    return write_run_cache(accelerator, vae, table=table, key=key, data=data), table.frame_rate
 
 
 def make_feed(
@@ -416,11 +407,11 @@ def make_feed(
             max_bad_fraction=videos.max_bad_fraction,
         )
         report_dropped(stream.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
-        return feed(source=StreamSource(accelerator, stream), validation=validation)
+        return feed(source=StreamSource(accelerator, stream), validation=validation, fps=frames.fps)
 
-    dropped, cached = None, latents.cached_latents
+    dropped, cached, fps = None, latents.cached_latents, frames.fps
     if cached is None and latents.windows_per_video is not None:
-        cached = cache_latents(accelerator, vae, data=data)
+        cached, fps = cache_latents(accelerator, vae, data=data)
     if cached is not None:
         expected = make_cache_key(vae, frames, seed=seed)
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
@@ -431,7 +422,7 @@ def make_feed(
     else:
         with accelerator.main_process_first():
             table = load_video_table(videos, sampling)
-        dropped = table.dropped
+        dropped, fps = table.dropped, table.frame_rate
         report_dropped(dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]
         kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
@@ -444,4 +435,4 @@ def make_feed(
             f"and lengths fills whole steps of {plan.global_batch_size} samples by itself. One size for all (--height, --width) or "
             "a smaller batch lessens it."
         )
-    return feed(source=source, validation=held_out if len(kept) < len(ids) else validation)
+    return feed(source=source, validation=held_out if len(kept) < len(ids) else validation, fps=fps)

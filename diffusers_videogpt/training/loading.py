@@ -5,6 +5,7 @@ import json
 import torch
 from diffusers import AutoModel
 
+from ..config_values import check_trained_with
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -12,14 +13,22 @@ from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .phi3 import load_phi3_decoder
-from .settings import LONGEST_SIDE, AutoencoderSettings, ModelSettings, SamplingSettings, VideoSettings
+from .settings import (
+    LONGEST_SIDE,
+    AutoencoderSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    SamplingSettings,
+    VideoSettings,
+)
 
 
 def make_sampling(sampling: SamplingSettings) -> Sampling:
+    interval = sampling.frame_interval or (1,)
     return Sampling(
         max_num_frames=sampling.max_num_frames,
         min_num_frames=sampling.min_num_frames,
-        frame_interval=(sampling.frame_interval[0], sampling.frame_interval[-1]),
+        frame_interval=(interval[0], interval[-1]),
         fps=sampling.target_fps,
         longest_side=LONGEST_SIDE if sampling.longest_side is None else sampling.longest_side,
         height=sampling.height,
@@ -27,21 +36,41 @@ def make_sampling(sampling: SamplingSettings) -> Sampling:
     )
 
 
-def settle_size(sampling: SamplingSettings, model: AutoencoderSettings) -> None:
-    """Sets `--longest_side`, where it was not given, to that of the pipeline to start from; of a new one to 320.
+def settle_from_base(
+    sampling: SamplingSettings,
+    model: AutoencoderSettings,
+    objective: ObjectiveSettings | None = None,
+    *,
+    clips: str = "random",
+) -> None:
+    """Sets what was not given to what the pipeline to start from was trained with: size, frame rate, form of the clips.
 
-    A model that was trained on small pictures learns slowly from large ones, and predicts at another size than it learnt.
+    A model that was trained on small pictures learns slowly from large ones, and predicts at another size than it learnt;
+    so with the others.
+
+    Args:
+        objective: of the run, if it has one whose clips may be chosen.
+        clips: their form where no pipeline tells one.
 
     Raises:
-        OSError, ValueError: there is no such pipeline.
+        OSError, ValueError: there is no such pipeline, or what it tells is no size, rate or form.
     """
-    if sampling.longest_side is not None:
-        return
     base, config = model.pretrained_model_name_or_path, {}
     if base is not None:
         refuse_other_kinds(base, VideoGPTPipeline.__name__)
         config = VideoGPTPipeline.load_config(base, revision=model.revision)
-    sampling.longest_side = config.get("longest_side", LONGEST_SIDE)
+    trained_with = config.get("trained_with") or {}
+    check_trained_with(trained_with)
+    if sampling.longest_side is None:
+        sampling.longest_side = config.get("longest_side", LONGEST_SIDE)
+    if sampling.frame_interval is None and sampling.target_fps is None:
+        sampling.target_fps = trained_with.get("fps")
+        sampling.frame_interval = (1,) if sampling.target_fps is None else None
+    if objective is not None and objective.clips is None:
+        objective.clips = trained_with.get("clips") or clips
+        if objective.max_clips is None and objective.clips == "random":
+            objective.max_clips = trained_with.get("max_clips")
+        objective.__post_init__()
 
 
 def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> VideoTable:

@@ -23,6 +23,7 @@ from .settings import hub_id
 from .validation import RolloutScores
 
 
+PLAYED_FPS = 12  # in the examples, where the rate of the training videos is not known
 PREDICTION, CURVE, LOG = "prediction.png", "loss_curve.png", "train_log.csv"
 
 SEGMENTATION_EXAMPLE = """```python
@@ -107,6 +108,8 @@ def write_model_card(
     curve: str | Path | None = None,
     is_adapter: bool = False,
     task: str = "prediction",
+    trained_on: str | None = None,
+    trained_with: dict[str, object] | None = None,
 ) -> Path:
     """Writes `README.md` beside a saved model: a picture, how good it is, how to use it, how it was trained.
 
@@ -127,6 +130,8 @@ def write_model_card(
         curve: what [`plot_curve`] drew.
         is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
         task: one of `TASKS`.
+        trained_on: what the training videos show, in a few words.
+        trained_with: of its samples `fps`, `num_frames`, `clips`, and the size: `height` and `width`, or `longest_side`.
 
     Returns:
         The path of the card.
@@ -145,11 +150,13 @@ def write_model_card(
     )
     start = base_model or recipe.get("pretrained_phi3_path")
     origin = f"started from `{start}`" if start else "started from random weights"
-    material = f"trained on `{dataset}`" if dataset else "trained"
+    material = f"trained on {trained_on}" if trained_on else f"trained on `{dataset}`" if dataset else "trained"
+    trained_with = trained_with or {}
+    fps = trained_with.get("fps") or PLAYED_FPS
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"A {'LoRA for ' * is_adapter}{PAPER} that {words.does}: {_count(transformer)} in the transformer, {material}, {origin}.",
+        f"A {'LoRA for ' * is_adapter}{PAPER} that {words.does}: {_count(transformer, is_adapter)}, {material}, {origin}.",
     ]
     if strip is not None:
         shutil.copyfile(strip, folder / PREDICTION)
@@ -159,8 +166,11 @@ def write_model_card(
     if noise_levels:
         parts += ["## One denoising of held-out latents, by noise level", noise_levels]
     used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
-    parts += ["## How to use it", (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)]
+    use = (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)
+    parts += ["## How to use it", use.replace(f"fps={PLAYED_FPS}", f"fps={fps:g}")]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
+    if samples := _describe_samples(trained_with):
+        parts.append(samples)
     if curve is not None:
         shutil.copyfile(curve, folder / CURVE)
         parts.append(f"![Loss by step]({CURVE})")
@@ -171,10 +181,30 @@ def write_model_card(
     return path
 
 
-def _count(model: torch.nn.Module) -> str:
-    number = sum(parameter.numel() for parameter in model.parameters())
+def _count(model: torch.nn.Module, is_adapter: bool) -> str:
+    """Parameters in words, those of an adapter and of what it adapts separately."""
+    sizes = [(parameter.numel(), "lora_" in name) for name, parameter in model.named_parameters()]
+    own = _in_words(sum(size for size, is_of_adapter in sizes if is_of_adapter == is_adapter))
+    if not is_adapter:
+        return f"{own} in the transformer"
+    return f"{own}, beside {_in_words(sum(size for size, is_of_adapter in sizes if not is_of_adapter))} of its base"
+
+
+def _in_words(number: int) -> str:
     unit, divisor = ("billion", 1e9) if number >= 1e9 else ("million", 1e6)
     return f"{number / divisor:.3g} {unit} parameters"
+
+
+def _describe_samples(trained_with: dict[str, object]) -> str:
+    """Size, frame rate and clips of the training samples, as far as they are known."""
+    if trained_with.get("num_frames") is None:
+        return ""
+    size = f" of up to {trained_with['longest_side']} pixels a side" if trained_with.get("longest_side") else ""
+    if trained_with.get("height"):
+        size = f" of {trained_with['width']} × {trained_with['height']} pixels"
+    rate = f" at {trained_with['fps']:g} frames a second" if trained_with.get("fps") else ""
+    clips = f", cut into clips `{trained_with['clips']}`" if trained_with.get("clips") else ""
+    return f"Samples were {trained_with['num_frames']} frames{size}{rate}{clips}."
 
 
 def format_results(scores: RolloutScores) -> str:

@@ -18,13 +18,21 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from .arguments import plain_values
 from .checkpoints import find_checkpoint
 from .feed import ClipDrawer, LatentFeed, MicroBatch
-from .loading import load_pipeline, settle_size
+from .loading import load_pipeline, settle_from_base
 from .loop import TrainingLoop, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
 from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
 from .run_folder import hold_folder
-from .settings import HubSettings, ModelSettings, RecipeSettings, RunSettings, SamplingSettings, TrainingSettings
+from .settings import (
+    HubSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    RecipeSettings,
+    RunSettings,
+    SamplingSettings,
+    TrainingSettings,
+)
 from .validation import log_rollout, plot_curve, read_rollouts, validation_rollout
 
 
@@ -35,8 +43,10 @@ class Training:
         model: the network; what requires gradients when the run begins is trained.
         trainable_only: whether checkpoints leave out the weights that are not trained.
         errors: what the loss counts beside, for the log.
+        trained_on: what the videos show, in a few words, where that is known; [`run_training`] sets it.
     """
 
+    trained_on: str | None = None
     model: nn.Module
     trainable_only = False
     errors: ErrorsByAlpha | None = None
@@ -199,12 +209,22 @@ class NextClipTraining(Training):
             log_rollout(self.accelerator, scores, folder=folder, step=step)
         return {"ratio_to_repeat": scores.ratio_to_repeat}
 
+    def trained_with(self) -> dict[str, Any]:
+        """Samples and clips, for who trains the model further or predicts with it."""
+        return {
+            "fps": self.feed.fps,
+            "num_frames": self.feed.sampling.max_num_frames,
+            "clips": self.objective.clips,
+            "max_clips": self.objective.max_clips,
+        }
+
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         transformer = copy_with(self.model, weights)
         if self.output_dtype != "float32":
             # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
             torch.nn.Module.to(transformer, getattr(torch, self.output_dtype))
         self.pipe.transformer = transformer
+        self.pipe.register_to_config(trained_on=self.trained_on, trained_with=self.trained_with())
         self.pipe.to("cpu").save_pretrained(self.settings.output_dir)
         return self.card(loop)
 
@@ -231,6 +251,7 @@ class NextClipTraining(Training):
             "strip": strips[-1] if strips else None,
             "curve": plot_curve(loop.log_path, self.folder / "loss_curve.png", rollouts=rollouts),
             "is_adapter": self.is_adapter,
+            "trained_with": self.trained_with(),
             "task": self.task,
         }
 
@@ -243,17 +264,23 @@ class RunRecord:
         script: that trains.
         options: of the run, plain values by name.
         base_model, dataset: what it starts from and learns from: ids on the Hub, paths or other words.
+        trained_on: what the videos show, in a few words, where that is known.
     """
 
     script: str
     options: dict[str, Any]
     base_model: str | None
     dataset: str | None
+    trained_on: str | None = None
 
 
 def record_run(settings: TrainingSettings, script: str) -> RunRecord:
     return RunRecord(
-        script, plain_values(settings), settings.model.pretrained_model_name_or_path, settings.videos.name
+        script,
+        plain_values(settings),
+        settings.model.pretrained_model_name_or_path,
+        settings.videos.name,
+        settings.videos.description,
     )
 
 
@@ -271,6 +298,7 @@ def publish(output_dir: Path, hub: HubSettings, *, record: RunRecord, **card) ->
         repo_id=repo_id if hub.push_to_hub else None,
         base_model=record.base_model,
         dataset=record.dataset,
+        trained_on=record.trained_on,
         **card,
     )
     print(f"saved in {output_dir}")
@@ -298,11 +326,14 @@ def start_processes(run: RunSettings, *, seed: int) -> Accelerator:
 
 
 def start_run(
-    model: ModelSettings, sampling: SamplingSettings, *, run: RunSettings
+    model: ModelSettings, sampling: SamplingSettings, *, run: RunSettings, objective: ObjectiveSettings | None = None
 ) -> tuple[Accelerator, VideoGPTPipeline]:
-    """What every run begins with: its processes, its folder, and the pipeline to train."""
+    """What every run begins with: its processes, its folder, and the pipeline to train.
+
+    Size, frame rate and, of an `objective`, clips that were not given become those of the pipeline to start from.
+    """
     accelerator = start_processes(run, seed=sampling.seed)
-    settle_size(sampling, model)
+    settle_from_base(sampling, model, objective)
     pipe = load_pipeline(model, sampling)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
@@ -347,6 +378,7 @@ def run_training(
 
     Pipelines, adapters and heads all go this way; what differs is in `training`.
     """
+    training.trained_on = record.trained_on
     training.settle_parameters()
     trainer = TrainingLoop(
         accelerator,

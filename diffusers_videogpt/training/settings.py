@@ -18,6 +18,8 @@ from .arguments import option, part, share
 # Of diffusers' schedules, those that need nothing but the numbers of steps.
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEDULES = typing.get_args(Schedule)
+# What simulated scenes show, for who gives other videos to a model that was trained on them.
+SIMULATED = {"physics": "simulated balls, boxes and pendulums", "orders": "simulated balls and boxes, made to order"}
 LONGEST_SIDE = 320  # of a new model's samples, in pixels
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -151,6 +153,9 @@ class VideoSettings:
         None, "frames of a simulated scene; default: max_num_frames", type=positive_int
     )
     max_bad_fraction: float = option(0.5, "a larger share of unusable videos stops the run", type=share)
+    trained_on: str | None = option(
+        None, "what the videos show, in a few words: kept in what is saved, and on its card; of simulated scenes known"
+    )
 
     def __post_init__(self):
         sources = (self.dataset_file, self.dataset_name, self.num_simulated_scenes)
@@ -183,6 +188,13 @@ class VideoSettings:
         return {name: getattr(self, name) for name in ("video_column", "caption_column", "label_column")}
 
     @property
+    def description(self) -> str | None:
+        """What the videos show, in a few words, where that is known."""
+        if self.trained_on is not None or self.num_simulated_scenes is None:
+            return self.trained_on
+        return SIMULATED[self.simulated_world]
+
+    @property
     def name(self) -> str | None:
         """Of the data, for a card."""
         return self.dataset_name or (str(self.instance_data_root) if self.instance_data_root else None)
@@ -196,7 +208,11 @@ class SamplingSettings:
     min_num_frames: int | None = option(
         None, "shorter videos are used down to this; default: not at all", type=positive_int
     )
-    frame_interval: tuple[int, ...] = option((1,), "source frames a step: N, or MIN MAX", metavar="N")
+    frame_interval: tuple[int, ...] | None = option(
+        None,
+        "source frames a step: N, or MIN MAX; default: the frame rate of the pipeline to start from, where it tells one, else 1",
+        metavar="N",
+    )
     target_fps: float | None = option(None, "frames a second of a sample, instead of --frame_interval")
     longest_side: int | None = option(
         None,
@@ -214,10 +230,10 @@ class SamplingSettings:
             raise ValueError("give --height and --width together, or --longest_side")
         if self.height is not None and (self.height % 16 or self.width % 16):
             raise ValueError(f"--height {self.height} --width {self.width}: both must be multiples of 16")
-        interval = self.frame_interval
+        interval = self.frame_interval or (1,)
         if len(interval) > 2 or min(interval) < 1 or tuple(sorted(interval)) != interval:
             raise ValueError(f"--frame_interval takes one number or a range MIN MAX, got {list(interval)}")
-        if self.target_fps is not None and interval != (1,):
+        if self.target_fps is not None and self.frame_interval is not None:
             raise ValueError("--target_fps and --frame_interval both set the rate: give one")
 
     @property
@@ -295,7 +311,11 @@ class ObjectiveSettings:
     which is α here, the share of signal: a `logit_mean` above 0 trains on less noise.
     """
 
-    clips: str = option("random", "of a sample: random, equal:N (frames each), or first:N (given, then the rest)")
+    clips: str | None = option(
+        None,
+        "of a sample: random, equal:N (frames each), or first:N (given, then the rest); default: as the pipeline to start from "
+        "was trained, where it tells; else random, and for an adapter first:1",
+    )
     max_clips: int | None = option(
         None, "with random: most clips of a sample; default: one a frame", type=positive_int
     )
@@ -319,14 +339,14 @@ class ObjectiveSettings:
 
     def __post_init__(self):
         try:
-            split_clips(self.clips, self.max_clips)
+            split_clips(self.clips or "random", self.max_clips)
         except ValueError as error:
             raise ValueError(f"--clips: {error}") from None
-        if self.clips == "random" and self.max_clips == 1:
+        if self.clips in (None, "random") and self.max_clips == 1:
             raise ValueError(
                 "--max_clips 1: random clips are 2 at least; one clip a sample is --clips equal:N of all N frames"
             )
-        if self.next_frame_share and self.clips != "random":
+        if self.next_frame_share and self.clips not in (None, "random"):
             raise ValueError(f"--next_frame_share has an effect only with --clips random, not with {self.clips}")
         if not self.logit_std > 0:
             raise ValueError(f"--logit_std {self.logit_std}: a spread is above 0")
@@ -358,7 +378,7 @@ class ObjectiveSettings:
         Raises:
             ValueError: samples are too short for these clips.
         """
-        if self.clips == "random" and sampling.least_num_frames < 2:
+        if self.clips in (None, "random") and sampling.least_num_frames < 2:
             raise ValueError(
                 "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
             )

@@ -1,5 +1,6 @@
 """The command line as a user runs it."""
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -13,11 +14,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, __version__
 from diffusers_videogpt.commands.main import main
-from diffusers_videogpt.commands.predict import SAMPLE_HISTORY
+from diffusers_videogpt.commands.models import look_at_model
+from diffusers_videogpt.commands.predict import MOST_FRAMES, SAMPLE_HISTORY, read_given
 from diffusers_videogpt.video_io import read_video, write_video
 
 
@@ -258,6 +261,43 @@ def test_predict_with_loras(tmp_path):
     np.testing.assert_array_equal(animate("off", "strong:0", "nothing"), without)
     changed = np.abs(animate("on", "strong:0.5", "nothing:2").astype(int) - without).mean(axis=(1, 2, 3))
     assert changed[0] < 2 < changed[2]  # the picture, the last predicted frame
+
+
+@pytest.mark.parametrize("fps", [240, 1000])
+def test_a_rate_above_the_videos_own_asks_for_no_thousands_of_frames(fps):
+    """Neither the model nor the memory: 2 s of the sample are 2,000 frames at 1000 a second."""
+    args = argparse.Namespace(max_context_frames=None, fps=fps, height=None, width=None, num_frames=None)
+    args.frames_per_clip = None
+    given = read_given(args, look_at_model(BUNDLED_MODEL), Path(SAMPLE_VIDEO), 8)
+    assert given.num_predicted == len(given.truth) == MOST_FRAMES and given.fps == fps
+    assert "no more than 240 frames" in given.about[1] and f"--fps {fps} is above the video's own 12" in given.about[2]
+    args.fps = 12
+    given = read_given(args, look_at_model(BUNDLED_MODEL), Path(SAMPLE_VIDEO), 8)
+    assert given.num_predicted == 16 and len(given.about) == 1
+
+
+def test_predict_as_a_lora_was_trained(tmp_path, capsys):
+    """Rate, size and clips are the adapter's, unless others are asked for, which is said."""
+    frames = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
+    video = str(write_video(tmp_path / "video.mp4", frames, fps=24))
+    save_lora(tmp_path / "lora", 1)
+    weights = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    layers = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    known = {"fps": 8.0, "height": 32, "width": 48, "clips": "first:1", "frames_per_clip": 3, "num_frames": 4}
+    VideoGPTPipeline.save_lora_weights(tmp_path / "lora", layers, trained_with=known | {"trained_on": None})
+
+    def predict(name, *options):
+        words = ["predict", video, "--lora", str(tmp_path / "lora"), "--output", str(tmp_path / name), *FEW_STEPS]
+        main([*words, *options])
+        return read_video(tmp_path / name / "video_prediction.mp4"), capsys.readouterr().out
+
+    made, said = predict("as_trained", "--scale", "1")
+    assert made.fps == 8 and made.frames.shape == (8 + 3, 32, 48, 3) and "note:" not in said
+    options = ["--fps", "12", "--frames-per-clip", "2", "--num-frames", "2", "--height", "64", "--width", "64"]
+    made, said = predict("otherwise", "--scale", "1", *options)
+    assert made.fps == 12 and made.frames.shape == (12 + 2, 64, 64, 3)
+    for line in ("--fps 8, this is with 12", "--frames-per-clip 3, this is with 2", "--height 32, this is with 64"):
+        assert line in said
 
 
 def test_evaluate_physics_box(tmp_path, capsys):

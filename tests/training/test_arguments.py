@@ -14,12 +14,13 @@ from diffusers.optimization import SchedulerType
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
 from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values
-from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_size
+from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_from_base
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
     LatentSettings,
     LoopSettings,
     ModelSettings,
+    ObjectiveSettings,
     PipelineSettings,
     SamplingSettings,
     VideoSettings,
@@ -174,10 +175,31 @@ def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_
     )
     for model, given, expected in ((base, None, 48), (base, 64, 64), (new, None, 320)):
         sampling = SamplingSettings(longest_side=given)
-        settle_size(sampling, model)
+        settle_from_base(sampling, model)
         assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
     with pytest.raises((OSError, ValueError), match="nowhere"):
-        settle_size(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
+        settle_from_base(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
+
+
+def test_rate_and_clips_are_those_that_the_base_was_trained_with(tmp_path, make_tiny_pipe):
+    trained_with = {"fps": 8.0, "clips": "random", "max_clips": 3, "num_frames": 6}
+    make_tiny_pipe(trained_with=trained_with).save_pretrained(tmp_path / "told")
+    make_tiny_pipe().save_pretrained(tmp_path / "untold")
+
+    def settle(base, sampling, objective):
+        model = ModelSettings(pretrained_model_name_or_path=str(tmp_path / base))
+        settle_from_base(sampling, model, objective, clips="first:1")
+        made = make_sampling(sampling)
+        return made.fps, made.frame_interval, objective.clips, objective.max_clips
+
+    assert settle("told", SamplingSettings(), ObjectiveSettings()) == (8.0, (1, 1), "random", 3)
+    assert settle("untold", SamplingSettings(), ObjectiveSettings()) == (None, (1, 1), "first:1", None)
+    given = SamplingSettings(frame_interval=(2,)), ObjectiveSettings(clips="equal:2")
+    assert settle("told", *given) == (None, (2, 2), "equal:2", None)
+    index = tmp_path / "told" / "model_index.json"
+    index.write_text(index.read_text().replace("8.0", '"fast"'))
+    with pytest.raises(ValueError, match="`trained_with.fps` must be a finite number above 0, got 'fast'"):
+        settle("told", SamplingSettings(), ObjectiveSettings())
 
 
 def test_settings_are_refused_in_python_as_on_the_command_line():

@@ -1,18 +1,28 @@
 """Latents and clips of the training batches, from a source that is known."""
 
 import itertools
+import shutil
 from argparse import Namespace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from diffusers.configuration_utils import FrozenDict
+from masked_videos import make_davis
+from PIL import Image
 
+from diffusers_videogpt.data.batches import WindowDataset
 from diffusers_videogpt.data.latents import sample_latents
-from diffusers_videogpt.data.sampling import seeded_generator
-from diffusers_videogpt.training.feed import LatentFeed
+from diffusers_videogpt.data.sampling import Sampling, seeded_generator
+from diffusers_videogpt.data.videos import VideoTable
+from diffusers_videogpt.tasks.segmentation_data import SegmentationTable, SimulatedMasks, read_masked_videos
+from diffusers_videogpt.training.feed import LatentFeed, content_fields
 from diffusers_videogpt.training.objective import parse_clips
 from diffusers_videogpt.training.settings import LatentSettings, SamplingSettings
+from diffusers_videogpt.video_io import write_video
 
 
 MOMENTS = torch.randn(4, 9, 8, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -66,3 +76,51 @@ def test_the_posteriors_mean():
     torch.testing.assert_close(batch.latents, 0.5 * MOMENTS[:2, :, :4].transpose(1, 2))
     untouched = torch.rand(3, generator=seeded_generator(3, 7, 0))
     assert torch.equal(torch.rand(3, generator=batch.generators[0]), untouched)
+
+
+def differing(table, other) -> set[str]:
+    """Which fields of the content of two tables of the same names differ."""
+    assert [record.id for record in table.records] == [record.id for record in other.records]
+    fields = [content_fields(WindowDataset(one, 0)) for one in (table, other)]
+    return {name for name in fields[0] if fields[0][name] != fields[1][name]}
+
+
+def test_what_a_row_of_a_dataset_holds_counts(tmp_path):
+    def table(grey: int) -> VideoTable:
+        frames = np.full((4, 32, 32, 3), grey, np.uint8)
+        rows = [write_video(tmp_path / "video.mp4", frames, fps=8).read_bytes()]
+        shutil.rmtree(tmp_path / "rows", ignore_errors=True)
+        (tmp_path / "rows").mkdir()
+        Dataset.from_dict({"video": rows}).to_parquet(tmp_path / "rows" / "train.parquet")
+        return VideoTable.from_dataset(tmp_path / "rows", Sampling(4, height=32, width=32))
+
+    assert differing(table(10), table(10)) == set() and differing(table(10), table(200)) == {"content.sources"}
+
+
+def test_masks_and_frames_of_segmentation_count(tmp_path):
+    sampling = Sampling(4, height=32, width=48)
+    root = make_davis(tmp_path / "DAVIS", {"train": ["ant", "bee"]})
+
+    def table() -> SegmentationTable:
+        return SegmentationTable.of(read_masked_videos(root), sampling)
+
+    def touch(path: Path) -> None:
+        with Image.open(path) as image:
+            image.putpixel((0, 0), 1 if image.mode == "P" else (255, 255, 255))
+            image.save(path)
+
+    before = table()
+    assert differing(before, table()) == set()
+    for pattern in ("Annotations/**/*.png", "JPEGImages/**/*.*"):
+        touch(next(path for path in sorted(root.glob(pattern)) if path.is_file()))
+        assert differing(before, table()) == {"content.sources"}
+        before = table()
+
+
+def test_what_simulated_scenes_follow_from_counts():
+    """Another size or length under the same names is other data."""
+    sampling = Sampling(4, height=32, width=32)
+    masks = [SegmentationTable.of([SimulatedMasks(7, 8, size)], sampling) for size in (32, 64)]
+    scenes = [VideoTable.simulated(1, num_frames, sampling) for num_frames in (8, 9)]
+    for one, other in (masks, scenes):
+        assert differing(one, other) == {"content.sources"} and differing(one, one) == set()

@@ -6,6 +6,7 @@ import yaml
 from fake_hub import hub  # noqa: F401
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig
 from PIL import Image
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
@@ -24,7 +25,9 @@ SCORES = RolloutScores(
 
 @pytest.fixture
 def pipe(tiny_vae, tiny_transformer):
-    return VideoGPTPipeline(tiny_vae, tiny_transformer, NextClipFlowMatchScheduler(), 2, longest_side=32)
+    return VideoGPTPipeline(
+        tiny_vae, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, longest_side=32
+    )
 
 
 @pytest.fixture
@@ -139,6 +142,27 @@ def test_what_was_started_from(pipe, tmp_path, monkeypatch):
     )
     assert "started from `microsoft/Phi-3-mini-128k-instruct`" in path.read_text()
     assert "prediction.png" not in card.text and not (tmp_path / "prediction.png").exists()
+
+
+def test_an_adapters_card_counts_it_alone_and_plays_at_its_rate(pipe, tmp_path):
+    base = sum(parameter.numel() for parameter in pipe.transformer.parameters())
+    pipe.transformer.add_adapter(LoraConfig(r=4, target_modules=["to_q"]))
+    adapter = sum(parameter.numel() for parameter in pipe.transformer.parameters()) - base
+    card = write_model_card(
+        tmp_path,
+        transformer=pipe.transformer,
+        example={"num_frames": 3, "frames_per_clip": 3},
+        recipe={},
+        command=COMMAND,
+        base_model="someone/base",
+        dataset="my videos",
+        is_adapter=True,
+        trained_on="paper cats",
+        trained_with={"fps": 7.5, "num_frames": 4, "height": 32, "width": 48, "clips": "first:1"},
+    ).read_text()
+    assert f"{adapter / 1e6:.3g} million parameters, beside {base / 1e6:.3g} million parameters of its base" in card
+    assert "trained on paper cats, started from" in card and "fps=7.5)" in card and "fps=12" not in card
+    assert "Samples were 4 frames of 48 × 32 pixels at 7.5 frames a second, cut into clips `first:1`." in card
 
 
 def test_id_on_the_hub(pipe, tmp_path):

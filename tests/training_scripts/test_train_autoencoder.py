@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from filelock import FileLock
 from run_scripts import SCRIPTS, run_script
 
 from diffusers_videogpt.evaluation.autoencoder import latent_statistics
@@ -210,6 +211,12 @@ def test_what_is_there_is_not_replaced(trained, refusal_of):
     said = refusal_of(SCRIPT.name, "--output_dir", output_dir, *arguments(max_train_steps=1))
     assert "already holds checkpoint-10, checkpoint-20, config.json" in said
     assert (output_dir / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path, refusal_of):
+    with FileLock(tmp_path / ".lock"):
+        said = refusal_of(SCRIPT.name, "--output_dir", tmp_path, *arguments(max_train_steps=1))
+    assert "is in use by another run" in said and [path.name for path in tmp_path.iterdir()] in ([".lock"], [])
 
 
 def test_the_latest_checkpoint_is_whole(tmp_path):

@@ -262,7 +262,7 @@ def test_other_data_under_the_same_names_is_refused(tmp_path, new_model, videos,
     for path in (tmp_path / "others").iterdir():
         shutil.copyfile(path, tmp_path / "videos" / path.name)
     said = refusal_of("train_videogpt.py", *resume)
-    assert "content.files" in said and "content.captions" not in said and other.exists()
+    assert "content.sources" in said and "content.captions" not in said and other.exists()
     for name in ("checkpoint-1", "checkpoint-2"):
         state = json.loads((run / name / "state.json").read_text())
         for key in [key for key in state["state"]["run"] if key.startswith("content.")]:

@@ -1,5 +1,6 @@
 """The LoRA script as a user runs it: a folder of videos in, an adapter that the pipeline loads out."""
 
+import json
 import re
 import shutil
 import tarfile
@@ -10,6 +11,7 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline
 from PIL import Image
 from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
+from safetensors import safe_open
 from safetensors.torch import load_file
 from script_data import losses
 
@@ -67,6 +69,14 @@ def test_adapter_from_a_folder_of_videos(tmp_path, base, arguments, monkeypatch)
     )
     assert {"0.mp4", "0.png", "scores.json"} <= {p.name for p in (tmp_path / "validation" / "step-000006").iterdir()}
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    # The videos are of 8 frames a second.
+    assert "fps=8)" in card and "Samples were 4 frames of 32 × 32 pixels at 8 frames a second" in card
+    with safe_open(tmp_path / WEIGHTS, "numpy") as file:
+        known = json.loads(file.metadata()["lora_adapter_metadata"])
+    known = {
+        name: known[f"trained_with.{name}"] for name in ("fps", "clips", "num_frames", "frames_per_clip", "height")
+    }
+    assert known == {"fps": 8.0, "clips": "first:1", "num_frames": 4, "frames_per_clip": 3, "height": 32}
     assert "load_lora_weights" in card and "- lora" in card and "prediction.png" in card
     # One frame is given, and the three others are one clip, as trained: not two as the base predicts them.
     monkeypatch.chdir(tmp_path)
