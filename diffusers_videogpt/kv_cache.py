@@ -11,6 +11,10 @@ class VideoGPTLayerCache:
 
     What is written stands behind the tokens that are committed, and the next writing replaces it, until
     [`VideoGPTKVCache.commit`] counts it in.
+
+    Args:
+        max_tokens: the most tokens of history that will be held.
+        clip_tokens: room behind them for one noisy clip.
     """
 
     def __init__(self, max_tokens: int, clip_tokens: int = 0):

@@ -307,7 +307,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         super().save_pretrained(str(save_directory), **kwargs)
 
     @property
-    def guidance_scale(self) -> float:  # by history, of the running or the last call
+    def guidance_scale(self) -> float:
+        """History guidance of the running or the last call."""
         return self._guider.guidance_scale
 
     @property
@@ -380,7 +381,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor, output_type: str = "pil"):
-        """(B, C, F, h, w) latents → frames, as described at [`VideoGPTPipelineOutput`]."""
+        """(B, C, F, h, w) latents → frames in the form of `output_type`, as described at [`VideoGPTPipelineOutput`]."""
         if output_type == "latent":
             return latents
         return self.video_processor.postprocess_video(decode_latents(self.vae, latents), output_type=output_type)
@@ -446,7 +447,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         )
 
     def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
-        """Classes by name or number, one or several → numbers.
+        """`class_labels`, by name or number, one or several → numbers.
 
         Raises:
             ValueError: if there are none, or for a name or number that the model does not know.
@@ -468,7 +469,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     # A call
 
     def begin_rollout(self, inputs: CallInputs) -> Rollout:
-        """What a call and a stream have in common: all of it up to the first clip."""
+        """What a call and a stream have in common: all of it up to the first clip. `inputs` are their arguments."""
         timesteps, _ = set_flow_timesteps(self.scheduler, inputs.num_inference_steps)
         guider = guider_for_call(
             self.guider,
@@ -503,7 +504,9 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         noise: torch.Tensor | None = None,
         on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The next clip of a rollout, (B, C, F, h, w): from `noise` if given, else from the rollout's generator."""
+        """The next clip of a `rollout`, (B, C, `num_frames`, h, w): from `noise` if given, else from its generator.
+
+        `on_step_end(timestep, latents)` is called after each step and returns the latents to go on with."""
         latent_size = (rollout.height // self.vae_scale_factor, rollout.width // self.vae_scale_factor)
         generator = rollout.generator
         latents = prepare_noise(
@@ -529,7 +532,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """Noise (B, C, F, h, w) → the clean latents of one clip, by the scheduler's steps: see [`denoise_steps`]."""
+        """Noise (B, C, F, h, w) → the clean latents of one clip, by `num_inference_steps` steps of the scheduler: see
+        [`~pipeline_videogpt.denoise_steps`]."""
         timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
         return denoise_steps(
             latents,

@@ -272,6 +272,9 @@ class VideoGPTTransformerModel(
     def enable_cache(self, config) -> None:
         """Skips blocks at some denoising steps, by one of diffusers' caches that keep the passes of guidance apart.
 
+        Args:
+            config: `FirstBlockCacheConfig`, `MagCacheConfig` or `TaylorSeerCacheConfig` of diffusers.
+
         Raises:
             ValueError: for FasterCache and Pyramid Attention Broadcast, which would mix the passes with history and without,
                 and for caches that need what this model's passes do not have (SeaCache, TextKVCache).

@@ -45,6 +45,19 @@ FUNCTIONS = [x for x in PUBLIC if inspect.isfunction(x)]
 COMMON = {"self", "cls", "args", "kwargs", "return_dict"}
 
 
+def documentation_of(function) -> str:
+    """Its docstring, and those of the functions of the package that it points to: "see [`~frame_latents.encode_frames`]"."""
+    text = inspect.getdoc(inspect.unwrap(function)) or ""
+    for module, names in re.findall(r"\[`~(\w+)\.([\w.]+)`\]", text):
+        target = (
+            importlib.import_module(f"diffusers_videogpt.{module}") if (PACKAGE / f"{module}.py").exists() else None
+        )
+        for name in names.split(".") if target else ():
+            target = getattr(target, name)
+        text += "\n" + (inspect.getdoc(target) or "") if target else ""
+    return text
+
+
 def undocumented(function, text: str) -> list[str]:
     names = set(inspect.signature(inspect.unwrap(function)).parameters) - COMMON
     return sorted(name for name in names if not re.search(rf"\b{name}\b", text))
@@ -63,7 +76,7 @@ def test_every_argument_of_a_public_class_is_documented(public_class):
             member = member.fget
         if not inspect.isfunction(member) or (name.startswith("_") and name != "__call__"):
             continue
-        text = inspect.getdoc(inspect.unwrap(member)) or ""
+        text = documentation_of(member)
         if "Pipeline.__call__`]" in text:  # says that its arguments are those
             continue
         missing[name] = undocumented(member, text) if text else "no docstring"

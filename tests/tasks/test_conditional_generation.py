@@ -5,7 +5,7 @@ import torch
 
 from diffusers_videogpt.tasks.conditional_generation import ConditionalTraining, add_condition_tokens
 from diffusers_videogpt.training.objective import next_clip_loss
-from diffusers_videogpt.training.settings import LoopSettings, ObjectiveSettings, RolloutSettings
+from diffusers_videogpt.training.settings import LoopSettings, ObjectiveSettings, RecipeSettings, RolloutSettings
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -35,9 +35,9 @@ def test_new_tokens_leave_all_else_as_it_was(tiny_transformer, tmp_path):
 def test_a_pipeline_keeps_its_guidance_unless_another_is_given(make_tiny_pipe, tmp_path):
     for given, kept in ((None, 2.5), (1.5, 1.5)):
         pipe = make_tiny_pipe(condition_guidance_scale=2.5)
-        settings = {"objective": ObjectiveSettings(), "rollouts": RolloutSettings()}
         loop = LoopSettings(output_dir=tmp_path)
-        ConditionalTraining(None, pipe, feed=None, loop=loop, dropout=0.1, guidance_scale=given, **settings)
+        recipe = RecipeSettings(objective=ObjectiveSettings(), rollouts=RolloutSettings(), loop=loop)
+        ConditionalTraining(None, pipe, feed=None, recipe=recipe, dropout=0.1, guidance_scale=given)
         assert pipe.config.condition_guidance_scale == kept
 
 

@@ -146,7 +146,7 @@ def test_tensorboard(pipe, tmp_path):
     scores = validation_rollout(pipe, VIDEOS, folder=tmp_path / "step-000007", **SETTINGS)
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
     accelerator.init_trackers("logs")
-    log_rollout(accelerator, scores, tmp_path / "step-000007", step=7)
+    log_rollout(accelerator, scores, folder=tmp_path / "step-000007", step=7)
     accelerator.end_training()
 
     events = event_accumulator.EventAccumulator(str(tmp_path / "logs"))
@@ -212,7 +212,7 @@ def scores_with(predicted, repeat):
 def test_curve(log_csv, tmp_path):
     pytest.importorskip("matplotlib")
     rollouts = {step: scores_with([20 / step, 40 / step], [0.1, 0.2]) for step in (100, 200, 300, 400)}
-    path = plot_curve(log_csv, tmp_path / "curve.png", rollouts)
+    path = plot_curve(log_csv, tmp_path / "curve.png", rollouts=rollouts)
     both = np.asarray(Image.open(path))
     alone = np.asarray(Image.open(plot_curve(log_csv, tmp_path / "alone.png")))
     assert both.shape[1] > 1.5 * alone.shape[1]
