@@ -64,6 +64,30 @@ def check_label_names(id2label: Any) -> None:
             raise ValueError(f"`id2label` must map numbers to names, got {_shown(number)}: {_shown(name)}.")
 
 
+def check_cache_index(index: Any) -> None:
+    """Raises a `ValueError` that says what is wrong if this is not the `index.json` of a finished cache of latents."""
+    kinds = {"key": Mapping, "shards": list, "dropped": Mapping, "videos": list}
+    for name, kind in kinds.items():
+        if not isinstance(index, Mapping) or not isinstance(index.get(name), kind):
+            raise ValueError(f"it has no `{name}`, or one of another kind")
+    check_whole_number("key.num_windows", index["key"].get("num_windows"))
+    for shard in index["shards"]:
+        if not isinstance(shard, Mapping) or not isinstance(shard.get("file"), str):
+            raise ValueError(f"a shard has no file: {_shown(shard)}")
+        check_whole_number(f"bytes of {_shown(shard['file'])}", shard.get("bytes"), at_most=2**63)
+    for video in index["videos"]:
+        if not isinstance(video, Mapping) or not isinstance(video.get("id"), str):
+            raise ValueError(f"a video has no id: {_shown(video)}")
+        for name in ("length", "height", "width"):
+            check_whole_number(f"{name} of {_shown(video['id'])}", video.get(name))
+        check_whole_number(
+            f"shard of {_shown(video['id'])}", video.get("shard"), at_least=0, at_most=len(index["shards"]) - 1
+        )
+        for name in ("caption", "label", "digest"):
+            if not isinstance(video.get(name), str | None):
+                raise ValueError(f"{name} of {_shown(video['id'])} is no text, but {_shown(video[name])}")
+
+
 def check_network_config(config: Mapping[str, Any]) -> None:
     """Raises a `ValueError` that names the first argument of `VideoGPTTransformerModel` that no network can have."""
     largest = {"num_layers": 1000, "num_attention_heads": 1024, "attention_head_dim": 4096, "patch_size": 64}

@@ -82,7 +82,8 @@ def _refuse_missing(tensors: Iterable[str], where: str) -> None:
     if names:
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
         raise ValueError(
-            f"{where} lack {', '.join(names[:MAX_NAMED])}{more}: copy all files of the model again, with its own config.json."
+            f"{where} lack {', '.join(names[:MAX_NAMED])}{more}, in whose place diffusers would put random numbers: copy all "
+            "files of the model again, with its own config.json."
         )
 
 

@@ -21,7 +21,7 @@ class History:
     Attributes:
         max_frames: length of the window.
         latents: (B, C, F, h, w); `None` while there are none.
-        kv_cache: what the transformer keeps of them, brought up to date by [`~pipeline_videogpt.encode_history`]; `None`
+        kv_cache: what the transformer keeps of them, brought up to date by [`~rollout.encode_history`]; `None`
             to compute the whole history anew at every step.
         rolling: whether the caches only forget the frames that leave the window, instead of being filled anew. What the
             others have computed from those frames then stays: nearly the same prediction, in less time.

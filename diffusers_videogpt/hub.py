@@ -21,6 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, Mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .config_values import check_cache_index
 from .files import path_inside, read_json, write_json, write_safetensors_header
 from .saved_models import LORA_WEIGHTS
 
@@ -290,19 +291,13 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
 def _checked_latents(folder: Path) -> dict[str, Any]:
     """The index of cached latents. Raises a `ValueError` if it lacks something that is read of it here."""
     index = read_json(folder / LATENTS)
-    shards, key = index.get("shards"), index.get("key")
-    is_complete = (
-        isinstance(shards, list)
-        and all(isinstance(shard, dict) and isinstance(shard.get("file"), str) for shard in shards)
-        and isinstance(key, dict)
-        and "num_windows" in key
-        and isinstance(index.get("videos"), list | dict)
-    )
-    if not is_complete:
+    try:
+        check_cache_index(index)
+    except ValueError as error:
         raise ValueError(
-            f"'{folder / LATENTS}' is no finished index of cached latents (shards with a file each, videos, and a key with "
-            "num_windows): let `cache_latents.py` finish it."
-        )
+            f"'{folder / LATENTS}' is no finished index of cached latents ({error}): let `cache_latents.py` finish it."
+        ) from error
+    shards = index["shards"]
     missing = [shard["file"] for shard in shards if not path_inside(folder, shard["file"]).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -344,10 +339,17 @@ def _without_local_paths(index: dict[str, Any]) -> dict[str, Any]:
 def _copy_shard(source: Path, target: Path) -> None:
     """Copies a safetensors file of latents, whose metadata repeats the index's key."""
     with source.open("rb") as old, target.open("wb") as new:
-        (length,) = struct.unpack("<Q", old.read(8))
-        header = json.loads(old.read(length))
-        metadata = header["__metadata__"]
-        metadata["cache"] = json.dumps(_without_local_paths(json.loads(metadata["cache"])))
+        try:
+            (length,) = struct.unpack("<Q", old.read(8))
+            if length > source.stat().st_size:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(old.read(length))
+            metadata = header["__metadata__"]
+            metadata["cache"] = json.dumps(_without_local_paths(json.loads(metadata["cache"])))
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"'{source}' is no shard of cached latents, or is damaged ({error}): run `cache_latents.py` again."
+            ) from error
         write_safetensors_header(new, header)
         shutil.copyfileobj(old, new)
 

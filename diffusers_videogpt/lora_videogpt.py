@@ -369,7 +369,8 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         _check_fit(transformer, layers)
         prefix = f"{cls.transformer_name}."
         if metadata is not None:
-            metadata = {key.removeprefix(prefix): value for key, value in metadata.items()}
+            of_config = {key: value for key, value in metadata.items() if not key.startswith(f"{TRAINED_WITH}.")}
+            metadata = {key.removeprefix(prefix): value for key, value in of_config.items()} or None
         config = _make_config(layers, metadata)
         if hotswap:
             _check_hotswap(transformer, layers, config, adapter_name)

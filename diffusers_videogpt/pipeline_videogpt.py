@@ -1,8 +1,7 @@
 """Clip after clip: given frames become history, noise becomes the next clip, which becomes history.
 
-In the order of a call: [`encode_history`] computes the keys and values of the history, [`predict_clean`] is the guidance,
-[`denoise_steps`] the loop over the steps of a clip, and [`VideoGPTPipeline.__call__`] the loop over the clips. The first three
-are plain functions: the modular blocks run them too.
+In the order of a call: [`predict_clean`] is the guidance, [`denoise_steps`] the loop over the steps of a clip, and
+[`VideoGPTPipeline.__call__`] the loop over the clips. The first two are plain functions: the modular blocks run them too.
 
 Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size.
 """
@@ -40,6 +39,7 @@ from .pipeline_output import VideoGPTPipelineOutput
 from .rollout import (
     OneCallAtATime,
     Rollout,
+    encode_history,
     make_condition_encoder,
     prepare_noise,
     prepare_rollout,
@@ -53,28 +53,6 @@ from .scheduling_next_clip_flow_match import (
 )
 from .stream import VideoGPTStream
 from .transformer_videogpt import VideoGPTTransformerModel
-
-
-@torch.no_grad()
-def encode_history(
-    history: History, transformer: VideoGPTTransformerModel, *, attention_kwargs: dict[str, Any] | None = None
-) -> None:
-    """Puts the keys and values of the frames that the caches of `history` lack into them, behind the conditions."""
-    passes = (
-        ("history", history.kv_cache, history.conditions),
-        ("negative history", history.negative_kv_cache, history.negative_conditions),
-    )
-    for name, kv_cache, conditions in passes:
-        if kv_cache is None or history.num_frames == kv_cache.num_frames:
-            continue
-        # Compiled blocks run as they are here: one call a clip, of any length, is not worth a graph.
-        with transformer.cache_context(name), torch.compiler.set_stance("force_eager"):
-            transformer(
-                clean_hidden_states=history.latents[:, :, kv_cache.num_frames :].to(transformer.dtype),
-                kv_cache=kv_cache,
-                attention_kwargs=attention_kwargs,
-                **({} if kv_cache.num_tokens else conditions),
-            )
 
 
 def predict_clean(

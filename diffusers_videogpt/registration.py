@@ -3,7 +3,8 @@
 diffusers finds a pipeline class by its name on the `diffusers` module, and a part of a pipeline by the library that
 `model_index.json` names. That library is this package: whatever file a class lives in, saved checkpoints read
 `["diffusers_videogpt", "VideoGPTTransformerModel"]`. So each of diffusers' tables gets a row of ours: at once if
-diffusers is there already, else right after Python has run the file of diffusers that holds the table.
+diffusers is there already, else right after Python has run the file of diffusers that holds the table. The tables are those of
+diffusers 0.42.1, the version that `diffusers_internals.py` was checked against.
 """
 
 import importlib

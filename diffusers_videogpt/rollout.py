@@ -83,6 +83,28 @@ def remember(
     history.append(clip)
 
 
+@torch.no_grad()
+def encode_history(
+    history: History, transformer: VideoGPTTransformerModel, *, attention_kwargs: dict[str, Any] | None = None
+) -> None:
+    """Puts the keys and values of the frames that the caches of `history` lack into them, behind the conditions."""
+    passes = (
+        ("history", history.kv_cache, history.conditions),
+        ("negative history", history.negative_kv_cache, history.negative_conditions),
+    )
+    for name, kv_cache, conditions in passes:
+        if kv_cache is None or history.num_frames == kv_cache.num_frames:
+            continue
+        # Compiled blocks run as they are here: one call a clip, of any length, is not worth a graph.
+        with transformer.cache_context(name), torch.compiler.set_stance("force_eager"):
+            transformer(
+                clean_hidden_states=history.latents[:, :, kv_cache.num_frames :].to(transformer.dtype),
+                kv_cache=kv_cache,
+                attention_kwargs=attention_kwargs,
+                **({} if kv_cache.num_tokens else conditions),
+            )
+
+
 class OneCallAtATime:
     """Refuses a second call of a pipeline while the first one, or a stream, still works with its parts.
 

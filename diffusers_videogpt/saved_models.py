@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from .files import read_json
 
@@ -136,11 +137,12 @@ def refuse_what_is_not(
         refuse_unreachable(name, revision=revision, token=token, cache_dir=cache_dir)
     if subfolder is None:
         refuse_other_kinds(name, wanted)
-        refuse_odd_configurations(Path(name))
+        refuse_damaged_files(Path(name))
 
 
-def refuse_odd_configurations(folder: Path) -> None:
-    """Raises a `ValueError` for a saved pipeline whose parts are not named, or whose configurations are no JSON objects."""
+def refuse_damaged_files(folder: Path) -> None:
+    """Raises a `ValueError` for a saved pipeline whose parts are not named, whose configurations are no JSON objects, or whose
+    weights are cut off. Of these only the headers are read."""
     for name, value in _read_json(folder / "model_index.json").items():
         if name in ("vae", "transformer", "scheduler", "text_encoder", "tokenizer", "guider"):
             is_pair = isinstance(value, list) and len(value) == 2
@@ -151,6 +153,12 @@ def refuse_odd_configurations(folder: Path) -> None:
                 )
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
+    for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"'{path}' is no safetensors file or is damaged ({error}): copy it again.") from error
 
 
 class VideoGPTLoadingMixin:

@@ -453,7 +453,7 @@ def _decode(path: Path | bytes, container, stream) -> Iterator[av.VideoFrame]:
 def _warn_of_hdr(name: str, kind: str) -> None:
     logger.warning(
         f"{name}: an HDR video in {kind}, read without tone mapping: its colours come out pale. Make an SDR video of it first: "
-        f"ffmpeg -i {name} -vf {TO_SDR} sdr.mp4"
+        f"ffmpeg -i HDR -vf {TO_SDR} SDR.mp4"
     )
 
 

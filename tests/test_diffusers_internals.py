@@ -66,7 +66,7 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(
     make_tiny_pipe().save_pretrained(tmp_path)
     pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     lose_a_tensor(tmp_path / "transformer", "norm.weight")
-    with pytest.raises(ValueError, match=r"The weights in '.*transformer' lack norm.weight: copy all files"):
+    with pytest.raises(ValueError, match=r"The weights in '.*transformer' lack norm.weight, .* copy all files"):
         pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     with pytest.raises(ValueError, match="lack norm.weight"):
         VideoGPTTransformerModel.from_pretrained(tmp_path / "transformer", low_cpu_mem_usage=low_cpu_mem_usage)

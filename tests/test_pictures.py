@@ -177,7 +177,7 @@ def test_hdr_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger("diffusers_videogpt.video_io"), "warning", said.append)
     read_video(path)
     read_video(path)
-    assert len(said) == 1 and "hdr.mkv: an HDR video in PQ" in said[0]
+    assert len(said) == 1 and "hdr.mkv: an HDR video in PQ" in said[0] and "ffmpeg -i HDR -vf zscale" in said[0]
 
 
 def rename(path, old, new):

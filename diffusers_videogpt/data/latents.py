@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..config_values import check_cache_index
 from ..console import printable_name
 from ..files import written_whole
 from ..video_io import VideoReadError
@@ -421,8 +422,12 @@ class LatentCache:
             ) from None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.folder / INDEX} is no JSON ({error}): {_AGAIN}.") from error
-        if not isinstance(index, dict) or not {"key", "shards", "dropped", "videos"} <= index.keys():
-            raise ValueError(f"{self.folder / INDEX} is not the index of a latent cache: {_AGAIN}.")
+        try:
+            check_cache_index(index)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.folder / INDEX} is not the index of a latent cache ({error}): {_AGAIN}."
+            ) from error
         _check_key(self.folder, index["key"], expected)
         for shard in index["shards"]:
             path = self.folder / shard["file"]
@@ -440,8 +445,8 @@ class LatentCache:
         self._paths = [self.folder / shard["file"] for shard in index["shards"]]
         self._files, self._checked = {}, set()
         self.ids = [video["id"] for video in self._videos]
-        self.captions = [video["caption"] for video in self._videos]
-        self.labels = [video["label"] for video in self._videos]
+        self.captions = [video.get("caption") for video in self._videos]
+        self.labels = [video.get("label") for video in self._videos]
 
     def __getstate__(self):
         return self.__dict__ | {"_files": {}}  # an open file cannot be sent to another process
@@ -474,10 +479,13 @@ class LatentCache:
             ValueError: the file was changed since it was written. Every video is checked when it is first read.
         """
         id, shard, digest = self.ids[index], self._videos[index]["shard"], self._videos[index].get("digest")
-        if shard not in self._files:
-            self._files[shard] = safe_open(self._paths[shard], framework="pt")
-        file = self._files[shard]
-        moments, windows = file.get_tensor(f"{id}/moments"), file.get_tensor(f"{id}/windows")
+        try:
+            if shard not in self._files:
+                self._files[shard] = safe_open(self._paths[shard], framework="pt")
+            file = self._files[shard]
+            moments, windows = file.get_tensor(f"{id}/moments"), file.get_tensor(f"{id}/windows")
+        except SafetensorError as error:
+            raise ValueError(f"{self._paths[shard]} is damaged ({error}): {_AGAIN}.") from error
         if digest is not None and index not in self._checked:
             if _tensors_digest(moments, windows) != digest:
                 raise ValueError(

@@ -184,63 +184,69 @@ def load_checkpoint(
             with old and new values. Nothing was loaded.
     """
     path, network = Path(path), _network(accelerator, model)
-    notes = _on_main(accelerator, lambda: _read_notes(path, expected))
-    weights = _weights(network, trainable_only)
-    targets = {MODEL: weights}
-    if ema is not None:
-        targets[EMA] = _averages(network, ema)
-    here = [_pack_optimizer(network, optimizer)[1] for optimizer in optimizers]
-    saved_groups, groups = (
-        [(rest["class"], [group["params"] for group in rest["groups"]]) for rest in packed]
-        for packed in (notes["optimizers"], here)
-    )
-    if saved_groups != groups:
-        raise ValueError(
-            f"'{path}' was made with other optimizers ({_classes(notes['optimizers'])} there, {_classes(here)} here), or "
-            "with the same for other parameters: resume with those it was made with."
+    try:
+        notes = _on_main(accelerator, lambda: _read_notes(path, expected))
+        weights = _weights(network, trainable_only)
+        targets = {MODEL: weights}
+        if ema is not None:
+            targets[EMA] = _averages(network, ema)
+        here = [_pack_optimizer(network, optimizer)[1] for optimizer in optimizers]
+        saved_groups, groups = (
+            [(rest["class"], [group["params"] for group in rest["groups"]]) for rest in packed]
+            for packed in (notes["optimizers"], here)
         )
-    # "lr" is where the schedule has come to, which may be another one: `initial_lr` is what it was given.
-    names = {"initial_lr": "learning_rate"}
-    changed = [
-        f"{names.get(name, name)}: {old[name]} there, {new[name]} now"
-        for saved, mine in zip(notes["optimizers"], here, strict=True)
-        for old, new in zip(saved["groups"], json.loads(json.dumps(mine["groups"])), strict=True)
-        for name in sorted(old.keys() & new.keys() - {"params", "lr"})
-        if old[name] != new[name]
-    ]
-    if ema is not None and notes["ema"] is not None and notes["ema"]["decay"] != ema.decay:
-        changed.append(f"ema_decay: {notes['ema']['decay']} there, {ema.decay} now")
-    if changed:
-        raise ValueError(
-            f"'{path}' goes on with the optimizer that it was made with, and these differ: {'; '.join(dict.fromkeys(changed))}. "
-            "Give the same, or start a new run from its weights."
-        )
-    if (ema is None) != (notes["ema"] is None):
-        raise ValueError(
-            f"'{path}' was made {'with' if ema is None else 'without'} an average of the weights (EMA): resume the same way."
-        )
-    for name, tensors in targets.items():
-        _check_shapes(path / name, tensors)
-    for index in range(len(optimizers)):
-        _open(path / OPTIMIZER.format(index))
-
-    with torch.no_grad():
+        if saved_groups != groups:
+            raise ValueError(
+                f"'{path}' was made with other optimizers ({_classes(notes['optimizers'])} there, {_classes(here)} here), or "
+                "with the same for other parameters: resume with those it was made with."
+            )
+        # "lr" is where the schedule has come to, which may be another one: `initial_lr` is what it was given.
+        names = {"initial_lr": "learning_rate"}
+        changed = [
+            f"{names.get(name, name)}: {old[name]} there, {new[name]} now"
+            for saved, mine in zip(notes["optimizers"], here, strict=True)
+            for old, new in zip(saved["groups"], json.loads(json.dumps(mine["groups"])), strict=True)
+            for name in sorted(old.keys() & new.keys() - {"params", "lr"})
+            if old[name] != new[name]
+        ]
+        if ema is not None and notes["ema"] is not None and notes["ema"]["decay"] != ema.decay:
+            changed.append(f"ema_decay: {notes['ema']['decay']} there, {ema.decay} now")
+        if changed:
+            raise ValueError(
+                f"'{path}' goes on with the optimizer that it was made with, and these differ: {'; '.join(dict.fromkeys(changed))}. "
+                "Give the same, or start a new run from its weights."
+            )
+        if (ema is None) != (notes["ema"] is None):
+            raise ValueError(
+                f"'{path}' was made {'with' if ema is None else 'without'} an average of the weights (EMA): resume the same way."
+            )
         for name, tensors in targets.items():
-            with _open(path / name) as file:
-                for key, tensor in tensors.items():
-                    tensor.copy_(_place(file.get_tensor(key), tensor))
-    for index, (optimizer, rest) in enumerate(zip(optimizers, notes["optimizers"], strict=True)):
-        with _open(path / OPTIMIZER.format(index)) as file:
-            _unpack_optimizer(network, optimizer, file, rest)
-    for scheduler, values in zip(schedulers, notes["schedulers"], strict=True):
-        scheduler.load_state_dict(values)
-    if ema is not None:
-        ema.load_state_dict(notes["ema"])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(notes["scaler"])
-    if accelerator.process_index < len(notes["random"]):
-        _set_random_state(notes["random"][accelerator.process_index])
-    return notes["state"]
+            _check_shapes(path / name, tensors)
+        for index in range(len(optimizers)):
+            _open(path / OPTIMIZER.format(index))
+
+        with torch.no_grad():
+            for name, tensors in targets.items():
+                with _open(path / name) as file:
+                    for key, tensor in tensors.items():
+                        tensor.copy_(_place(file.get_tensor(key), tensor))
+        for index, (optimizer, rest) in enumerate(zip(optimizers, notes["optimizers"], strict=True)):
+            with _open(path / OPTIMIZER.format(index)) as file:
+                _unpack_optimizer(network, optimizer, file, rest)
+        for scheduler, values in zip(schedulers, notes["schedulers"], strict=True):
+            scheduler.load_state_dict(values)
+        if ema is not None:
+            ema.load_state_dict(notes["ema"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(notes["scaler"])
+        if accelerator.process_index < len(notes["random"]):
+            _set_random_state(notes["random"][accelerator.process_index])
+        return notes["state"]
+    # What a file of another writer may be guilty of; `_read_notes` has found out already whether it is the one written.
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"'{path}' holds other values than a checkpoint does ({type(error).__name__}: {error}): resume from another one."
+        ) from error
 
 
 def _network(accelerator: Accelerator, model: nn.Module) -> nn.Module:
@@ -337,6 +343,16 @@ def _random_state() -> dict[str, Any]:
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
+    """Raises a `ValueError` for what is no state of the generators."""
+    try:
+        _set_generators(state)
+    except RuntimeError as error:  # PyTorch's, for a state of another length
+        raise ValueError(
+            f"The random states of the checkpoint are none ({error}): resume from another one."
+        ) from error
+
+
+def _set_generators(state: dict[str, Any]) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(("MT19937", *state["numpy"]))  # noqa: NPY002

@@ -388,6 +388,24 @@ def test_output_of_a_run(tmp_path, new_model, videos):
     assert DiffusionPipeline.from_pretrained(tmp_path).config.frames_per_clip == 2
 
 
+def test_what_a_model_was_trained_on_and_with_is_kept(tmp_path, new_model, videos, run_here):
+    """And taken by the run that starts from it, but for what it shows: that is another's from then on."""
+    scenes = ["--num_simulated_scenes", 6, "--max_train_steps", 1]
+    run_here("train_videogpt.py", "--output_dir", tmp_path / "scenes", *new_model, *scenes)
+    index = json.loads((tmp_path / "scenes" / "model_index.json").read_text())
+    assert index["trained_on"] == "simulated balls, boxes and pendulums"
+    assert index["trained_with"] == {"fps": 12.0, "num_frames": 4, "clips": "random", "max_clips": None}
+    card = (tmp_path / "scenes" / "README.md").read_text(encoding="utf-8")
+    assert "trained on simulated balls, boxes and pendulums, started from random weights" in card and "fps=12)" in card
+    args = ["--pretrained_model_name_or_path", tmp_path / "scenes", "--instance_data_root", videos, *new_model[4:]]
+    args += ["--max_train_steps", 1, "--clips", "equal:2"]
+    for name, given, shown in (("told", ["--trained_on", "squares"], "squares"), ("untold", [], None)):
+        run_here("train_videogpt.py", "--output_dir", tmp_path / name, *args, *given)
+        index = json.loads((tmp_path / name / "model_index.json").read_text())
+        assert index.get("trained_on") == shown and index["trained_with"]["fps"] == 12.0
+        assert index["trained_with"]["clips"] == "equal:2"
+
+
 def test_yaml_file_and_command_line(tmp_path, new_model, videos):
     (tmp_path / "recipe.yaml").write_text("max_train_steps: 3\nclips: equal:2\nframe_interval: [1, 2]\n")
     args = [*new_model, "--instance_data_root", videos, "--config", tmp_path / "recipe.yaml"]
