@@ -24,7 +24,9 @@ SCORES = RolloutScores(
 
 @pytest.fixture
 def pipe(tiny_vae, tiny_transformer):
-    return VideoGPTPipeline(tiny_vae, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, longest_side=32)
+    return VideoGPTPipeline(
+        tiny_vae, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, longest_side=32
+    )
 
 
 @pytest.fixture
