@@ -464,7 +464,7 @@ def test_a_tiny_picture_names_the_options_that_help(tmp_path):
 
 @pytest.mark.parametrize(
     "module, missing",
-    [("physics_box", "scipy"), ("physics_box_report", "matplotlib.figure"), ("probe", "matplotlib.figure")],
+    [("physics_box", "scipy.ndimage"), ("physics_box_report", "matplotlib.figure"), ("probe", "matplotlib.figure")],
 )
 def test_what_an_evaluation_lacks_is_named_with_its_extra(monkeypatch, module, missing):
     monkeypatch.setitem(sys.modules, missing, None)
