@@ -7,6 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from .config_values import check_whole_number
 from .files import read_json
 
 
@@ -153,12 +154,31 @@ def refuse_damaged_files(folder: Path) -> None:
                 )
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
+    _check_autoencoder(folder / "vae" / "config.json")
     for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
         try:
             with safe_open(path, "numpy"):
                 pass
         except SafetensorError as error:
             raise ValueError(f"'{path}' is no safetensors file or is damaged ({error}): copy it again.") from error
+
+
+# Of diffusers' autoencoders: numbers, or lists of them, that say how much is built → the most that any could mean.
+SIZES = {"layers_per_block": 100, "num_encoder_blocks": 100, "num_decoder_blocks": 100, "norm_num_groups": 10**4}
+SIZES |= {"block_out_channels": 10**5, "encoder_block_out_channels": 10**5, "decoder_block_out_channels": 10**5}
+SIZES |= {"in_channels": 10**5, "out_channels": 10**5, "latent_channels": 10**5}
+
+
+def _check_autoencoder(path: Path) -> None:
+    """Raises a `ValueError` for a size that diffusers would begin to build until the memory is full."""
+    config = _read_json(path)
+    for name in SIZES.keys() & config.keys():
+        values = config[name] if isinstance(config[name], list) else [config[name]]
+        for value in values:
+            try:
+                check_whole_number(name, value, at_most=SIZES[name])
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
 
 
 class VideoGPTLoadingMixin:

@@ -85,3 +85,11 @@ def test_what_is_complete_loads(folder):
 def test_a_network_of_a_billion_layers_is_not_begun():
     with pytest.raises(ValueError, match="`num_layers` must be a whole number"):
         VideoGPTTransformerModel(num_layers=10**9)
+
+
+@pytest.mark.parametrize("name", ["layers_per_block", "latent_channels"])
+def test_an_autoencoder_of_a_billion_layers_is_not_begun(folder, name):
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 10**9}))
+    with pytest.raises(ValueError, match=f"vae.config.json: `{name}` must be a whole number in 1"):
+        VideoGPTPipeline.from_pretrained(folder)
