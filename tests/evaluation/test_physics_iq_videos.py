@@ -324,7 +324,7 @@ BAD = {
         [],
         "descriptions.csv: no CSV in UTF-8",
     ),
-    "no descriptions": (lambda r, d: (d / "descriptions.csv").unlink(), [], "No such file.*descriptions.csv"),
+    "no descriptions": (lambda r, d: (d / "descriptions.csv").unlink(), [], "descriptions.csv: there is no such file"),
     "rate in the name": (
         lambda r, d: rewrite(testing_video(d, 4), fps=8),
         [],
@@ -336,7 +336,12 @@ BAD = {
         r"0004_testing.*: lasts 4.500 s \(18 frames at 4 frames/s\), 0.500 s too short for 5 s",
     ),
     "damaged take": (lambda r, d: cut_in_half(testing_video(d, 2)), [], "0002_testing.*no video that FFmpeg can open"),
-    "no videos": (lambda r, d: shutil.rmtree(r / "videos"), [], "videos: no video is named"),
+    "no folder of videos": (lambda r, d: shutil.rmtree(r / "videos"), [], "--videos videos: there is no such"),
+    "no videos": (
+        lambda r, d: [path.unlink() for path in (r / "videos").iterdir()],
+        [],
+        "videos: no video is named",
+    ),
     "missing video": (
         lambda r, d: first_video(r, d).with_name("0003_perspective-right_trimmed-scene-0.mp4").unlink(),
         [],
@@ -369,8 +374,17 @@ BAD = {
         [],
         "0001_.*no video that FFmpeg can open",
     ),
-    "masks in raw mode": (lambda r, d: None, ["--masks", "masks", "--mask-mode", "raw"], "masks.*leave them out"),
-    "no masks": (lambda r, d: None, ["--masks", "masks"], "masks: there is no folder real or generated"),
+    "masks in raw mode": (
+        lambda r, d: (r / "masks").mkdir(),
+        ["--masks", "masks", "--mask-mode", "raw"],
+        "masks.*leave them out",
+    ),
+    "no folder of masks": (lambda r, d: None, ["--masks", "masks"], "--masks masks: there is no such"),
+    "no masks": (
+        lambda r, d: (r / "masks").mkdir(),
+        ["--masks", "masks"],
+        "masks: there is no folder real or generated",
+    ),
     "missing mask": (
         lambda r, d: (r / "masks" / "real").mkdir(parents=True),
         ["--masks", "masks"],

@@ -26,6 +26,8 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
     refuse_missing(args.data, "--data")
     for option in ("videos", "descriptions", "masks"):
         refuse_missing(getattr(args, option), f"--{option}")
+    if (args.height is None) != (args.width is None):
+        raise ValueError("--height and --width go together.")
     check_output(args.output)
     if args.model is not None:
         saved = look_at_model(args.model)
