@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from ..config_values import check_cache_index
 from ..console import printable_name
-from ..files import written_whole
+from ..files import read_json, written_whole
 from ..video_io import VideoReadError
 from ..weights import hash_weights
 from .sampling import Sampling
@@ -271,9 +271,15 @@ def write_latent_cache(
 
 def _refuse_to_shrink(folder: Path, ids: set[str]) -> None:
     try:
-        videos = json.loads((folder / INDEX).read_text(encoding="utf-8"))["videos"]
+        index = read_json(folder / INDEX)
+        check_cache_index(index)
     except FileNotFoundError:
         return
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / INDEX} is not the index of a latent cache ({error}): remove it, and run again."
+        ) from error
+    videos = index["videos"]
     lost = [video["id"] for video in videos if video["id"] not in ids]
     if lost:
         raise ValueError(
@@ -322,7 +328,13 @@ def _plan_shards(table: VideoTable, vae, num_windows: int, max_shard_size: int) 
 
 def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["cache"])
+        try:
+            header = json.loads(file.metadata()["cache"])
+            return {name: header[name] for name in ("key", "videos", "dropped")} | {
+                "digests": header.get("digests", {})
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is no shard of cached latents ({error!r}): remove it, and run again.") from error
 
 
 def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]], *, check_content: bool = False) -> bool:

@@ -184,7 +184,8 @@ def _read_notes(index: Path) -> dict:
         notes = read_json(index / NOTES)
     except (OSError, ValueError):
         notes = None
-    if notes is None or notes.get("kind") != KIND or NOTED - notes.keys():
+    is_ours = notes is not None and notes.get("kind") == KIND and not NOTED - notes.keys()
+    if not is_ours or not all(isinstance(notes[name], str) for name in ("model", "model_hash", "folder", "vectors")):
         raise ValueError(f"{index} is no index of videos: make one by `videogpt index FOLDER --model DIR`.")
     return notes
 

@@ -1,13 +1,12 @@
 """What a run's settings name, made or loaded: videos, the sampling of frames, the autoencoder, the pipeline."""
 
-import json
-
 import torch
 from diffusers import AutoModel
 
 from ..config_values import check_trained_with
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
+from ..files import read_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -128,7 +127,7 @@ def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTP
         pipe.register_to_config(**given, longest_side=sampling.longest_pixels)
         widen_window(pipe, sampling.max_num_frames)
         return pipe
-    config = json.loads(model.transformer_config.read_text()) if model.transformer_config else {}
+    config = read_json(model.transformer_config) if model.transformer_config else {}
     transformer = VideoGPTTransformerModel(**config)
     transformer.init_weights(torch.Generator().manual_seed(sampling.seed))
     if model.pretrained_phi3_path is not None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.data import latents
 from diffusers_videogpt.data.latents import (
     LatentCache,
     encode_moments,
@@ -508,3 +510,11 @@ def test_an_index_that_is_not_to_be_trusted(tmp_path, folder, vae, change, messa
     path.write_text("no json" if change == "text" else json.dumps([1] if change is None else index))
     with pytest.raises(ValueError, match=message):
         LatentCache(cache_dir, key)
+
+
+@pytest.mark.parametrize("metadata", [None, {"other": "1"}, {"cache": "[1]"}, {"cache": "{"}])
+def test_a_shard_of_something_else_is_named(tmp_path, metadata):
+    path = tmp_path / "latents-00000.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata)
+    with pytest.raises(ValueError, match="latents-00000.safetensors is no shard of cached latents"):
+        latents._header(path)

@@ -143,6 +143,9 @@ def test_foreign_stale_and_damaged_indexes(folder, model, tmp_path, save_model):
     with pytest.raises(ValueError, match="not the file that belongs to this index"):
         search_index(index, QUERY, model=str(tmp_path / "moved"))
     notes = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(notes | {"folder": ["a"]}))
+    with pytest.raises(ValueError, match="is no index of videos"):
+        search_index(index, QUERY)
     assert notes["num_videos"] == 6 and notes["folder"] == str(folder.resolve())
 
 
