@@ -426,7 +426,7 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
 
     # Only tensors change from layout to layout: a compiled kernel fits all partitions into clips.
     # Copies, not views of one tensor, whose sizes would tell the compiler all rows and those of the outputs apart.
-    keys_meta = meta.to(device, torch.int32)
+    keys_meta = meta.to(device)
     key_stream, key_clip, key_frame, key_rank = (x.clone() for x in keys_meta)
     query_stream, query_clip, query_frame, query_rank = (x.clone() for x in keys_meta[:, :, first_query:])
     is_per_sample = layout.batch_size > 1  # the layout of one sample serves a whole batch

@@ -55,7 +55,9 @@ def test_few_graphs_in_a_mixed_run(tiny_transformer, flex_on_cpu):
     generator = torch.Generator().manual_seed(0)
 
     def loss_of(clip_lengths):
-        return next_clip_loss(tiny_transformer, latents(4, len(clip_lengths)), clip_lengths, generator)
+        return next_clip_loss(
+            tiny_transformer, latents(4, len(clip_lengths)), clip_lengths=clip_lengths, generator=generator
+        )
 
     partitions = ([[2, 2], [1, 3]], [[1, 2, 1], [4]])
     for clip_lengths in partitions:

@@ -161,7 +161,9 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     for name, least in (("dense", 10_000), ("tiles", 0)):
         monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", least)
         tiny_transformer.zero_grad()
-        loss = next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
+        loss = next_clip_loss(
+            tiny_transformer, latents, clip_lengths=[[1, 3], [2, 2]], generator=torch.Generator().manual_seed(0)
+        )
         loss.backward()
         losses[name] = loss.item()
         grads[name] = {n: p.grad.clone() for n, p in tiny_transformer.named_parameters() if p.grad is not None}
@@ -170,7 +172,9 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     torch.testing.assert_close(grads["tiles"], grads["dense"], atol=1e-5, rtol=0)
 
     tiny_transformer.set_attention_backend("native")  # the twin, by name
-    next_clip_loss(tiny_transformer, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0))
+    next_clip_loss(
+        tiny_transformer, latents, clip_lengths=[[1, 3], [2, 2]], generator=torch.Generator().manual_seed(0)
+    )
     assert len(asked) == tiny_transformer.config.num_layers
 
 
@@ -185,7 +189,9 @@ def test_model_takes_tiles_earlier_under_autocast_on_a_cpu(tiny_transformer, mon
         if name == "autocast, dense":
             tiny_transformer.set_attention_backend("native")
         with torch.autocast("cpu", torch.bfloat16, enabled=name != "fp32"):
-            loss = next_clip_loss(tiny_transformer, latents, [[6, 10, 8]], torch.Generator().manual_seed(0))
+            loss = next_clip_loss(
+                tiny_transformer, latents, clip_lengths=[[6, 10, 8]], generator=torch.Generator().manual_seed(0)
+            )
         losses[name] = loss.item()
         assert len(asked) == (tiny_transformer.config.num_layers if name == "autocast" else 0)
     assert losses["autocast"] == pytest.approx(losses["fp32"], rel=2e-4)
