@@ -21,7 +21,6 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, Mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .config_values import check_cache_index
 from .files import path_inside, read_json, write_json, write_safetensors_header
 from .saved_models import LORA_WEIGHTS
 
@@ -291,13 +290,19 @@ def _files_to_publish(folder: Path, kind: str) -> list[Path]:
 def _checked_latents(folder: Path) -> dict[str, Any]:
     """The index of cached latents. Raises a `ValueError` if it lacks something that is read of it here."""
     index = read_json(folder / LATENTS)
-    try:
-        check_cache_index(index)
-    except ValueError as error:
+    shards, key = index.get("shards"), index.get("key")
+    is_complete = (
+        isinstance(shards, list)
+        and all(isinstance(shard, dict) and isinstance(shard.get("file"), str) for shard in shards)
+        and isinstance(key, dict)
+        and "num_windows" in key
+        and isinstance(index.get("videos"), list | dict)
+    )
+    if not is_complete:
         raise ValueError(
-            f"'{folder / LATENTS}' is no finished index of cached latents ({error}): let `cache_latents.py` finish it."
-        ) from error
-    shards = index["shards"]
+            f"'{folder / LATENTS}' is no finished index of cached latents (shards with a file each, videos, and a key with "
+            "num_windows): let `cache_latents.py` finish it."
+        )
     missing = [shard["file"] for shard in shards if not path_inside(folder, shard["file"]).is_file()]
     if missing:
         raise FileNotFoundError(
