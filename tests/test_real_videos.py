@@ -26,7 +26,8 @@ REAL_FILES = {  # name: width × height that the bundled model works at, frames 
 @pytest.mark.parametrize("name", REAL_FILES)
 def test_predict_on_a_real_file(name, shared_dir, tmp_path, capsys):
     path = shared_dir / "data" / "clips" / name
-    main(["predict", str(path), "--num-frames", "4", "--steps", "2", "--output", str(tmp_path)])
+    options = ["--num-frames", "4", "--steps", "2", "--scale", "1"]
+    main(["predict", str(path), *options, "--output", str(tmp_path)])
     size, fps = REAL_FILES[name]
     said = re.search(r"4 to predict, (\d+ × \d+) at ([\d.]+) frames/s", capsys.readouterr().out)
     assert said[1] == size and float(said[2]) == pytest.approx(fps, abs=0.1)
