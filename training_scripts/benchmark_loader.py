@@ -54,8 +54,8 @@ def count_decoded_twice(table: VideoTable, windows: list[tuple[int, Window]]) ->
     """How many frames left the decoder more than once while one sample was read, over all these samples."""
     decode, stamps, num_twice = video_io._decode, Counter(), 0
 
-    def counted(container, stream):
-        for frame in decode(container, stream):
+    def counted(path, container, stream):
+        for frame in decode(path, container, stream):
             stamps[frame.pts] += 1
             yield frame
 

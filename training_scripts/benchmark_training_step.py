@@ -44,7 +44,7 @@ class DenseEverywhere:
 def step(transformer, latents, clips, seed=0):
     """Forward and backward pass of the loss; returns the loss and the gradients."""
     transformer.zero_grad()
-    loss = next_clip_loss(transformer, latents, [clips], torch.Generator().manual_seed(seed))
+    loss = next_clip_loss(transformer, latents, clip_lengths=[clips], generator=torch.Generator().manual_seed(seed))
     loss.backward()
     return loss.detach(), [parameter.grad for parameter in transformer.parameters() if parameter.grad is not None]
 

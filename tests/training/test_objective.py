@@ -38,7 +38,7 @@ def seeded(seed=0):
 
 
 def test_a_share_of_the_samples_is_cut_into_single_frames():
-    draw = make_clip_drawer(ObjectiveSettings(max_clips=3, next_frame_share=0.25))
+    draw = make_clip_drawer(ObjectiveSettings(clips="random", max_clips=3, next_frame_share=0.25))
     generator = seeded(0)
     drawn = [draw(8, generator) for _ in range(400)]
     assert 70 < drawn.count([1] * 8) < 130 and all(len(x) in (2, 3, 8) for x in drawn)
