@@ -197,6 +197,9 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
         return run
     config = folder / "transformer.json"
     config.write_text(json.dumps(preset.transformer), encoding="utf-8")
+    # The baseline of the next frame cuts every sample alike, so it has neither option.
+    cuts_clips = training.script != "train_next_frame_regression.py"
+    clips = {"clips": training.clips, "same_clips_in_step": True} if cuts_clips else {}
     resume = {"resume_from_checkpoint": "latest"} if list(run.glob("checkpoint-*")) else {}
     run_script(
         training.script,
@@ -206,8 +209,6 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
         height=preset.size,
         width=preset.size,
         max_num_frames=training.num_frames,
-        clips=training.clips,
-        same_clips_in_step=True,
         min_retention=training.min_retention,
         train_batch_size=preset.frames_per_step // training.num_frames,
         max_train_steps=preset.num_steps,
@@ -223,6 +224,7 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
         checkpoints_total_limit=1,
         seed=seed,
         output_dir=run,
+        **clips,
         **preset.options,
         **resume,
     )

@@ -12,6 +12,7 @@ from run_scripts import SCRIPTS
 
 from diffusers_videogpt.training.feed import MicroBatch
 from diffusers_videogpt.training.next_frame_regression import NextFrameRegression
+from diffusers_videogpt.training.noise_levels import ErrorsByAlpha
 from diffusers_videogpt.training.settings import ObjectiveSettings
 
 
@@ -78,6 +79,7 @@ def test_regression_sees_nothing_of_the_frame_it_predicts(make_tiny_transformer)
     transformer.register_forward_hook(note, with_kwargs=True)
     training = NextFrameRegression.__new__(NextFrameRegression)
     training.objective, training.patch_size = ObjectiveSettings(min_retention=0.9), 2
+    training.errors = ErrorsByAlpha()
 
     def loss(latents):
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
@@ -100,7 +102,9 @@ def toy(script, preset, tmp_path_factory):
     patch.setenv("ACCELERATE_USE_CPU", "1")
     patch.setenv("OMP_NUM_THREADS", "1")
     vae = str(Path(script.BUNDLED_MODEL) / "vae")
-    scenes = script.make_scenes(preset.num_test_scenes, preset.num_given, preset.num_predicted, preset.size)
+    scenes = script.make_scenes(
+        preset.num_test_scenes, preset.num_given, num_predicted=preset.num_predicted, size=preset.size
+    )
 
     def both():
         results = {}
