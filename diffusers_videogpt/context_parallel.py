@@ -14,6 +14,7 @@ Shapes: B samples, T tokens, S tokens in a share, N processes, H heads of K chan
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from diffusers import ContextParallelConfig
@@ -107,13 +108,18 @@ def whole_frames(patches: torch.Tensor, num_patches: int, num_processes: int) ->
     return patches[:, :num_patches]
 
 
-def check_context_parallel(config: ContextParallelConfig, num_heads: int) -> None:
+def check_context_parallel(config: Any, num_heads: int) -> None:
     """Refuses what this model can't compute in parallel.
 
     Raises:
-        NotImplementedError: for ring attention and for `ulysses_anything`.
+        NotImplementedError: for ring attention, for `ulysses_anything` and for what is no `ContextParallelConfig`.
         ValueError: if the processes can't have the same number of heads.
     """
+    if not isinstance(config, ContextParallelConfig):
+        raise NotImplementedError(
+            "Video-GPT has context parallelism alone, no tensor parallelism: pass `ContextParallelConfig(ulysses_degree=N)`, got "
+            f"{config}."
+        )
     if config.ring_degree > 1:
         raise NotImplementedError(
             f"Video-GPT has no ring attention (`ring_degree={config.ring_degree}`): diffusers' gives every chunk of keys the same "

@@ -15,6 +15,7 @@ import torch.nn as nn
 from diffusers import DiffusionPipeline, ParallelConfig
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_dispatch import AttentionBackendName, SeqAllToAllDim, _AttentionBackendRegistry
@@ -34,6 +35,7 @@ __all__ = [
     "TransformerBlockRegistry",
     "WholeWeightsMixin",
     "active_attention_backend",
+    "apply_context_parallel",
     "block_cache_config",
     "execution_device",
     "fetch_lora_state_dict",

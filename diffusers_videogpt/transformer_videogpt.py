@@ -49,6 +49,7 @@ from .diffusers_internals import (
     TransformerBlockMetadata,
     TransformerBlockRegistry,
     WholeWeightsMixin,
+    apply_context_parallel,
     block_cache_config,
 )
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
@@ -304,7 +305,8 @@ class VideoGPTTransformerModel(
             config: `ContextParallelConfig(ulysses_degree=N)`, after `torch.distributed.init_process_group`.
 
         Raises:
-            NotImplementedError: for ring attention and for `ulysses_anything`.
+            NotImplementedError: for ring attention, `ulysses_anything` and tensor parallelism.
+            RuntimeError: if it was called before, or the processes are not connected.
             ValueError: if N does not divide the heads, or `enable_cache` skips blocks.
         """
         if self.is_cache_enabled:
@@ -313,9 +315,14 @@ class VideoGPTTransformerModel(
                 "of them: call `disable_cache()` before `enable_parallelism`."
             )
         context_config = getattr(config, "context_parallel_config", config)
-        if isinstance(context_config, ContextParallelConfig):
-            check_context_parallel(context_config, self.config.num_attention_heads)
-        super().enable_parallelism(config=config)
+        if self._parallel_config is not None or not isinstance(context_config, ContextParallelConfig):
+            super().enable_parallelism(
+                config=config
+            )  # refuses a second call, and tensor parallelism without a `_tp_plan`
+        check_context_parallel(context_config, self.config.num_attention_heads)
+        self._resolve_parallel_config(config)
+        # The rest that diffusers does is for processors that leave the exchange to its attention backends, which few can do.
+        apply_context_parallel(self, context_config, self._cp_plan)
 
     def enable_cache(self, config) -> None:
         """Skips blocks at some denoising steps, by one of diffusers' caches that keep the passes of guidance apart.

@@ -88,8 +88,9 @@ def test_block_caches_are_refused(tiny_transformer):
 
 
 def test_tensor_parallelism_is_refused(tiny_transformer):
-    with pytest.raises(ValueError, match="_tp_plan"):
-        tiny_transformer.enable_parallelism(config=TensorParallelConfig(tp_degree=2))
+    for config in (TensorParallelConfig(tp_degree=2), ParallelConfig()):
+        with pytest.raises(NotImplementedError, match="no tensor parallelism: pass `ContextParallelConfig"):
+            tiny_transformer.enable_parallelism(config=config)
 
 
 # What several processes compute
@@ -166,11 +167,12 @@ def compare_training(degree: int, name: str) -> dict[str, float]:
             wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         loss = loss_of(wrapped if is_parallel else model)
         loss.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-        assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
+        # Projections that were fused, and what a case does not use, have none, or zeros.
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         results.append((loss.item(), gradients))
     attention_videogpt.MIN_SPARSE_TOKENS = default
     (expected_loss, expected), (loss, gradients) = results
+    assert gradients.keys() == expected.keys()
     return {
         "loss": abs(loss - expected_loss),
         "gradients": max(
@@ -230,7 +232,7 @@ def compare_loaded(degree: int, folder: Path) -> float:
     if dist.get_rank() == 0:
         model.save_pretrained(folder / "model")
     dist.barrier()
-    config = ContextParallelConfig(ulysses_degree=degree)
+    config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=degree))
     loaded = VideoGPTTransformerModel.from_pretrained(folder / "model", parallel_config=config)
     return abs(loss_of(loaded) - loss_of(model)).item()
 
@@ -303,7 +305,7 @@ def test_from_pretrained(results_of_ranks):
 
 def test_what_a_parallel_model_refuses(results_of_ranks):
     for results in results_of_ranks:
-        assert "cannot be called twice" in results["refused"]["again"]
+        assert "was called before" in results["refused"]["again"]
         assert "in context parallelism each process has a share" in results["refused"]["enable_cache"]
         assert "no process has them" in results["refused"]["encode_clean"]
 
