@@ -315,10 +315,10 @@ class VideoGPTTransformerModel(
                 "of them: call `disable_cache()` before `enable_parallelism`."
             )
         context_config = getattr(config, "context_parallel_config", config)
-        if self._parallel_config is not None or not isinstance(context_config, ContextParallelConfig):
-            super().enable_parallelism(
-                config=config
-            )  # refuses a second call, and tensor parallelism without a `_tp_plan`
+        if self._parallel_config is not None:
+            raise RuntimeError(
+                "`enable_parallelism` was called before: load the model again for another configuration."
+            )
         check_context_parallel(context_config, self.config.num_attention_heads)
         self._resolve_parallel_config(config)
         # The rest that diffusers does is for processors that leave the exchange to its attention backends, which few can do.
