@@ -11,7 +11,6 @@ Shapes: B samples, T tokens, Q of them queries, N heads of K channels.
 
 import math
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -20,6 +19,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .clips import AttentionTiles, ClipLayout
+from .context_parallel import TokenShares
 from .diffusers_internals import active_attention_backend
 from .kv_cache import VideoGPTLayerCache
 from .tile_attention import tile_attention
@@ -140,20 +140,19 @@ def masked_attention(
     *,
     mask: AttentionMask | None = None,
     backend: AttentionBackendName | None = None,
-    parallel_config: Any = None,
 ) -> torch.Tensor:
     """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors; the shape of `query`.
 
     Args:
         query: may have fewer tokens than `key` and `value`.
         mask: as [`masks_for_attention`] gives it; `None`: every query sees every key.
-        backend, parallel_config: of the attention processor, for diffusers' dispatch.
+        backend: of the attention processor, for diffusers' dispatch.
     """
     if isinstance(mask, AttentionTiles):
         return tile_attention(query, key, value, mask)
     if isinstance(mask, BlockMask) and query.device.type in BLOCK_MASK_DEVICES:
         return block_attention(query, key, value, mask)
-    return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend, parallel_config=parallel_config)
+    return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
 
 
 class VideoGPTRotaryPosEmbed(nn.Module):
@@ -225,7 +224,6 @@ class VideoGPTAttnProcessor:
     """
 
     _attention_backend = None
-    _parallel_config = None
 
     def __call__(
         self,
@@ -237,8 +235,12 @@ class VideoGPTAttnProcessor:
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
         num_queries: int | None = None,
+        token_shares: TokenShares | None = None,
     ) -> torch.Tensor:
         """The outputs of the queries, (B, Q, D).
+
+        With `token_shares`, `hidden_states`, `rotary_emb`, `num_queries` and the output are of this process's share of the
+        tokens; the mask, `rank_lengths` and the tokens in the cache are of the whole sequence, for this process's heads.
 
         Args:
             attn: the module whose projections are used.
@@ -251,6 +253,7 @@ class VideoGPTAttnProcessor:
             rank_lengths: number of queries of each rank of a noisy clip; then `attention_mask` is that of the hint and time
                 tokens, from [`mask_of_special_tokens`], or `None` for a call a rank.
             num_queries: Q, only the last so many tokens are queries; default: all T.
+            token_shares: which tokens each process has in context parallelism.
         """
         first_query = 0 if num_queries is None else hidden_states.shape[1] - num_queries
         if attn.fused_projections:
@@ -263,6 +266,13 @@ class VideoGPTAttnProcessor:
         query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
         key = apply_rotary_emb(key, rotary_emb)
 
+        if token_shares is not None:
+            # Queries are all tokens, the outputs alone, or none.
+            query_shares = token_shares if num_queries is None else token_shares.of_outputs
+            if num_queries != 0:
+                query = query_shares.heads_of_all_tokens(query)
+            key, value = token_shares.heads_of_all_tokens(key), token_shares.heads_of_all_tokens(value)
+
         if rank_lengths is None:
             if kv_cache is not None:
                 key, value = kv_cache.append(key, value)
@@ -273,6 +283,8 @@ class VideoGPTAttnProcessor:
         else:
             hidden_states = self._attend_after_history(query, key, value, rank_lengths, attention_mask, kv_cache)
 
+        if token_shares is not None and num_queries != 0:
+            hidden_states = query_shares.tokens_of_all_heads(hidden_states)
         hidden_states = hidden_states.flatten(2).to(query.dtype)
         return attn.to_out[0](hidden_states)
 
@@ -300,14 +312,7 @@ class VideoGPTAttnProcessor:
         return torch.cat(outputs, dim=1)
 
     def _attend(self, query, key, value, attention_mask):
-        return masked_attention(
-            query,
-            key,
-            value,
-            mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        return masked_attention(query, key, value, mask=attention_mask, backend=self._attention_backend)
 
 
 class VideoGPTAttention(nn.Module, AttentionModuleMixin):

@@ -147,6 +147,11 @@ class ClipLayout:
         rows, columns = self.padded_grid
         return self.num_tokens - self.num_noisy_frames * rows * columns
 
+    @property
+    def num_outputs(self) -> int:
+        """Noisy patches, padding included."""
+        return self.num_tokens - self.first_output
+
     def to(self, device: torch.device | str) -> "ClipLayout":
         """The same layout on `device`; its masks are made anew there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -10,23 +10,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn as nn
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ParallelConfig
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.models.attention_dispatch import AttentionBackendName, SeqAllToAllDim, _AttentionBackendRegistry
 from diffusers.modular_pipelines import BlockState, ModularPipeline
 from diffusers.utils.peft_utils import unscale_lora_layers
+from torch.distributed.device_mesh import init_device_mesh
 
 
 __all__ = [
+    "ContextParallelInput",
+    "ContextParallelOutput",
     "LORA_WEIGHT_NAME_SAFE",
     "LoraBaseMixin",
+    "ParallelOnCPUMixin",
+    "SeqAllToAllDim",
     "TransformerBlockMetadata",
     "TransformerBlockRegistry",
     "WholeWeightsMixin",
     "active_attention_backend",
+    "apply_context_parallel",
     "block_cache_config",
     "execution_device",
     "fetch_lora_state_dict",
@@ -60,6 +69,26 @@ class WholeWeightsMixin:
         )
         _refuse_missing(loaded[1], f"The weights in '{pretrained_model_name_or_path}'")
         return loaded
+
+
+class ParallelOnCPUMixin:
+    """A `ModelMixin` whose parallelism also runs on CPUs.
+
+    diffusers finds the device of a process by dividing by the number of accelerators, of which there are none.
+    """
+
+    def _resolve_parallel_config(self, config):
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if torch.accelerator.is_available() or not is_distributed:
+            return super()._resolve_parallel_config(config)
+        if not isinstance(config, ParallelConfig):
+            config = ParallelConfig(context_parallel_config=config)
+        context = config.context_parallel_config
+        mesh = context.mesh or init_device_mesh("cpu", context.mesh_shape, mesh_dim_names=context.mesh_dim_names)
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        config.setup(rank, world_size, torch.device("cpu"), mesh=mesh)
+        self._parallel_config = config
+        return config
 
 
 def refuse_unread_tensors(models: Mapping[str, Any]) -> None:

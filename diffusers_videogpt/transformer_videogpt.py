@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers import (
+    ContextParallelConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    ParallelConfig,
+    TaylorSeerCacheConfig,
+)
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
@@ -35,7 +41,17 @@ from .attention_videogpt import (
 )
 from .clips import ClipLayout, layout_after_history
 from .config_values import check_network_config
-from .diffusers_internals import TransformerBlockMetadata, TransformerBlockRegistry, WholeWeightsMixin
+from .context_parallel import TokenShares, check_context_parallel, share_tokens, whole_frames
+from .diffusers_internals import (
+    ContextParallelInput,
+    ContextParallelOutput,
+    ParallelOnCPUMixin,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+    WholeWeightsMixin,
+    apply_context_parallel,
+    block_cache_config,
+)
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
 
@@ -88,6 +104,7 @@ class VideoGPTTransformerBlock(nn.Module):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
+        token_shares: TokenShares | None = None,
     ) -> torch.Tensor:
         attn_output = self.attn(
             self.norm1(hidden_states),
@@ -95,6 +112,7 @@ class VideoGPTTransformerBlock(nn.Module):
             rotary_emb=rotary_emb,
             kv_cache=kv_cache,
             rank_lengths=rank_lengths,
+            token_shares=token_shares,
         )
         hidden_states = hidden_states + attn_output
         return hidden_states + self.ff(self.norm2(hidden_states))
@@ -113,6 +131,7 @@ class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
         rank_lengths: tuple[int, ...] | None = None,
+        token_shares: TokenShares | None = None,
         num_queries: int | None = None,
     ) -> torch.Tensor:
         """`attention_mask` and `rank_lengths` are those of the last `num_queries` tokens; `None`: of all."""
@@ -122,6 +141,7 @@ class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
             rotary_emb=rotary_emb,
             kv_cache=kv_cache,
             rank_lengths=rank_lengths,
+            token_shares=token_shares,
             num_queries=num_queries,
         )
         first_query = hidden_states.shape[1] - attn_output.shape[1]  # a processor may give all tokens
@@ -144,7 +164,14 @@ def _has_one_clip(layout: ClipLayout) -> bool:
 
 
 class VideoGPTTransformerModel(
-    WholeWeightsMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    WholeWeightsMixin,
+    ParallelOnCPUMixin,
+    ModelMixin,
+    ConfigMixin,
+    PeftAdapterMixin,
+    FromOriginalModelMixin,
+    CacheMixin,
+    AttentionMixin,
 ):
     """Video-GPT (next clip diffusion): predicts the clean latents of noisy clips from the clean clips before them.
 
@@ -176,6 +203,16 @@ class VideoGPTTransformerModel(
     _skip_layerwise_casting_patterns = ["patch_embed", "hint_embed", "time", "norm", "class_embed", "text_projection"]
     # Hooks that move arguments between devices leave the cache alone: it lives where the blocks wrote it.
     _skip_keys = ["kv_cache"]
+    # Tokens and positions come in the order of `TokenShares`, of which every process takes its row; the output layer's patches
+    # are put together again frame by frame. In between, attention exchanges tokens for heads.
+    _cp_plan = {
+        "rope": {
+            0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+            1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+        },
+        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
 
     @register_to_config
     def __init__(
@@ -257,17 +294,35 @@ class VideoGPTTransformerModel(
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def enable_parallelism(self, **kwargs) -> None:
-        """Refuses: diffusers' context parallelism splits the tokens between devices in one order for all layers, while the
-        hierarchical mask, and the attention that needs no mask, are laid out over all of them.
+    def enable_parallelism(self, *, config: ContextParallelConfig | ParallelConfig) -> None:
+        """From now on N processes compute a batch together, each a share of the tokens and of the heads (Ulysses).
+
+        All processes call the model with the same inputs: the same samples, noise and weights. All get the whole prediction.
+        In training, the mean over the processes of the gradients, as DDP and FSDP take it, is the gradient of one process. A
+        `kv_cache` that is filled from now on holds 1/N of the heads.
+
+        Args:
+            config: `ContextParallelConfig(ulysses_degree=N)`, after `torch.distributed.init_process_group`.
 
         Raises:
-            NotImplementedError: always.
+            NotImplementedError: for ring attention, `ulysses_anything` and tensor parallelism.
+            RuntimeError: if it was called before, or the processes are not connected.
+            ValueError: if N does not divide the heads, or `enable_cache` skips blocks.
         """
-        raise NotImplementedError(
-            "Video-GPT has no context parallelism: diffusers' ring and Ulysses attention do not take the hierarchical mask. "
-            "For long sequences use gradient checkpointing and FSDP2 (training_scripts/configs/accelerate/fsdp2.yaml)."
-        )
+        if self.is_cache_enabled:
+            raise ValueError(
+                f"{type(block_cache_config(self)).__name__} keeps tokens of whole sequences, and each process would have a share "
+                "of them: call `disable_cache()` before `enable_parallelism`."
+            )
+        context_config = getattr(config, "context_parallel_config", config)
+        if self._parallel_config is not None:
+            raise RuntimeError(
+                "`enable_parallelism` was called before: load the model again for another configuration."
+            )
+        check_context_parallel(context_config, self.config.num_attention_heads)
+        self._resolve_parallel_config(config)
+        # The rest that diffusers does is for processors that leave the exchange to its attention backends, which few can do.
+        apply_context_parallel(self, context_config, self._cp_plan)
 
     def enable_cache(self, config) -> None:
         """Skips blocks at some denoising steps, by one of diffusers' caches that keep the passes of guidance apart.
@@ -277,8 +332,14 @@ class VideoGPTTransformerModel(
 
         Raises:
             ValueError: for FasterCache and Pyramid Attention Broadcast, which would mix the passes with history and without,
-                and for caches that need what this model's passes do not have (SeaCache, TextKVCache).
+                and for caches that need what this model's passes do not have (SeaCache, TextKVCache); and in context
+                parallelism.
         """
+        if self._parallel_config is not None:
+            raise ValueError(
+                f"{type(config).__name__} would keep tokens of whole sequences, and in context parallelism each process has a share "
+                "of them: load the model again for a cache, without `enable_parallelism`."
+            )
         if not isinstance(config, BLOCK_CACHES):
             raise ValueError(
                 f"{type(config).__name__} would mix the passes with history and without, or needs what they do not have. "
@@ -403,14 +464,16 @@ class VideoGPTTransformerModel(
         time_proj = self._embed_timestep(timestep, hidden_states)
         tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
         mask, output_mask = self._attention_masks(clip_layout)
-        rotary_emb = self._rotary_emb(clip_layout, tokens)
+        tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
         for block in self.transformer_blocks[:-1]:
-            tokens = self._run_block(block, tokens, mask, rotary_emb)
-        num_outputs = clip_layout.num_tokens - clip_layout.first_output
-        tokens = self._run_block(self.transformer_blocks[-1], tokens, output_mask, rotary_emb, None, None, num_outputs)
+            tokens = self._run_block(block, tokens, mask, rotary_emb, None, None, shares)
+        num_outputs = (shares or clip_layout).num_outputs
+        tokens = self._run_block(
+            self.transformer_blocks[-1], tokens, output_mask, rotary_emb, None, None, shares, num_outputs
+        )
 
-        return self._project_out(tokens[:, clip_layout.first_output :], time_proj, hidden_states)
+        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states)
 
     def _encode_history(
         self,
@@ -424,12 +487,12 @@ class VideoGPTTransformerModel(
         tokens += self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout))
         tokens = self._join(tokens)
         mask, _ = self._attention_masks(clip_layout, num_cached=kv_cache.num_tokens)
-        rotary_emb = self._rotary_emb(clip_layout, tokens)
+        tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], kv_cache.layers[:-1], strict=True):
-            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache)
+            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, None, shares)
         # Nothing is read of the last layer but its keys and values: no token is a query.
-        self._run_block(self.transformer_blocks[-1], tokens, None, rotary_emb, kv_cache.layers[-1], None, 0)
+        self._run_block(self.transformer_blocks[-1], tokens, None, rotary_emb, kv_cache.layers[-1], None, shares, 0)
 
         rows, columns = clip_layout.padded_grid
         kv_cache.commit(clip_layout.num_condition_tokens, clip_layout.num_clean_frames, num_patches=rows * columns)
@@ -445,20 +508,20 @@ class VideoGPTTransformerModel(
         time_proj = self._embed_timestep(timestep, hidden_states)
         pos_embed = self._padded_pos_embed(clip_layout)
         tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
-        rotary_emb = self._rotary_emb(clip_layout, tokens)
+        tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
         layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
-        num_frames, num_outputs = hidden_states.shape[2], clip_layout.num_tokens - clip_layout.first_output
-        rank_lengths = (num_frames, num_frames, num_outputs)  # hints, times, patches
+        num_frames, num_patches = hidden_states.shape[2], clip_layout.num_outputs
+        rank_lengths = (num_frames, num_frames, num_patches)  # hints, times, patches
         num_cached = 0 if kv_cache is None else kv_cache.num_tokens
         mask = mask_of_special_tokens(num_frames, num_cached, self._own_backend, device=tokens.device)
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], layer_caches[:-1], strict=True):
-            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, rank_lengths)
-        tokens = self._run_block(
-            self.transformer_blocks[-1], tokens, None, rotary_emb, layer_caches[-1], (num_outputs,), num_outputs
-        )
+            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, rank_lengths, shares)
+        last_block_args = (None, rotary_emb, layer_caches[-1], (num_patches,), shares)
+        num_outputs = (shares or clip_layout).num_outputs
+        tokens = self._run_block(self.transformer_blocks[-1], tokens, *last_block_args, num_outputs)
 
-        return self._project_out(tokens[:, clip_layout.first_output :], time_proj, hidden_states)
+        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states)
 
     def encode_clean(self, clean_hidden_states: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """What the clean frames of a video are after some of the blocks: features for other tasks.
@@ -471,13 +534,21 @@ class VideoGPTTransformerModel(
 
         Returns:
             For each of `layers` the patch tokens (B, F, P, D), as the next block would read them.
+
+        Raises:
+            NotImplementedError: in context parallelism, where no process has all tokens of a layer.
         """
+        if self._parallel_config is not None:
+            raise NotImplementedError(
+                "`encode_clean` hands out all tokens of a layer, and in context parallelism no process has them: load the model "
+                "again for features, without `enable_parallelism`."
+            )
         self._check_latents(clean_hidden_states)
         num_frames = clean_hidden_states.shape[2]
         clip_layout, _ = self._default_layout(None, clean_hidden_states, None, None, None)
         tokens = self._join(self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout)))
         mask, _ = self._attention_masks(clip_layout)
-        rotary_emb = self._rotary_emb(clip_layout, tokens)
+        tokens, rotary_emb, _ = self._prepare_tokens(tokens, clip_layout)
 
         states = {0: tokens}
         for num_passed, block in enumerate(self.transformer_blocks[: max(layers)], start=1):
@@ -623,6 +694,11 @@ class VideoGPTTransformerModel(
         time_emb = self.time_embed(time_proj.to(patches.dtype))
         patches = self.norm(patches).unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B F, P, D)
         patches = self.proj_out(self.norm_out(patches, time_emb))
+        if self._parallel_config is not None:
+            rows, columns = self._patch_grid(hidden_states)
+            patches = whole_frames(
+                patches, rows * columns, self._parallel_config.context_parallel_config.ulysses_degree
+            )
         patches = patches.view(batch_size, num_frames, *self._patch_grid(hidden_states), size, size, channels)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
 
@@ -645,8 +721,18 @@ class VideoGPTTransformerModel(
         """What `set_attention_backend` chose; a processor that is not ours may have none."""
         return getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
 
-    def _rotary_emb(self, layout: ClipLayout, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tables in the dtype of queries and keys, rounded once for all layers."""
+    def _prepare_tokens(
+        self, tokens: torch.Tensor, layout: ClipLayout
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], TokenShares | None]:
+        """The tokens as the first block takes them, (B, T, D), their rotary tables and, in context parallelism, the shares.
+
+        The tables are in the dtype of queries and keys, rounded once for all layers.
+        """
         device = tokens.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
-        return self.rope(layout.position_ids, dtype)
+        if self._parallel_config is None:
+            return tokens, self.rope(layout.position_ids, dtype), None
+        mesh = self._parallel_config.context_parallel_config._ulysses_mesh
+        shares = share_tokens(layout, mesh.size(), mesh.get_group())
+        order = shares.order.flatten()  # the hooks of `_cp_plan` take a row of it
+        return tokens[:, order], self.rope(layout.position_ids[:, order], dtype), shares

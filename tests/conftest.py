@@ -15,6 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
+from tiny_transformers import tiny_transformer_of  # noqa: E402
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline  # noqa: E402
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel  # noqa: E402
@@ -43,26 +44,8 @@ def shared_dir() -> Path:
 
 @pytest.fixture
 def make_tiny_transformer():
-    """Makes a transformer of 2 layers and width 32 with fixed random weights that reach the output."""
-
-    def make(**config) -> VideoGPTTransformerModel:
-        tiny = {
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "ffn_dim": 48,
-            "pos_embed_max_size": 16,
-            "rope_long_factor": (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0),
-        }
-        model = VideoGPTTransformerModel(**{**tiny, **config})
-        generator = torch.Generator().manual_seed(0)
-        model.init_weights(generator)
-        # Zero in a new model, which would hide everything before them.
-        for parameter in (*model.norm_out.parameters(), *model.proj_out.parameters()):
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-        return model.eval()
-
-    return make
+    """[`tiny_transformer_of`]"""
+    return tiny_transformer_of
 
 
 @pytest.fixture

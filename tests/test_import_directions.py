@@ -25,6 +25,7 @@ FLOORS = {
         "conditions",
         "config_values",
         "console",
+        "context_parallel",
         "diffusers_internals",
         "extras",
         "files",

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from diffusers import ContextParallelConfig
 from diffusers.models.attention_dispatch import AttentionBackendName
 from peft import LoraConfig
 
@@ -690,8 +689,3 @@ def test_lora(tiny_transformer):
         assert_same(tiny_transformer(*args, attention_kwargs={"scale": 0.0}).sample, expected)
         tiny_transformer.disable_adapters()
         assert torch.equal(tiny_transformer(*args).sample, expected)
-
-
-def test_context_parallelism_is_refused(tiny_transformer):
-    with pytest.raises(NotImplementedError, match="FSDP2"):
-        tiny_transformer.enable_parallelism(config=ContextParallelConfig(ring_degree=2))

@@ -1,0 +1,24 @@
+"""The transformer that most tests use, for those that run as a script of their own."""
+
+import torch
+
+from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
+
+
+def tiny_transformer_of(**config) -> VideoGPTTransformerModel:
+    """A transformer of 2 layers and width 32 with fixed random weights that reach the output."""
+    tiny = {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "ffn_dim": 48,
+        "pos_embed_max_size": 16,
+        "rope_long_factor": (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0),
+    }
+    model = VideoGPTTransformerModel(**{**tiny, **config})
+    generator = torch.Generator().manual_seed(0)
+    model.init_weights(generator)
+    # Zero in a new model, which would hide everything before them.
+    for parameter in (*model.norm_out.parameters(), *model.proj_out.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return model.eval()
