@@ -218,6 +218,30 @@ def compare_rollout(degree: int, name: str) -> dict[str, float]:
     return {"latents": (latents - expected).abs().max().item(), "heads": heads}
 
 
+def compare_memory(degree: int) -> float:
+    """Bytes that a training step keeps for its backward pass, weights apart: this process's part of what one process keeps."""
+    totals = []
+    attention_videogpt.MIN_SPARSE_TOKENS = 0  # all have the same dense mask, which this size is too small to hide
+    noisy, clean = (torch.randn(1, 4, n, 26, 26, generator=seeded(n)) for n in (6, 4))
+    layout = make_clip_layout([2, 2, 2], (13, 13))
+    for is_parallel in (False, True):
+        model = make_model(num_layers=6, ffn_dim=176).train()
+        if is_parallel:
+            model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree))
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        kept = {}
+
+        def keep(x, kept=kept):
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            output = model(noisy, torch.tensor(0.5), clean, clip_layout=layout).sample
+        totals.append(sum(size for pointer, size in kept.items() if pointer not in weights))
+        del output  # until here, no memory was used twice
+    return totals[1] / totals[0]
+
+
 @torch.no_grad()
 def compare_block_mask(degree: int) -> float:
     """FlexAttention, without gradients: it has no backward pass on a CPU."""
@@ -252,6 +276,7 @@ def in_several_processes(path: Path) -> None:
         "training": {name: compare_training(degree, name) for name in TRAINING_CASES},
         "rollout": {name: compare_rollout(degree, name) for name in ROLLOUT_CASES},
         "block mask": compare_block_mask(degree),
+        "memory": compare_memory(degree),
         "loaded": compare_loaded(degree, path),
     }
     model = make_model()
@@ -299,6 +324,10 @@ def test_cached_rollout_is_that_of_one_process(results_of_ranks, name):
 
 def test_block_mask(results_of_ranks):
     assert all(results["block mask"] < 1e-5 for results in results_of_ranks)
+
+
+def test_each_process_keeps_its_share_for_the_backward_pass(results_of_ranks):
+    assert all(results["memory"] < 1.2 / len(results_of_ranks) for results in results_of_ranks)
 
 
 def test_from_pretrained(results_of_ranks):
