@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 
 import av
@@ -281,6 +282,8 @@ def _too_long(path: Path | bytes, begin: float, end: float) -> VideoReadError:
 
 def check_rate(fps: float) -> None:
     """Raises a `ValueError` for frames per second that no video has: from one in [`MAX_GAP`] seconds to [`MAX_FPS`]."""
+    if not isinstance(fps, Real):
+        raise ValueError(f"fps={fps!r} must be a number of frames per second.")
     if not 1 / MAX_GAP <= fps <= MAX_FPS:
         raise ValueError(
             f"fps={fps} must be at most {MAX_FPS:g} frames per second, and at least one in {MAX_GAP:g} s."

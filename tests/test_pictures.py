@@ -262,6 +262,14 @@ def test_rates_that_no_video_has(tmp_path, fps):
             call()
 
 
+def test_rates_that_are_no_number(tmp_path):
+    path = write_video(tmp_path / "film.mp4", np.zeros((3, 32, 32, 3), np.uint8), fps=5)
+    with pytest.raises(ValueError, match="fps='12' must be a number"):
+        read_video(path, fps="12")
+    with pytest.raises(ValueError, match="fps=None must be a number"):
+        write_video(path, np.zeros((1, 32, 32, 3), np.uint8), fps=None)
+
+
 @pytest.mark.parametrize("start", [float("nan"), float("inf"), -1])
 def test_starts_that_are_no_time(tmp_path, start):
     path = write_video(tmp_path / "film.mp4", np.zeros((3, 32, 32, 3), np.uint8), fps=5)

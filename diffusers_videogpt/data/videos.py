@@ -82,10 +82,10 @@ class DroppedVideos(dict[str, str]):
             ValueError: more than `max_bad_fraction` of the videos are in here; with the counts and the first reasons.
         """
         if len(self) > self.max_bad_fraction * self.num_seen:
-            remedy = ", or raise max_bad_fraction" if self.max_bad_fraction else ""
+            remedy = ", or raise `max_bad_fraction`" if self.max_bad_fraction else ""
             raise ValueError(
-                f"{f'{where}: ' if where else ''}{self.summary()}, more than the share of {self.max_bad_fraction} that may be. Look at these "
-                f"files, or ask for fewer frames{remedy}.{self.first()}"
+                f"{f'{where}: ' if where else ''}{self.summary()}, more than the share of {self.max_bad_fraction} that may be. "
+                f"Look at these files, or ask for fewer frames (`max_num_frames`){remedy}.{self.first()}"
             )
 
     def add(self, id: str, reason: str) -> None:

@@ -130,7 +130,8 @@ def test_a_folder_of_good_and_bad_videos(folder, tmp_path, capsys):
 
 def test_too_many_bad_videos_stop_the_run(folder):
     with pytest.raises(
-        ValueError, match=r"6 of 11 .*4 unreadable.*more than the share of 0.5.*\n  empty.mp4: unreadable"
+        ValueError,
+        match=r"6 of 11 .*4 unreadable.*more than the share of 0.5.*fewer frames \(`max_num_frames`\).*\n  empty.mp4: unreadable",
     ):
         VideoTable.from_folder(folder, Sampling(max_num_frames=10))
     with pytest.raises(ValueError, match="No usable video in .*: 11 of 11 videos dropped .*7 too short|6 too short"):
