@@ -54,7 +54,7 @@ def masks_for_attention(
     Args:
         layout: the tokens.
         backend: as `set_attention_backend` chose it; `None`: the one that diffusers has active.
-        num_cached: so many tokens stand in a cache before these, and all of these see them.
+        num_cached: number of tokens in a cache before these; every one of these attends to all of them.
 
     Raises:
         ValueError: if the backend can't apply a mask of any pattern.
@@ -109,7 +109,7 @@ def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str):
     def attend(query, key, value, block_mask):
         return flex_attention(query, key, value, block_mask=block_mask)
 
-    # Graphs are counted by code object: a copy makes it another function.
+    # torch counts the graphs of each code object: a copy of it, under another name, has a count of its own.
     attend.__code__ = attend.__code__.replace(co_name=f"flex_attention_{with_grad}_{num_samples}_{num_masks}")
     return torch.compile(attend, dynamic=True, fullgraph=True)
 
@@ -127,8 +127,8 @@ def block_attention(
         return flex_attention(query, key, value, block_mask=block_mask).transpose(1, 2)
     num_samples, num_masks = ("one" if n == 1 else "several" for n in (query.shape[0], block_mask.shape[0]))
     attend = _compiled_flex_attention(torch.is_grad_enabled(), num_samples, num_masks)
-    # Callers that want other parts uncompiled ("force_eager") do not want this: it would make all T × T scores. Without
-    # duck shapes, queries that are as many as keys are the same graph as fewer.
+    # Compiled even where the caller turned compilation off ("force_eager"): uncompiled, it would make all T × T scores.
+    # "Duck shapes" give equal sizes one symbol: then as many queries as keys would need a graph of their own.
     with torch.compiler.set_stance("default"), torch.fx.experimental._config.patch(use_duck_shape=False):
         return attend(query, key, value, block_mask).transpose(1, 2)
 
@@ -266,7 +266,7 @@ class VideoGPTAttnProcessor:
         if rank_lengths is None:
             if kv_cache is not None:
                 key, value = kv_cache.append(key, value)
-            # Without a query the keys and values were only to be cached.
+            # `num_queries` is 0 where only the keys and values are wanted, for the cache: then nothing attends.
             hidden_states = self._attend(query, key, value, attention_mask) if num_queries != 0 else query
         elif kv_cache is None:
             hidden_states = self._attend_by_rank(query, key, value, rank_lengths, attention_mask)
@@ -277,7 +277,7 @@ class VideoGPTAttnProcessor:
         return attn.to_out[0](hidden_states)
 
     def _attend_after_history(self, query, key, value, rank_lengths, special_mask, kv_cache):
-        """The first samples have the history that the cache holds, the others none."""
+        """A clip after a cache: the first samples of the batch have the history that it holds, the others have none."""
         num_with_past, num_past = kv_cache.batch_size, kv_cache.num_tokens
         past_and_key, past_and_value = kv_cache.place_clip(key[:num_with_past], value[:num_with_past])
         output = self._attend_by_rank(query[:num_with_past], past_and_key, past_and_value, rank_lengths, special_mask)

@@ -6,8 +6,9 @@ Tokens lie in memory by stream, then by rank, then by frame:
 
     condition | clean: F begin tokens, F · P patches, F end tokens | noisy: F hint tokens, F time tokens, F · P patches
 
-so that the rows which need no mask of their own (the patches) are contiguous and aligned. What a token *is* travels in
-its metadata (stream, clip, frame, rank); where it stands for RoPE in its position id. Both are independent of the order.
+so that the patches, nearly all of the tokens, lie side by side, and the mask is a few large rectangles. The metadata of a
+token say what it is (stream, clip, frame, rank), its position id says where it stands for RoPE. Neither depends on the
+order in memory.
 """
 
 from collections.abc import Sequence
@@ -425,7 +426,8 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
     partial = (attended > 0) & ~full
 
     # Only tensors change from layout to layout: a compiled kernel fits all partitions into clips.
-    # Copies, not views of one tensor, whose sizes would tell the compiler all rows and those of the outputs apart.
+    # Copies, not views: the compiler also looks at the size of the tensor behind a view, and would make one kernel for all
+    # rows and another for the rows of the outputs.
     keys_meta = meta.to(device)
     key_stream, key_clip, key_frame, key_rank = (x.clone() for x in keys_meta)
     query_stream, query_clip, query_frame, query_rank = (x.clone() for x in keys_meta[:, :, first_query:])

@@ -9,8 +9,8 @@ import torch
 class VideoGPTLayerCache:
     """One layer's part of a [`VideoGPTKVCache`]: memory for (B, `max_tokens`, N, K) keys and values, and room for a clip.
 
-    What is written stands behind the tokens that are committed, and the next writing replaces it, until
-    [`VideoGPTKVCache.commit`] counts it in.
+    New keys and values are written behind the committed tokens. The next write replaces them, unless
+    [`VideoGPTKVCache.commit`] has added them to the committed ones.
 
     Args:
         max_tokens: the most tokens of history that will be held.
@@ -29,7 +29,7 @@ class VideoGPTLayerCache:
         return None if self.keys is None else self.keys.shape[0]
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` of clean tokens; returns all up to them as views.
+        """Writes (B, T, N, K) `key` and `value` of clean tokens; returns views of everything up to their end.
 
         Raises:
             ValueError: if more than `max_tokens` would be held, or B changes.
@@ -48,9 +48,9 @@ class VideoGPTLayerCache:
         return self._write(key, value)
 
     def place_clip(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` of a noisy clip; returns all up to them as views.
+        """Writes (B, T, N, K) `key` and `value` of a noisy clip; returns views of everything up to their end.
 
-        No history is copied, but for a clip that does not fit behind it: then the memory is made larger, once.
+        The history is not copied, except when a clip does not fit behind it: then larger memory is taken, once.
         """
         if self.num_tokens + key.shape[1] > self.keys.shape[1]:
             self.keys, self.values = (
@@ -80,7 +80,7 @@ class VideoGPTKVCache:
     Args:
         num_layers: number of transformer blocks.
         max_tokens: the most condition and clean tokens that will ever be held.
-        clip_tokens: room for a noisy clip behind so many.
+        clip_tokens: room for one noisy clip behind the `max_tokens`.
     """
 
     def __init__(self, num_layers: int, max_tokens: int, *, clip_tokens: int = 0):
@@ -105,7 +105,13 @@ class VideoGPTKVCache:
         return self.num_dropped_frames + self.num_frames
 
     def commit(self, num_condition_tokens: int, num_frames: int, *, num_patches: int) -> None:
-        """Counts in what every layer has appended: `num_condition_tokens`, then `num_frames` of `num_patches` by rank."""
+        """Adds what every layer has appended to the committed tokens.
+
+        Args:
+            num_condition_tokens: how many of the new tokens stand for conditions; they come first.
+            num_frames: clean frames behind them: their begin tokens, then their patches, then their end tokens.
+            num_patches: patches in a frame.
+        """
         frames = torch.arange(self.next_frame, self.next_frame + num_frames)
         conditions = torch.full((num_condition_tokens,), -1)
         self._frame_of_token = torch.cat(
@@ -115,7 +121,9 @@ class VideoGPTKVCache:
         self.num_frames += num_frames
 
     def drop_oldest(self, num_frames: int) -> None:
-        """Forgets the `num_frames` oldest frames and moves up the rest, which keeps what it has computed from them."""
+        """Forgets the `num_frames` oldest frames and moves the others to the front.
+
+        The keys and values of the others stay as they are, although they were computed while those frames were seen."""
         self.num_dropped_frames += num_frames
         self.num_frames -= num_frames
         kept = ((self._frame_of_token < 0) | (self._frame_of_token >= self.num_dropped_frames)).nonzero()[:, 0]

@@ -96,17 +96,19 @@ def predict_clean(
             return transformer(latents.to(transformer.dtype), alpha, **model_inputs)[0].float()
 
     passes = guider.prepare_inputs(inputs)
-    if any(one.conditions is None for one in passes):  # a guider of diffusers asks for a contrast that there is not
+    # A guider of diffusers may ask for the pass with negative conditions in a call that has none: then one pass is all.
+    if any(one.conditions is None for one in passes):
         passes = passes[:1]
     names = [guidance_pass_name(one) for one in passes]
-    changes_model = type(guider).prepare_models is not BaseGuidance.prepare_models  # from pass to pass
+    # Some guiders change the model between the passes (skip a layer, for example): then they can't share one batch.
+    changes_model = type(guider).prepare_models is not BaseGuidance.prepare_models
     if names == ["pred_cond", "pred_uncond"] and cache is not None and not history.conditions and not changes_model:
-        # One pass of twice the samples reads the weights once: the second half has no history.
+        # Both passes in one batch, so that the weights are read once. Its second half has no history.
         both = predict("both", torch.cat([latents, latents]), kv_cache=cache)
         passes[0].noise_pred, passes[1].noise_pred = both.chunk(2)
     else:
         for name, one in zip(names, passes, strict=True):
-            if one.kv_cache is not None:  # it holds the conditions too
+            if one.kv_cache is not None:  # it holds the history and the conditions
                 model_inputs = {"kv_cache": one.kv_cache}
             else:
                 model_inputs = dict(one.conditions)
@@ -196,8 +198,10 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
             for example `CLIPTextModel`, as in the paper, or `BertModel`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
-        trained_on (`str`, *optional*): what the training videos show, in a few words, for who gives the model others.
-        trained_with (`dict`, *optional*): its samples' `fps`, `num_frames` and form of `clips`, for who trains it further.
+        trained_on (`str`, *optional*): what the training videos show, in a few words. `videogpt predict` and the page say it
+            to users who give the model their own videos.
+        trained_with (`dict`, *optional*): `fps`, `num_frames` and form of `clips` of the training samples. Training that
+            starts from this pipeline takes `fps` and `clips` from here unless told otherwise.
         guider ([`NextClipGuidance`], or a guider of diffusers, *optional*): how the predictions with history and without
             become one; by default a [`NextClipGuidance`] of the two scales above. A call works with a copy of it.
     """
@@ -291,7 +295,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @property
     def _guidance_scale(self) -> float:
-        """A callback may set it for the steps that follow, as in all pipelines of diffusers."""
+        """The same, under the name by which callbacks of diffusers set it for the steps that follow."""
         return self._guider.guidance_scale
 
     @_guidance_scale.setter
@@ -415,7 +419,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @property
     def condition_encoder(self) -> ConditionEncoder:
-        """What makes the transformer's arguments of classes and prompts, from the components of this moment."""
+        """Turns classes and prompts into arguments of the transformer, with the text encoder and tokenizer set now."""
         return make_condition_encoder(
             self.transformer,
             self.text_encoder,
@@ -447,7 +451,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     # A call
 
     def begin_rollout(self, inputs: CallInputs) -> Rollout:
-        """What a call and a stream have in common: all of it up to the first clip. `inputs` are their arguments."""
+        """Everything before the first clip, the same for a call and a stream. `inputs` are their arguments."""
         timesteps, _ = set_flow_timesteps(self.scheduler, inputs.num_inference_steps)
         guider = guider_for_call(
             self.guider,
@@ -712,8 +716,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     ) -> VideoGPTStream:
         """Predicts clip after clip, each handed out as soon as it is there, while the next one is computed.
 
-        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end. Time and memory of a clip
-        do not grow with the length of the video. See [`VideoGPTStream`] for giving it real frames on the way.
+        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end. Time
+        and memory of a clip do not grow with the length of the video. See [`VideoGPTStream`] for giving it real frames.
         """
         is_endless = num_frames is None
         default = self.config.frames_per_clip

@@ -35,7 +35,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
-MAX_TRAIN_TIMESTEPS = 10**6  # a unit only; it is as many numbers in memory until timesteps are set
+MAX_TRAIN_TIMESTEPS = 10**6  # a bound, because so many numbers are in memory until timesteps are set
 
 # Made for flow matching and nothing else: they take the velocity, without an option that says so.
 _VELOCITY_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
@@ -456,9 +456,9 @@ def _set_heun_timesteps(
 ) -> None:
     """Puts Heun's method on the linear times 1, …, 1 / T of the other schedulers, before their shift.
 
-    Its own grid ends at σ = 0.001, and before the last step it corrects the one that led there by the velocity at that σ,
-    (ψ − x̂) / 0.001: what error ψ has is multiplied by the length of that step over 0.001, about 20 in 50 steps. On this
-    grid the factor is below 1. Its shift counts once, as everywhere, and not twice.
+    Its own grid ends at σ = 0.001. There the velocity is (ψ − x̂) / 0.001, so that an error in ψ counts a thousandfold; times
+    the length of a step, 1 / 50, it comes out 20 times as large. On this grid the factor is below 1. The scheduler would
+    also apply its shift twice; here it is applied once, as in the others.
     """
     bounds = scheduler.sigma_max, scheduler.sigma_min
     scheduler.sigma_max, scheduler.sigma_min = 1.0, 1 / num_inference_steps

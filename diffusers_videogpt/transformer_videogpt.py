@@ -101,7 +101,7 @@ class VideoGPTTransformerBlock(nn.Module):
 
 
 class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
-    """The last layer: it computes what is read afterwards, the last tokens, and hands on the others as they are.
+    """The last layer: only its last tokens are read afterwards, so only these are computed; the others pass unchanged.
 
     A class of its own, so that `torch.compile` makes one graph for the blocks and one for this.
     """
@@ -428,7 +428,7 @@ class VideoGPTTransformerModel(
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], kv_cache.layers[:-1], strict=True):
             tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache)
-        # Nothing is read of the last layer but its keys and values: no token is a query.
+        # Of the last layer only the keys and values are needed, for the cache: it is asked for 0 queries.
         self._run_block(self.transformer_blocks[-1], tokens, None, rotary_emb, kv_cache.layers[-1], None, 0)
 
         rows, columns = clip_layout.padded_grid
@@ -611,7 +611,7 @@ class VideoGPTTransformerModel(
         return (patches + pos_embed[:, None]).flatten(1, 3)
 
     def _join(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        """(B, T, D) in the dtype of the last: under autocast patches and learned tokens are fp32, the others are not."""
+        """Puts groups of tokens one after another, (B, T, D), in the dtype of the last group: under autocast the groups differ."""
         return torch.cat([group.to(tokens[-1].dtype) for group in tokens], dim=1)
 
     def _project_out(

@@ -35,7 +35,7 @@ EXIT_ON_SIGTERM = 143  # 128 + SIGTERM, as a shell reports it
 
 
 def make_accelerator(loop: LoopSettings, *, batches: BatchSettings, optimizer: OptimizerSettings) -> Accelerator:
-    """What `accelerate launch` configured.
+    """The accelerator, with devices and sharding as `accelerate launch` configured them.
 
     Raises:
         SystemExit: under DeepSpeed, whose checkpoints are pickles, which this project does not load.
@@ -60,8 +60,8 @@ def make_accelerator(loop: LoopSettings, *, batches: BatchSettings, optimizer: O
 def hold_process_group() -> None:
     """Keeps the group of the processes, if there is one, to the end of the program.
 
-    Else DDP's reducer may be the last to hold it, and ends it without letting go of Python's lock, for which gloo's own
-    thread may be waiting (torch 2.13): processes now and then never ended.
+    Without this, DDP may be the last to hold a reference to the group, and destroys it while it holds Python's global lock.
+    If gloo's thread waits for that lock at the same moment, the process never ends (seen now and then with torch 2.13).
     """
     if torch.distributed.is_initialized():
         groups = [torch.distributed.group.WORLD]
@@ -69,7 +69,8 @@ def hold_process_group() -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Frees what FSDP2 keeps gathered after a forward pass without a backward one: the parameters are shards again."""
+    """Splits the parameters among the processes again: after a forward pass without a backward pass, FSDP2 leaves each process
+    with all of them."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -120,13 +121,13 @@ class TrainingLoop:
         loss: `loss(model, batch)`, a scalar, from a [`~feed.MicroBatch`].
         settings: how long, and what is written when.
         optimizer: of the weights.
-        run: flat values that a checkpoint must agree with to be resumed, by name.
+        run: what identifies this run, plain values by name: only a checkpoint with the same values is resumed.
         validate: called as `validate(loop, step)` with the averaged weights in place, on all processes, every
             `--validation_steps`; its dictionary of numbers goes into the log and to the tracker.
         gradient_accumulation_steps: micro-batches of a step.
         trainable_only: checkpoints hold only the trained parameters (adapters).
         options: of the run, plain values by name, which a tracker shows.
-        errors: what `loss` counts beside, for the log.
+        errors: filled by `loss` as it runs: the errors by noise level, for the log.
     """
 
     def __init__(
@@ -175,7 +176,8 @@ class TrainingLoop:
         self.errors = errors or ErrorsByAlpha()
         self.error_sums = self.errors.take()  # since the last row of the log, over all processes
         self.first_step = 0  # later than 0 in a run that was resumed
-        # Asked is this process alone; stopping is what all have agreed on, or one would wait for the others for ever.
+        # A signal may reach one process only (`_stop_asked`). All processes stop at the same step (`_stopping`, the same in
+        # all): if one stopped alone, the others would wait for it for ever.
         self._stop_asked = self._stopping = False
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -185,8 +187,8 @@ class TrainingLoop:
         """Trains from the last checkpoint, if asked to, up to `--max_train_steps`.
 
         Raises:
-                SystemExit: the loss is not finite, with the step and the videos; the folder holds checkpoints of another run;
-                or, with code 143, after the checkpoint that SIGTERM asks for.
+            SystemExit: the loss is not finite (the message has the step and the videos); the folder holds checkpoints of another
+                run; or SIGTERM asked to stop: then with code 143, after a checkpoint was written.
         """
         settings, accelerator = self.settings, self.accelerator
         self._resume()

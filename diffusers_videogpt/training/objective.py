@@ -56,8 +56,8 @@ AlphaDrawer = Callable[[Sequence[int], torch.Generator | None], torch.Tensor]
 def make_alpha_drawer(objective: ObjectiveSettings) -> AlphaDrawer:
     """How the noise levels of a video's clips are drawn: one α in [0, 1] a clip, 1 is clean.
 
-    The densities are diffusers' own, [`~diffusers.training_utils.compute_density_for_timestep_sampling`], with α for its u,
-    which runs from noise to clean as the timesteps of its examples do.
+    The densities are diffusers' own: [`~diffusers.training_utils.compute_density_for_timestep_sampling`] draws a number u in
+    [0, 1], which is taken as α. In diffusers' training examples, too, u = 0 is noise and u = 1 is clean.
     """
     if objective.weighting_scheme == "none":
         return sample_alphas
@@ -79,7 +79,7 @@ def make_alpha_drawer(objective: ObjectiveSettings) -> AlphaDrawer:
 
 
 def velocity_weights(alphas: torch.Tensor, maximum: float) -> torch.Tensor:
-    """min(1 / (1 − α)², maximum): the squared error of a velocity (x̂ − ψ) / (1 − α) in terms of that of x̂."""
+    """min(1 / (1 − α)², maximum): the squared error of x̂, times this, is that of the velocity (x̂ − ψ) / (1 − α)."""
     return compute_loss_weighting_for_sd3("sigma_sqrt", sigmas=1 - alphas).clamp(max=maximum)
 
 
@@ -88,8 +88,8 @@ class DenoisedClips:
     """What a transformer made of noisy clips.
 
     Attributes:
-        predicted, target, noisy: its estimate x̂ of the clean latents, these φ, and what it was given ψ, (B, C, N, H, W) of
-            the noisy clips' frames.
+        predicted, target, noisy: the transformer's estimate x̂, the clean latents φ that it should find, and the noisy latents
+            ψ that it was given; each (B, C, N, H, W), the frames of the noisy clips.
         alphas: (B, N), the share of signal in `noisy`.
     """
 
