@@ -5,6 +5,7 @@ Nothing here imports PyTorch, so that `--help` and a mistake are answered at onc
 
 import argparse
 import difflib
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -60,12 +61,17 @@ def parse_device(text: str) -> str:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """ "DIR:0.8" → ("DIR", 0.8), "DIR" → ("DIR", 1.0)."""
-    source, _, weight = text.rpartition(":")
+    """ "DIR:0.8" → ("DIR", 0.8), "DIR" → ("DIR", 1.0); refuses a weight that is not finite."""
+    source, _, number = text.rpartition(":")
     try:
-        return (source, float(weight)) if source else (text, 1.0)
+        weight = float(number) if source else None
     except ValueError:
+        weight = None
+    if weight is None:
         return text, 1.0
+    if not math.isfinite(weight):
+        raise argparse.ArgumentTypeError(f"{text!r}: the weight of a LoRA must be a finite number, got {number}")
+    return source, weight
 
 
 def add_model_argument(command: argparse.ArgumentParser) -> None:

@@ -456,9 +456,11 @@ def _read_notes(path: Path, expected: dict) -> dict:
         if saved.get(key) != now.get(key)
     ]
     if differences:
+        is_content = any(difference.startswith("content.") for difference in differences)
+        hashes = " (content: hashes of what is in the files, so these have changed)" if is_content else ""
         raise ValueError(
-            f"'{path}' is of another configuration: {'; '.join(differences)}. Resume with the one it was made with, or "
-            "start a new run from its weights."
+            f"'{path}' is of another configuration: {'; '.join(differences)}{hashes}. Resume with the one it was made with, "
+            "or start a new run from its weights."
         )
     return notes
 

@@ -369,6 +369,13 @@ def test_numbers_of_frames_are_positive(capsys, argument):
     assert f"argument {argument}: '0' is no whole number of 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf"])
+def test_weights_of_loras_are_finite(capsys, weight):
+    with pytest.raises(SystemExit):
+        main(["predict", "--lora", f"folder:{weight}"])
+    assert f"'folder:{weight}': the weight of a LoRA must be a finite number" in capsys.readouterr().err
+
+
 def test_predict_without_a_vae(tmp_path):
     VideoGPTPipeline.from_pretrained(BUNDLED_MODEL, vae=None).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match="videogpt predict: .*has no VAE"):

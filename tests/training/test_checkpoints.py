@@ -285,8 +285,15 @@ def test_another_configuration_is_refused_by_field(tmp_path):
     with pytest.raises(ValueError, match="of another configuration") as caught:
         load(run, path, expected)
     assert "seed: nothing there, 5 now; transformer.num_layers: 2 there, 3 now." in str(caught.value)
-    assert "interval" not in str(caught.value)
+    assert "interval" not in str(caught.value) and "hashes" not in str(caught.value)
     assert files_of(save(run, tmp_path / "after", 1)) == before
+
+
+def test_changed_files_are_refused_as_such(tmp_path):
+    run = make_run()
+    path = save_checkpoint(tmp_path, 1, **vars(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}})
+    with pytest.raises(ValueError, match="content.sources: ab there, cd now .content: hashes of what is in the files"):
+        load(run, path, FIELDS | {"content.sources": "cd"})
 
 
 @pytest.mark.parametrize(
