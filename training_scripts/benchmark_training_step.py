@@ -31,8 +31,8 @@ class DenseEverywhere:
     def __enter__(self):
         def with_dense_mask(_block, args):
             tokens, _mask, rotary_emb, *others = args
-            # The last block is also told how many tokens are read of it; here it computes all.
-            return tokens, self.mask, rotary_emb, *((None, None, tokens.shape[1]) if others else ())
+            # The last block is also told, at the end, how many tokens are read of it; here it computes all.
+            return tokens, self.mask, rotary_emb, *others[:3], *(tokens.shape[1] for _ in others[3:])
 
         self.hooks = [block.register_forward_pre_hook(with_dense_mask) for block in self.blocks]
 
