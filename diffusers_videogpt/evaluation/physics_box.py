@@ -38,6 +38,7 @@ SEEN_CHANGE = 2.0  # of velocity, in pixels a frame: such a change in a predicti
 CLEAR_CHANGE = 2.5  # such a collision of the simulator must be seen
 # Elsewhere much of the energy is in spin, which centres do not show.
 KINDS_WITHOUT_SPIN = ("bounce", "fall", "pendulum")
+NUM_STEPS = 25  # denoising steps a clip of a model that tells no number of its own
 ENLARGED = 4  # times, before motion masks are made: their filters are 5 pixels wide, as are small objects here
 
 
@@ -297,9 +298,10 @@ def _with_masks(frames: np.ndarray):
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """As in the pipeline's call; `None` is the pipeline's own. Scene s is predicted from the noise of (`seed`, s)."""
+    """As in the pipeline's call; `None` is the pipeline's own, or `NUM_STEPS` where it tells no number of steps. Scene s is
+    predicted from the noise of (`seed`, s)."""
 
-    num_inference_steps: int = 25
+    num_inference_steps: int | None = None
     frames_per_clip: int | None = None
     guidance_scale: float | None = None
     max_context_frames: int | None = None
@@ -320,8 +322,8 @@ def predict_scenes(
     is missing is predicted anew, so that a run that was killed and goes on gives the same bits.
     """
     call = {name: value for name, value in asdict(settings).items() if name != "seed"}
-    for name in ("frames_per_clip", "guidance_scale", "max_context_frames"):
-        call[name] = pipe.config[name] if call[name] is None else call[name]
+    call = {name: pipe.config[name] if value is None else value for name, value in call.items()}
+    call["num_inference_steps"] = call["num_inference_steps"] or NUM_STEPS
     model, predictions = hash_of_model(pipe), []
     for first in range(0, len(scenes), batch_size):
         batch = scenes[first : first + batch_size]

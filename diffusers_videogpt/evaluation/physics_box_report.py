@@ -12,6 +12,7 @@ from ..files import Store, write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from .physics_box import (
     BASELINES,
+    NUM_STEPS,
     BoxScores,
     RolloutSettings,
     make_scenes,
@@ -51,8 +52,8 @@ def evaluate_models(
 
     Args:
         frames_per_clip: clip lengths of the model; by default its own.
-        compare: (name, folder or Hub id, denoising steps or `None` for those of `settings`) of other models, each with
-            its own clip length and guidance.
+        compare: (name, folder or Hub id, denoising steps or `None`) of other models, each with its own clip length and
+            guidance; `None` is their own number of steps, where they tell one, else that of `settings`.
 
     Returns:
         way of predicting → scores: the truth, the second take, the baselines, the autoencoder alone, the models.
@@ -63,6 +64,8 @@ def evaluate_models(
     pipe = _load(model, device)
     size = pipe.config.longest_side
     clip_lengths = frames_per_clip or [pipe.config.frames_per_clip]
+    asked_steps = settings.num_inference_steps
+    settings = replace(settings, num_inference_steps=asked_steps or pipe.config.num_inference_steps or NUM_STEPS)
     runs = {f"clips of {length}": (pipe, replace(settings, frames_per_clip=length)) for length in clip_lengths}
     for name, source, num_steps in compare:
         other = _load(source, device)
@@ -73,7 +76,8 @@ def evaluate_models(
                 f"'{name}' predicts frames of {other.config.longest_side} pixels, {model} of {size}: compare models of one "
                 "size."
             )
-        runs[name] = other, RolloutSettings(num_steps or settings.num_inference_steps, seed=settings.seed)
+        num_steps = num_steps or other.config.num_inference_steps or asked_steps
+        runs[name] = other, RolloutSettings(num_steps, seed=settings.seed)
 
     scenes, store = make_scenes(num_scenes, num_given, num_predicted=num_predicted, size=size), Store(folder)
     results = score_without_model(scenes)

@@ -14,6 +14,7 @@ from ..options import (
     add_guidance_argument,
     add_output_argument,
     add_steps_argument,
+    steps_of,
 )
 
 
@@ -54,7 +55,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
             real,
             output=args.output,
             seed=args.seed,
-            num_inference_steps=args.steps,
+            num_inference_steps=steps_of(args.steps, pipe),
             frames_per_clip=args.frames_per_clip,
             guidance_scale=args.guidance_scale,
             condition_guidance_scale=args.condition_guidance_scale,
