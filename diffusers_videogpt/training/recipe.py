@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from huggingface_hub import HfApi
 from torch import nn
 
@@ -22,7 +22,8 @@ from .loading import load_pipeline, settle_from_base
 from .loop import TrainingLoop, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
-from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
+from .objective import AlphaDrawer, DenoisedClips, NoisyClips, make_alpha_drawer, make_noisy_clips
+from .resampled_history import resample_history
 from .run_folder import hold_folder
 from .settings import (
     HubSettings,
@@ -112,6 +113,11 @@ class NextClipTraining(Training):
         self.predicted: set[int] = set()  # steps whose predictions in the folder are of this run
         self.errors = ErrorsByAlpha()
         self.validation_errors: dict[str, float] = {}  # by α, at the last validation
+        if self.objective.resampled_history and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "--resampled_history does not work with FSDP2, whose processes have to call the model equally often, and clips "
+                "differ in number: use DDP (configs/accelerate/ddp.yaml), or leave it out."
+            )
 
     @property
     def model(self) -> VideoGPTTransformerModel:
@@ -147,10 +153,19 @@ class NextClipTraining(Training):
         """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
         return {}
 
-    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
-        """The clips of a batch, made noisy and denoised by the model."""
-        return denoise_clips(
-            model,
+    def make_noisy(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> NoisyClips:
+        """The clips of a batch, made noisy; in training, of some videos behind a past that the model itself has made."""
+        history = None
+        if model.training and self.objective.resampled_history:
+            history = resample_history(
+                self.accelerator.unwrap_model(model),
+                batch.latents,
+                clip_lengths=batch.clip_lengths,
+                generators=batch.generators,
+                share=self.objective.resampled_history,
+                num_steps=self.objective.resampled_steps,
+            )
+        return make_noisy_clips(
             batch.latents,
             clip_lengths=batch.clip_lengths,
             generator=batch.generators,
@@ -158,8 +173,13 @@ class NextClipTraining(Training):
             min_retention=self.objective.min_retention,
             draw_alphas=draw_alphas,
             patch_size=self.patch_size,
+            history=history,
             **self.conditions(batch, model.training),
         )
+
+    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
+        """The clips of a batch, made noisy and denoised by the model."""
+        return self.make_noisy(model, batch, draw_alphas=draw_alphas).denoised_by(model)
 
     def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         clips = self.denoise(model, batch, draw_alphas=make_alpha_drawer(self.objective))

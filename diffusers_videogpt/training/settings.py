@@ -22,6 +22,11 @@ SCHEDULES = typing.get_args(Schedule)
 SIMULATED = {"physics": "simulated balls, boxes and pendulums", "orders": "simulated balls and boxes, made to order"}
 LONGEST_SIDE = 320  # of a new model's samples, in pixels
 Dtype = Literal["float32", "bfloat16", "float16"]
+# Options of [`ObjectiveSettings`] for who has no past that a model could have predicted from the clips alone.
+NO_RESAMPLING = dict.fromkeys(
+    ("resampled_history", "resampled_steps"),
+    "the past is predicted from clips alone, without a class, a text or a marked first frame: leave it out",
+)
 
 
 def ema_decay(text: str) -> float:
@@ -336,6 +341,12 @@ class ObjectiveSettings:
         "none", "of a frame's error: none as the paper, or 1/(1-α)², which makes it that of the velocity"
     )
     max_loss_weight: float = option(25.0, "where --loss_weighting velocity is capped", type=positive_float)
+    resampled_history: float = option(
+        0.0,
+        "share of the samples whose past is as the model itself predicts it, clip after clip, not as it was",
+        type=share,
+    )
+    resampled_steps: Literal[1, 2] = option(1, "of --resampled_history: denoising steps a clip", type=int)
 
     def __post_init__(self):
         try:
@@ -359,14 +370,18 @@ class ObjectiveSettings:
                 raise ValueError(f"--{name} has an effect only with --weighting_scheme {scheme}")
         if self.uniform_share and self.weighting_scheme == "none":
             raise ValueError("--uniform_share has an effect only with another --weighting_scheme than none")
+        if self.resampled_steps != ObjectiveSettings.resampled_steps and not self.resampled_history:
+            raise ValueError("--resampled_steps has an effect only with --resampled_history above 0")
         if self.max_loss_weight != ObjectiveSettings.max_loss_weight and self.loss_weighting == "none":
             raise ValueError("--max_loss_weight has an effect only with --loss_weighting velocity")
 
     def noise_fields(self) -> dict[str, str | float]:
         """What a checkpoint must agree with; empty for the paper's objective, as checkpoints from before know no other."""
         fields = {}
+        if self.resampled_history:
+            fields = {"resampled_history": self.resampled_history, "resampled_steps": self.resampled_steps}
         if self.weighting_scheme != "none":
-            fields = {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
+            fields |= {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
             names = ("mode_scale",) if self.weighting_scheme == "mode" else ("logit_mean", "logit_std")
             fields |= {name: getattr(self, name) for name in names}
         if self.loss_weighting != "none":
