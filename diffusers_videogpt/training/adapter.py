@@ -23,9 +23,17 @@ PATCHES = ["noisy_patch_embed", "clean_patch_embed"]
 
 
 def load_base(
-    model: BaseModelSettings, objective: ObjectiveSettings, *, sampling: SamplingSettings, accelerator: Accelerator
+    model: BaseModelSettings,
+    objective: ObjectiveSettings,
+    *,
+    sampling: SamplingSettings,
+    accelerator: Accelerator,
+    clips: str = "first:1",
 ) -> VideoGPTPipeline:
     """The pipeline with frozen weights, quantized if asked to; it predicts clips as they are trained.
+
+    Args:
+        clips: their form where neither the options nor the pipeline tell one.
 
     Raises:
         SystemExit: weights in bfloat16, and training that is not.
@@ -34,7 +42,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    settle_from_base(sampling, model, objective, clips="first:1")
+    settle_from_base(sampling, model, objective, clips=clips)
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":

@@ -1,10 +1,13 @@
 """What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
@@ -45,9 +48,11 @@ class Training:
         trainable_only: whether checkpoints leave out the weights that are not trained.
         errors: what the loss counts beside, for the log.
         trained_on: what the videos show, in a few words, where that is known; [`run_training`] sets it.
+        averaged_weights: the loop's, for a loss that needs the average of the weights; [`run_training`] sets it.
     """
 
     trained_on: str | None = None
+    averaged_weights: Callable[[], AbstractContextManager[None]]
     model: nn.Module
     trainable_only = False
     errors: ErrorsByAlpha | None = None
@@ -205,29 +210,36 @@ class NextClipTraining(Training):
             self.predicted.add(step)
         return numbers
 
+    def prediction_settings(self) -> dict[str, Any]:
+        """How held-out videos are predicted, as [`~validation.predict_continuation`] takes it."""
+        sampling = self.feed.sampling
+        return {
+            "num_given": self.rollouts.validation_given_frames or max(sampling.max_num_frames // 2, 1),
+            "num_inference_steps": self.rollouts.validation_inference_steps,
+            "seed": sampling.seed,
+        }
+
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """Predicts held-out videos, writes what came out, and returns how good it is."""
+        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
+        return self.roll_out(loop, step, videos)
+
+    def roll_out(self, loop: TrainingLoop, step: int, videos: list[np.ndarray], **how) -> dict[str, float]:
+        """[`predict`] of these videos; `how` is as [`~validation.validation_rollout`] takes it."""
+        if not videos:
+            return {}
         # All processes predict, since a sharded model computes only together; one writes.
         folder = self.folder / f"step-{step:06d}" if self.accelerator.is_main_process else None
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
-        if not videos:
-            return {}
-        sampling = self.feed.sampling
         # Compiling the cached pass for a few predictions would take longer than they do.
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            scores = validation_rollout(
-                self.pipe,
-                videos,
-                num_given=self.rollouts.validation_given_frames or max(sampling.max_num_frames // 2, 1),
-                num_inference_steps=self.rollouts.validation_inference_steps,
-                fps=8,
-                seed=sampling.seed,
-                folder=folder,
-            )
+            scores = validation_rollout(self.pipe, videos, fps=8, folder=folder, **(self.prediction_settings() | how))
         if folder is not None:
             log_rollout(self.accelerator, scores, folder=folder, step=step)
-        return {"ratio_to_repeat": scores.ratio_to_repeat}
+        return {"ratio_to_repeat": scores.ratio_to_repeat} | {
+            f"ratio_to_repeat_{name.replace(', ', '_').replace(' ', '_')}": scores.ratio_of(name)
+            for name in how.get("beside", {})
+        }
 
     def trained_with(self) -> dict[str, Any]:
         """Samples and clips, for who trains the model further or predicts with it."""
@@ -414,6 +426,7 @@ def run_training(
         options=record.options,
         errors=training.errors,
     )
+    training.averaged_weights = trainer.averaged_weights
     trainer.run()
     weights = trainer.trained_state_dict()
     if accelerator.is_main_process:

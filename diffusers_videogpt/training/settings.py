@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import natural_int, positive_float, positive_int
+from ..arguments import finite_float, natural_int, positive_float, positive_int
 from .arguments import option, part, share
 
 
@@ -119,6 +119,18 @@ class BaseModelSettings(AutoencoderSettings):
     frames_per_clip: int | None = option(
         None, "of predictions; default: as trained, of random clips the pipeline's", type=positive_int
     )
+
+
+def require_base_on_hub(hub: "HubSettings", base: str) -> None:
+    """
+    Raises:
+        ValueError: a LoRA is to be published, and what it adapts is not on the Hub.
+    """
+    if hub.push_to_hub and hub_id(base) is None:
+        raise ValueError(
+            f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{base}' is not there. Train without it, "
+            "then `videogpt export-hub … --base-model ID --push`"
+        )
 
 
 @dataclass(kw_only=True)
@@ -396,6 +408,34 @@ class ObjectiveSettings:
         if self.clips in (None, "random") and sampling.least_num_frames < 2:
             raise ValueError(
                 "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
+            )
+
+
+@dataclass(kw_only=True)
+class DistillationSettings:
+    """What a student learns from a teacher of many guided steps, and who it is."""
+
+    student: Literal["full", "lora"] = option(
+        "full", "full: a pipeline of its own; lora: a small adapter of the teacher's"
+    )
+    guidance_scale: float | None = option(
+        None, "of the teacher, by history; the student then needs none; default: the pipeline's own", type=finite_float
+    )
+    grid_steps: int = option(32, "steps of the teacher from noise to a clip", type=positive_int)
+    consistency_loss: Literal["pseudo_huber", "l2"] = option("pseudo_huber")
+    huber_c: float = option(
+        0.01, "of pseudo_huber: errors above it count by their size, below by its square", type=positive_float
+    )
+    num_inference_steps: int = option(
+        2, "at inference, a clip: kept in the saved pipeline or adapter", type=positive_int
+    )
+
+    def __post_init__(self):
+        if self.huber_c != DistillationSettings.huber_c and self.consistency_loss != "pseudo_huber":
+            raise ValueError("--huber_c has an effect only with --consistency_loss pseudo_huber")
+        if self.grid_steps < 2:
+            raise ValueError(
+                "--grid_steps 1 is one step of the teacher, from noise to its blurred guess: give 2 or more"
             )
 
 
