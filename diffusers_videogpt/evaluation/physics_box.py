@@ -233,6 +233,8 @@ class BoxScores:
             object, one frame more or less; `recall` the share of the simulator's clear collisions at which there is such a
             change; `f1`; and both numbers, `seen` and `clear`.
         physics_iq: Physics-IQ's `score`, its metrics against the first take and, as `take_2_…`, those of the second.
+        sharpness: of [`sharpness_of`], over that of the true frame: below 1 is blurred, above 1 has edges that are not there.
+        colour_drift: of [`colour_drift_of`], in 8-bit levels.
     """
 
     mse: list[float]
@@ -242,14 +244,34 @@ class BoxScores:
     energy_drift: list[float]
     collisions: dict[str, float]
     physics_iq: dict[str, float]
+    sharpness: list[float]
+    colour_drift: list[float]
+
+
+def sharpness_of(frames: np.ndarray) -> np.ndarray:
+    """Mean squared difference of neighbouring pixels, to the right and below: uint8 (N, H, W, 3) → (N,)."""
+    pixels = frames / 255
+    return sum(np.square(np.diff(pixels, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
+
+
+def colour_drift_of(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How far colours are off, wherever they are in the picture: twice uint8 (N, H, W, 3) → (N,), in 8-bit levels.
+
+    It is the Wasserstein distance of the pixels' values in each channel: the mean difference once both are sorted. An object
+    in the wrong place costs nothing, one of another colour or a darker ground does.
+    """
+    sorted_values = (np.sort(video.reshape(len(video), -1, 3).astype(np.float64), axis=1) for video in (frames, truth))
+    return np.abs(np.subtract(*sorted_values)).mean(axis=(1, 2))
 
 
 def score_predictions(predictions: Sequence[np.ndarray], scenes: Sequence[BoxScene]) -> BoxScores:
     """Scores predicted frames, uint8 (N, H, H, 3) a scene."""
-    errors, distances, complete, drifts = [], [], [], []
+    errors, distances, complete, drifts, sharpness, colours = [], [], [], [], [], []
     seen = right = clear = found = 0
     for frames, scene in zip(predictions, scenes, strict=True):
         errors.append(mse_by_frame(frames, scene.truth))
+        sharpness.append(sharpness_of(frames) / sharpness_of(scene.truth))
+        colours.append(colour_drift_of(frames, scene.truth))
         tracks, all_there = track_objects(frames, scene)
         complete.append(all_there)
         held = hold_lost_objects(tracks, scene)
@@ -271,6 +293,8 @@ def score_predictions(predictions: Sequence[np.ndarray], scenes: Sequence[BoxSce
         energy_drift=np.median(drifts, axis=0).tolist(),
         collisions={"precision": precision, "recall": recall, "f1": f1, "seen": seen, "clear": clear},
         physics_iq=physics_iq_of(predictions, scenes),
+        sharpness=np.mean(sharpness, axis=0).tolist(),
+        colour_drift=np.mean(colours, axis=0).tolist(),
     )
 
 
