@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline
-from run_scripts import TINY, TWO_PROCESSES, run_script
+from run_scripts import FSDP2_ON_CPU, TINY, TWO_PROCESSES, run_script
 from safetensors.torch import load_file
 from script_data import losses
 
@@ -113,11 +113,11 @@ def test_a_lora_that_makes_its_base_fast(tmp_path, teacher, arguments, run_here)
     assert 'solver="consistency"' in example and "num_inference_steps=2, guidance_scale=1.0" in example
 
 
-@pytest.mark.parametrize("student", ["full", "lora"])
-def test_two_processes_train_as_one(tmp_path, arguments, student):
+@pytest.mark.parametrize("student, strategy", [("full", "ddp"), ("full", "fsdp2"), ("lora", "ddp")])
+def test_two_processes_train_as_one(tmp_path, arguments, student, strategy):
     args = [*arguments, "--student", student, "--max_train_steps", 3]
     train(tmp_path / "one", *args, "--train_batch_size", 2)
-    train(tmp_path / "two", *args, launcher=TWO_PROCESSES)
+    train(tmp_path / "two", *args, launcher=TWO_PROCESSES if strategy == "ddp" else (*TWO_PROCESSES, FSDP2_ON_CPU))
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
 
 
