@@ -22,7 +22,13 @@ def main():
     from diffusers_videogpt.training.objective import make_clip_drawer
     from diffusers_videogpt.training.recipe import NextClipTraining, record_run, run_training, start_run
 
-    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run, objective=settings.objective)
+    accelerator, pipe = start_run(
+        settings.model,
+        settings.sampling,
+        run=settings.run,
+        objective=settings.objective,
+        rollouts=settings.validation,
+    )
     feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     training = NextClipTraining(accelerator, pipe, feed=feed, recipe=settings.recipe)
     record = record_run(settings, "training_scripts/train_videogpt.py")

@@ -29,6 +29,7 @@ from .settings import (
     ModelSettings,
     ObjectiveSettings,
     RecipeSettings,
+    RolloutSettings,
     RunSettings,
     SamplingSettings,
     TrainingSettings,
@@ -199,7 +200,7 @@ class NextClipTraining(Training):
             scores = validation_rollout(
                 self.pipe,
                 videos,
-                num_given=self.rollouts.validation_given_frames or max(sampling.max_num_frames // 2, 1),
+                num_given=self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
                 num_inference_steps=self.rollouts.validation_inference_steps,
                 fps=8,
                 seed=sampling.seed,
@@ -213,7 +214,7 @@ class NextClipTraining(Training):
         """Samples and clips, for who trains the model further or predicts with it."""
         return {
             "fps": self.feed.fps,
-            "num_frames": self.feed.sampling.max_num_frames,
+            "num_frames": self.feed.sampling.num_frames,
             "clips": self.objective.clips,
             "max_clips": self.objective.max_clips,
         }
@@ -326,14 +327,19 @@ def start_processes(run: RunSettings, *, seed: int) -> Accelerator:
 
 
 def start_run(
-    model: ModelSettings, sampling: SamplingSettings, *, run: RunSettings, objective: ObjectiveSettings | None = None
+    model: ModelSettings,
+    sampling: SamplingSettings,
+    *,
+    run: RunSettings,
+    objective: ObjectiveSettings | None = None,
+    rollouts: RolloutSettings | None = None,
 ) -> tuple[Accelerator, VideoGPTPipeline]:
     """What every run begins with: its processes, its folder, and the pipeline to train.
 
-    Size, frame rate and, of an `objective`, clips that were not given become those of the pipeline to start from.
+    Size, frame rate, length and, of an `objective`, clips that were not given become those of the pipeline to start from.
     """
     accelerator = start_processes(run, seed=sampling.seed)
-    settle_from_base(sampling, model, objective)
+    settle_from_base(sampling, model, objective, rollouts=rollouts)
     pipe = load_pipeline(model, sampling)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
@@ -357,7 +363,7 @@ def settle_unused_parameters(
     for name in ("class_embed", "text_projection"):
         if name != condition and getattr(transformer, name) is not None:
             getattr(transformer, name).requires_grad_(False)
-    lengths = range(sampling.least_num_frames, sampling.max_num_frames + 1)
+    lengths = range(sampling.least_num_frames, sampling.num_frames + 1)
     num_clips = {len(draw_clips(length, torch.Generator())) for length in lengths}
     clean = transformer.clean_patch_embed  # samples of one clip have no clean frames
     if num_clips == {1}:
