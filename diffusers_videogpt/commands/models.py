@@ -5,18 +5,16 @@ Looking at it imports neither PyTorch nor diffusers, so that a wrong folder, cla
 
 import difflib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..extras import QUANTIZERS, leave_out
 from ..files import read_json
 
 
-# What diffusers and peft import wherever it is installed, and a command uses only if the model was saved quantized.
-QUANTIZERS = ("bitsandbytes", "torchao")
 # What the pipeline has where `model_index.json` says nothing.
 DEFAULTS = {"frames_per_clip": 16, "max_context_frames": 80, "longest_side": 320}
 NOTE = """note: this model was trained on {trained_on}, and on nothing else: whatever it is given, it goes on as that would.
@@ -234,16 +232,6 @@ def usable_device(text: str | None) -> str:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"--device: '{text}' cannot be used here ({reason}); cpu always can.") from error
     return text
-
-
-def leave_out(packages: tuple[str, ...]) -> None:
-    """Makes `packages` look as if they were not installed, if diffusers has not been imported yet.
-
-    diffusers and peft import them wherever they are, which takes seconds and prints warnings of theirs.
-    """
-    if "diffusers" not in sys.modules:
-        for name in packages:
-            sys.modules.setdefault(name, None)
 
 
 def load_pipeline(

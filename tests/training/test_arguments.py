@@ -1,5 +1,6 @@
 """Settings: what a YAML file sets and the command line takes back, what is refused, and the pipeline that they name."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from diffusers.optimization import SchedulerType
 from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
-from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values
+from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values, unused_quantizers
 from diffusers_videogpt.training.loading import load_pipeline, load_video_table, make_sampling, settle_from_base
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
@@ -149,6 +150,31 @@ def test_help_imports_neither_torch_nor_diffusers(script):
         [*command, str(SCRIPTS / script), root, "--help"], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "[]" and "usage: " in result.stdout
+
+
+def test_a_script_is_silent_about_packages_that_it_does_not_use(tmp_path):
+    """torchao and bitsandbytes, which diffusers imports wherever they are: they warn of themselves."""
+    base = {"pretrained_model_name_or_path": BUNDLED_MODEL}
+    assert unused_quantizers(base) == ("bitsandbytes", "torchao")
+    assert (
+        unused_quantizers(base | {"use_8bit_adam": True}) == unused_quantizers(base | {"quantize_base": "nf4"}) == ()
+    )
+    assert unused_quantizers({"pretrained_model_name_or_path": "on/the_hub"}) == ()
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"quantization_config": {}}')
+    assert unused_quantizers({"pretrained_model_name_or_path": str(tmp_path)}) == ()
+    code = (
+        "import sys\n"
+        "from diffusers_videogpt.training.arguments import parse_settings\n"
+        "from diffusers_videogpt.training.settings import PipelineSettings\n"
+        "parse_settings(PipelineSettings, 'Trains.')\n"
+        "import diffusers_videogpt.training.adapter, diffusers_videogpt.training.feed\n"
+        "print([name for name in ('bitsandbytes', 'torchao') if sys.modules.get(name)])"
+    )
+    given = ["--pretrained_model_name_or_path", BUNDLED_MODEL, "--instance_data_root", ".", "--output_dir", tmp_path]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, given)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert not re.search("torchao|bitsandbytes|kernels|pytree", done.stderr), done.stderr
 
 
 def test_choices_are_those_that_there_are():
