@@ -103,7 +103,7 @@ def parse_args():
         "--foreground_weight",
         type=float,
         default=10.0,
-        help="extra weight of pixels unlike the background; 0 for none",
+        help="extra weight of pixels unlike the background, and of those beside them; 0 for none",
     )
     parser.add_argument("--ema_decay", type=ema_decay, default=0.999)
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
@@ -229,8 +229,9 @@ def make_autoencoder(args):
 class ReconstructionObjective(torch.nn.Module):
     """L1 + mse_weight x squared error + kl_weight x KL + correlation_weight x penalty, of latents with noise.
 
-    Both errors are weighed towards pixels unlike the frame's median; the noise of each frame is uniform in
-    [0, latent_noise] standard deviations of each channel.
+    Both errors are weighed towards pixels unlike the frame's median and those beside them: the dark line between two objects
+    that touch is what tells that they are two. The noise of each frame is uniform in [0, latent_noise] standard deviations
+    of each channel.
 
     A module, so that distributed data parallel and torch.compile see the whole of it.
     """
@@ -248,7 +249,8 @@ class ReconstructionObjective(torch.nn.Module):
         noised = add_latent_noise(latents, level, torch.randn_like(latents))
         error = self.vae.decode(noised).sample.float() - pixels
         median = pixels.flatten(2).median(dim=-1).values[..., None, None]
-        weight = 1 + self.foreground_weight * (pixels - median).abs().mean(dim=1, keepdim=True)
+        unlike = F.max_pool2d((pixels - median).abs().mean(dim=1, keepdim=True), 3, stride=1, padding=1)
+        weight = 1 + self.foreground_weight * unlike
         weight = weight / weight.mean()
         l1, mse = (weight * error.abs()).mean(), (weight * error.square()).mean()
         # diffusers sums the KL over a sample's latents; a mean keeps its weight independent of their number.
