@@ -123,18 +123,18 @@ def parse_args():
 
 
 class SimulatedVideos(Dataset):
-    """Scenes of consecutive seeds, as uint8 (F, H, W, 3)."""
+    """A scene of each seed, as uint8 (F, H, W, 3)."""
 
-    def __init__(self, world, first_seed, length, resolution):
-        self.world, self.first_seed, self.length, self.resolution = world, first_seed, length, resolution
+    def __init__(self, world, seeds, resolution):
+        self.world, self.seeds, self.resolution = world, seeds, resolution
 
     def __len__(self):
-        return self.length
+        return len(self.seeds)
 
     def __getitem__(self, index):
         from diffusers_videogpt.worlds import draw_order, simulate
 
-        seed = self.first_seed + index
+        seed = self.seeds[index]
         if self.world == "orders":
             return draw_order(seed).simulate(seed, size=self.resolution).frames
         return simulate(seed=seed, size=self.resolution).frames
@@ -186,8 +186,8 @@ def open_videos(args):
         # Runs with different seeds see different scenes.
         first = FIRST_TRAINING_SEED * (1 + args.seed)
         return (
-            SimulatedVideos(args.simulated_world, first, length, args.resolution),
-            SimulatedVideos(args.simulated_world, 0, args.num_eval_videos, args.resolution),
+            SimulatedVideos(args.simulated_world, range(first, first + length), args.resolution),
+            SimulatedVideos(args.simulated_world, range(args.num_eval_videos), args.resolution),
         )
     paths = sorted(p for p in args.instance_data_root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if len(paths) <= args.num_eval_videos:

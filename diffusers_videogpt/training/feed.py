@@ -395,16 +395,16 @@ def make_feed(
         stream = StreamedBatches(
             videos.dataset_name,
             frames,
+            split=videos.dataset_split,
+            config_name=videos.dataset_config_name,
+            **videos.columns,
+            max_bad_fraction=videos.max_bad_fraction,
             batch_size=batches.train_batch_size,
             seed=seed,
             rank=accelerator.process_index,
             num_processes=accelerator.num_processes,
             accumulation=batches.gradient_accumulation_steps,
             num_workers=batches.dataloader_num_workers,
-            split=videos.dataset_split,
-            config_name=videos.dataset_config_name,
-            **videos.columns,
-            max_bad_fraction=videos.max_bad_fraction,
         )
         report_dropped(stream.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         return feed(source=StreamSource(accelerator, stream), validation=validation, fps=frames.fps)

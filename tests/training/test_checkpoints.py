@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffusers_videogpt.training.checkpoints import (
+    RunParts,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -95,12 +96,16 @@ def train(run, first_step, last_step):
     return losses
 
 
-def save(run, folder, step, **kwargs):
-    return save_checkpoint(folder, step, **vars(run), state={"step": step, "run": FIELDS}, **kwargs)
+def parts_of(run, trainable_only=False):
+    return RunParts(**vars(run), trainable_only=trainable_only)
 
 
-def load(run, path, expected=FIELDS, **kwargs):
-    return load_checkpoint(path, **vars(run), expected=expected, **kwargs)
+def save(run, folder, step, trainable_only=False, **kwargs):
+    return save_checkpoint(folder, step, parts_of(run, trainable_only), state={"step": step, "run": FIELDS}, **kwargs)
+
+
+def load(run, path, expected=FIELDS, trainable_only=False):
+    return load_checkpoint(path, parts_of(run, trainable_only), expected=expected)
 
 
 def draws():
@@ -267,7 +272,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_debris(tmp_path):
 
 def test_state_that_json_cannot_hold_leaves_no_debris(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_checkpoint(tmp_path, 1, **vars(make_run()), state={"run": {}, "loss": torch.zeros(1)})
+        save_checkpoint(tmp_path, 1, parts_of(make_run()), state={"run": {}, "loss": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,7 +296,7 @@ def test_another_configuration_is_refused_by_field(tmp_path):
 
 def test_changed_files_are_refused_as_such(tmp_path):
     run = make_run()
-    path = save_checkpoint(tmp_path, 1, **vars(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}})
+    path = save_checkpoint(tmp_path, 1, parts_of(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}})
     with pytest.raises(ValueError, match="content.sources: ab there, cd now .content: hashes of what is in the files"):
         load(run, path, FIELDS | {"content.sources": "cd"})
 
@@ -381,19 +386,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         load(make_run(), path)
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_in_the_folder_is_never_executed(tmp_path):
+def test_a_pickle_in_the_folder_is_never_executed(tmp_path, malicious_pickle):
     marker = tmp_path / "executed"
     run = make_run()
     path = save(run, tmp_path, 1)
-    attack = pickle.dumps(Malicious(marker))
+    attack = malicious_pickle(marker)
     names = ("random_states_0.pkl", "optimizer.bin", "scheduler.bin", "pytorch_model.bin", "model.pt", "state.pkl")
     for name in names:
         (path / name).write_bytes(attack)
