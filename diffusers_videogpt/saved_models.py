@@ -154,6 +154,7 @@ def refuse_damaged_files(folder: Path) -> None:
                 )
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
+    _check_scheduler(folder)
     _check_autoencoder(folder / "vae" / "config.json")
     for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
         try:
@@ -161,6 +162,19 @@ def refuse_damaged_files(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"'{path}' is no safetensors file or is damaged ({error}): copy it again.") from error
+
+
+def _check_scheduler(folder: Path) -> None:
+    """Raises a `ValueError` if the scheduler's settings are those of another class than the pipeline names, of which diffusers
+    would take none without a word."""
+    named = _read_json(folder / "model_index.json").get("scheduler")
+    path = folder / "scheduler" / "scheduler_config.json"
+    found = _read_json(path).get("_class_name")
+    if named and found is not None and found != named[1]:
+        raise ValueError(
+            f"{path} is of {found!r}, and model_index.json names {named[1]} as the scheduler: copy both files from the same "
+            "model, or set another scheduler in Python and save the pipeline."
+        )
 
 
 # Of diffusers' autoencoders: numbers, or lists of them, that say how much is built → the most that any could mean.

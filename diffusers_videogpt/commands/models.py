@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
+
 
 # What diffusers and peft import wherever it is installed, and a command uses only if the model was saved quantized.
 QUANTIZERS = ("bitsandbytes", "torchao")
@@ -142,12 +144,7 @@ def _read_json(name: str, file: str) -> dict[str, Any]:
             path = Path(hf_hub_download(name, file))
         except EntryNotFoundError:
             return {}
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object of settings.")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 @contextmanager
@@ -175,7 +172,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """Refuses what is no LoRA, before anything is loaded.
 
     Returns:
-        What each was trained with, as `save_lora_weights` takes it; empty where it does not tell, or is not here yet.
+        What each was trained with, as `save_lora_weights` takes it; empty where it does not tell.
 
     Raises:
         OSError: one is no file or folder, and the Hub does not have it or could not be asked.
@@ -195,7 +192,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
                 refuse_unreachable(source)
             except OSError as error:
                 raise OSError(f"--lora: {error}") from error
-            path = path / LORA_WEIGHTS
+            path = path / LORA_WEIGHTS if path.is_dir() else _fetched_lora(source) or path
         if path.suffix == ".safetensors" and path.is_file():
             try:
                 with safe_open(path, "numpy") as file:
@@ -205,6 +202,20 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
         with told_of(f"--lora: {source}"):
             found.append(_read_trained_with(metadata))
     return found
+
+
+def _fetched_lora(repo_id: str) -> Path | None:
+    """The weights in a repository on the Hub, fetched into its cache if they are not there; `None` if they have another name
+    than diffusers gives them."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from ..saved_models import LORA_WEIGHTS
+
+    try:
+        return Path(hf_hub_download(repo_id, LORA_WEIGHTS))
+    except EntryNotFoundError:
+        return None
 
 
 def _read_trained_with(metadata: dict[str, str] | None) -> dict[str, Any]:
@@ -282,7 +293,8 @@ def load_pipeline(
     names = [f"lora_{index}" for index in range(len(loras))]
     for name, (source, _) in zip(names, loras, strict=True):
         with told_of(f"--lora: {source}"):
-            pipe.load_lora_weights(source, adapter_name=name)
+            fetched = None if Path(source).exists() else _fetched_lora(source)
+            pipe.load_lora_weights(fetched or source, adapter_name=name)
     if loras:
         pipe.set_adapters(names, [weight for _, weight in loras])
     return pipe

@@ -280,7 +280,7 @@ class LatentFeed:
             return []
         table, samples = table_of(self.validation), []
         for index in range(len(table)):
-            if table.length(index) == self.sampling.max_num_frames and len(samples) < count:
+            if table.length(index) == self.sampling.num_frames and len(samples) < count:
                 sample = self.validation[index, 0]
                 frames = sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"])
                 samples.append({"frames": frames, "caption": sample["caption"], "label": sample["label"]})

@@ -31,6 +31,7 @@ from .settings import (
     ObjectiveSettings,
     PipelineSettings,
     RecipeSettings,
+    RolloutSettings,
     RunSettings,
     SamplingSettings,
     TrainingSettings,
@@ -201,7 +202,7 @@ class NextClipTraining(Training):
             scores = validation_rollout(
                 self.pipe,
                 videos,
-                num_given=self.rollouts.validation_given_frames or max(sampling.max_num_frames // 2, 1),
+                num_given=self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
                 num_inference_steps=self.rollouts.validation_inference_steps,
                 fps=8,
                 seed=sampling.seed,
@@ -215,7 +216,7 @@ class NextClipTraining(Training):
         """Samples and clips, for who trains the model further or predicts with it."""
         return {
             "fps": self.feed.fps,
-            "num_frames": self.feed.sampling.max_num_frames,
+            "num_frames": self.feed.sampling.num_frames,
             "clips": self.objective.clips,
             "max_clips": self.objective.max_clips,
         }
@@ -328,14 +329,19 @@ def start_processes(run: RunSettings, *, seed: int) -> Accelerator:
 
 
 def start_run(
-    model: ModelSettings, sampling: SamplingSettings, *, run: RunSettings, objective: ObjectiveSettings | None = None
+    model: ModelSettings,
+    sampling: SamplingSettings,
+    *,
+    run: RunSettings,
+    objective: ObjectiveSettings | None = None,
+    rollouts: RolloutSettings | None = None,
 ) -> tuple[Accelerator, VideoGPTPipeline]:
     """What every run begins with: its processes, its folder, and the pipeline to train.
 
-    Size, frame rate and, of an `objective`, clips that were not given become those of the pipeline to start from.
+    Size, frame rate, length and, of an `objective`, clips that were not given become those of the pipeline to start from.
     """
     accelerator = start_processes(run, seed=sampling.seed)
-    settle_from_base(sampling, model, objective)
+    settle_from_base(sampling, model, objective, rollouts=rollouts)
     pipe = load_pipeline(model, sampling)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
@@ -359,7 +365,7 @@ def settle_unused_parameters(
     for name in ("class_embed", "text_projection"):
         if name != condition and getattr(transformer, name) is not None:
             getattr(transformer, name).requires_grad_(False)
-    lengths = range(sampling.least_num_frames, sampling.max_num_frames + 1)
+    lengths = range(sampling.least_num_frames, sampling.num_frames + 1)
     num_clips = {len(draw_clips(length, torch.Generator())) for length in lengths}
     clean = transformer.clean_patch_embed  # samples of one clip have no clean frames
     if num_clips == {1}:
@@ -413,7 +419,13 @@ def train_pipeline(
         script: its path, for the card.
         learned: what is learned beside videos, as `make_training` takes it.
     """
-    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run, objective=settings.objective)
+    accelerator, pipe = start_run(
+        settings.model,
+        settings.sampling,
+        run=settings.run,
+        objective=settings.objective,
+        rollouts=settings.validation,
+    )
     feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     training = make_training(accelerator, pipe, feed=feed, recipe=settings.recipe, **learned)
     run_training(accelerator, training, feed=feed, run=settings.run, record=record_run(settings, script))

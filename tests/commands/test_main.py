@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from fake_hub import hub  # noqa: F401
 from safetensors.torch import load_file
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
@@ -276,7 +277,8 @@ def test_a_rate_above_the_videos_own_asks_for_no_thousands_of_frames(fps):
     assert given.num_predicted == 16 and not any("note:" in line or "no more" in line for line in given.about)
 
 
-def test_predict_as_a_lora_was_trained(tmp_path, capsys):
+@pytest.mark.parametrize("is_on_hub", [False, True], ids=["folder", "hub"])
+def test_predict_as_a_lora_was_trained(tmp_path, capsys, monkeypatch, hub, is_on_hub):  # noqa: F811
     """Rate, size and clips are the adapter's, unless others are asked for, which is said."""
     frames = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
     video = str(write_video(tmp_path / "video.mp4", frames, fps=24))
@@ -285,9 +287,13 @@ def test_predict_as_a_lora_was_trained(tmp_path, capsys):
     layers = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     known = {"fps": 8.0, "height": 32, "width": 48, "clips": "first:1", "frames_per_clip": 3, "num_frames": 4}
     VideoGPTPipeline.save_lora_weights(tmp_path / "lora", layers, trained_with=known | {"trained_on": None})
+    lora = str(tmp_path / "lora")
+    if is_on_hub:
+        lora, hub.files = "me/toy", {path.name: path.read_bytes() for path in (tmp_path / "lora").iterdir()}
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
     def predict(name, *options):
-        words = ["predict", video, "--lora", str(tmp_path / "lora"), "--output", str(tmp_path / name), *FEW_STEPS]
+        words = ["predict", video, "--lora", lora, "--output", str(tmp_path / name), *FEW_STEPS]
         main([*words, *options])
         return read_video(tmp_path / name / "video_prediction.mp4"), capsys.readouterr().out
 
