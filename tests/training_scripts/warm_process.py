@@ -36,7 +36,9 @@ def import_libraries() -> None:
         "scipy.stats",
         "bitsandbytes",
         "torch._dynamo",
-        "torch.distributed",
+        "torch.distributed.tensor",
+        "torch.distributed.fsdp",
+        "torch.nn.attention.flex_attention",
     ):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
