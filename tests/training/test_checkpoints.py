@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
+from run_scripts import TEST_FOLDERS, run_file
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -411,16 +411,8 @@ def test_a_pickle_in_the_folder_is_never_executed(tmp_path, malicious_pickle):
     assert marker.exists()  # it would have told
 
 
-def run_this_file(*args, launcher=(), **environment):
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, *launcher, __file__, *map(str, args)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
-    return result.stdout
-
-
 def test_kill_while_a_checkpoint_is_written(tmp_path):
-    num_kills = int(run_this_file("kill", tmp_path).split()[-1])
+    num_kills = int(run_file(__file__, "kill", tmp_path, path=TEST_FOLDERS).stdout.split()[-1])
     assert num_kills >= 8  # five files, the folder, its new name, that name in the folder above
 
 
@@ -480,8 +472,7 @@ def test_two_processes(tmp_path, environment):
     path = save(single, tmp_path / "single", 2)
     losses += train(single, 2, 4)
 
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    run_this_file("two", tmp_path, launcher=launcher, **environment)
+    run_file(__file__, "two", tmp_path, num_processes=2, path=TEST_FOLDERS, **environment)
     two = json.loads((tmp_path / "losses.json").read_text())
     assert two["straight"] == pytest.approx(losses, abs=1e-5)
     assert two["resumed"] == two["straight"][2:]
