@@ -261,6 +261,20 @@ def test_retriever(make_tiny_pipe, tmp_path, monkeypatch, capsys):
 # A LoRA, latents
 
 
+def test_examples_play_at_the_rate_of_the_training(run_folder, lora_folder, tmp_path, tiny_transformer):
+    """12 frames a second where it is not known."""
+
+    def page(source, name):
+        return (export_to_hub_folder(source, tmp_path / name, base_model="me/base") / "README.md").read_text()
+
+    assert "fps=12)" in page(run_folder, "untold") and "fps=12)" in page(lora_folder, "untold LoRA")
+    index = json.loads((run_folder / "model_index.json").read_text())
+    (run_folder / "model_index.json").write_text(json.dumps(index | {"trained_with": {"fps": 7.5}}))
+    layers = get_peft_model_state_dict(tiny_transformer)
+    VideoGPTPipeline.save_lora_weights(lora_folder, layers, trained_with={"fps": 25.0})
+    assert "fps=7.5)" in page(run_folder, "told") and "fps=25)" in page(lora_folder, "told LoRA")
+
+
 def test_lora(lora_folder, hub, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="which model the LoRA is for, by `base_model`"):
         export_to_hub_folder(lora_folder, tmp_path / "out")

@@ -435,8 +435,8 @@ def report(preset: Preset, seeds: dict[int, dict[Point, dict]], folder: Path) ->
     head = (
         f"# The findings, again\n\n{len(seeds)} seeds ({', '.join(map(str, seeds))}), {preset.num_steps} steps each, "
         f"{preset.num_test_scenes} test scenes, {preset.num_given} frames given and {preset.num_predicted} predicted in "
-        f"{preset.num_inference_steps} steps. Mean ± standard deviation over seeds. Scores are those of Physics in a box, "
-        "which are not comparable with Physics-IQ's in value; only their order is."
+        f"{preset.num_inference_steps} steps.\nMean ± standard deviation over seeds. Scores are those of Physics in a box, "
+        "which are not comparable with Physics-IQ's in value;\nonly their order is."
     )
     text = "\n\n".join([head, *texts]) + "\n"
     (folder / "findings.md").write_text(text, encoding="utf-8")

@@ -180,7 +180,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ..saved_models import LORA_WEIGHTS, kind_of, refuse_unreachable
+    from ..saved_models import LORA_WEIGHTS, kind_of, read_trained_with, refuse_unreachable
 
     found = []
     for source, _ in loras:
@@ -200,7 +200,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
             except SafetensorError as error:
                 raise ValueError(f"--lora: '{path}' is not a safetensors file, or is cut off ({error}).") from error
         with told_of(f"--lora: {source}"):
-            found.append(_read_trained_with(metadata))
+            found.append(read_trained_with(metadata))
     return found
 
 
@@ -216,19 +216,6 @@ def _fetched_lora(repo_id: str) -> Path | None:
         return Path(hf_hub_download(repo_id, LORA_WEIGHTS))
     except EntryNotFoundError:
         return None
-
-
-def _read_trained_with(metadata: dict[str, str] | None) -> dict[str, Any]:
-    from ..config_values import check_trained_with
-    from ..saved_models import TRAINED_WITH
-
-    settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"its metadata is {type(settings).__name__}, not an object: save it again.")
-    prefix = f"{TRAINED_WITH}."
-    trained_with = {name.removeprefix(prefix): x for name, x in settings.items() if name.startswith(prefix)}
-    check_trained_with(trained_with)
-    return trained_with
 
 
 def usable_device(text: str | None) -> str:

@@ -21,6 +21,7 @@ from filelock import FileLock
 from run_scripts import (
     FSDP2_ON_CPU,
     SCRIPTS,
+    SECONDS,
     TWO_PROCESSES,
     make_videos,
     run_file,
@@ -297,6 +298,28 @@ def test_one_run_at_a_time_in_a_folder_and_none_is_left_empty(tmp_path, new_mode
     assert said.startswith("train_videogpt.py: nowhere is no folder") and not (tmp_path / "run").exists()
     run_here("train_videogpt.py", "--output_dir", tmp_path / "run", *args)
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_two_processes_of_two_runs_in_one_folder(tmp_path, new_model, videos, refusal_of, run_here):
+    """The second is refused, and changes nothing; when the first is killed, its folder is free."""
+    args = ["--output_dir", tmp_path / "run", *new_model, "--instance_data_root", videos, "--checkpointing_steps", 2]
+    command = script_command("train_videogpt.py", *args, "--max_train_steps", 100_000)
+    first = subprocess.Popen(command, env=script_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + SECONDS
+        while not list(tmp_path.glob("run/checkpoint-*")):
+            assert first.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        resume = ["--resume_from_checkpoint", "latest", "--max_train_steps", 100_000]
+        said = refusal_of("train_videogpt.py", *args, *resume)
+        assert "is in use by another run" in said and "Nothing was changed" in said
+        assert first.poll() is None and list(tmp_path.glob("run/checkpoint-*"))
+    finally:
+        first.kill()
+        first.wait()
+    steps = max(int(path.name.rpartition("-")[2]) for path in tmp_path.glob("run/checkpoint-*")) + 2
+    run_here("train_videogpt.py", *args, "--resume_from_checkpoint", "latest", "--max_train_steps", steps)
+    assert len(losses(tmp_path / "run")) == steps
 
 
 def test_resume_with_another_number_of_processes(tmp_path, new_model, videos):
