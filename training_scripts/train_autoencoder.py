@@ -72,6 +72,11 @@ def parse_args():
         help="a saved AutoencoderKL to go on from; its sizes hold, not those below, but for --latent_channels: with another "
         "number of them the layers next to the latents are new",
     )
+    parser.add_argument(
+        "--decoder_only",
+        action="store_true",
+        help="leave the pretrained model's latents as they are, so that what was trained on them goes with the new decoder",
+    )
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 32, 64, 64])
     parser.add_argument("--layers_per_block", type=int, default=1)
     parser.add_argument("--latent_channels", type=positive_int, help="default: 4, or the pretrained model's")
@@ -116,6 +121,10 @@ def parse_args():
     )
     args = parser.parse_args()
 
+    if args.decoder_only and (args.pretrained_model_name_or_path is None or args.latent_channels is not None):
+        parser.error(
+            "--decoder_only keeps the latents of --pretrained_model_name_or_path: give it, and no --latent_channels"
+        )
     down = 2 ** (len(args.block_out_channels) - 1)
     if args.resolution % down:
         parser.error(f"--resolution {args.resolution} must be divisible by {down}, by which the autoencoder shrinks")
@@ -311,19 +320,22 @@ def find_checkpoint(args):
     return max(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
-def report_and_save(vae, videos, output_dir, simulated):
-    """Whiten the latents, judge them on unseen videos and save the autoencoder with what was found."""
+def report_and_save(vae, videos, output_dir, *, simulated, whiten):
+    """Whiten the latents if asked to, judge them on unseen videos and save the autoencoder with what was found."""
     read_objects = None
     if simulated:
         from diffusers_videogpt.worlds import count_objects as read_objects
     moments = encode_videos(vae, (videos[index] for index in range(len(videos))))
     statistics = latent_statistics(moments, vae.config.latent_channels)
-    whiten_latents(vae, statistics)
+    if whiten:
+        whiten_latents(vae, statistics)
     # Whitening makes every eigenvalue 1 but cannot undo that a direction was hardly used: those of training count.
     report = replace(judge_latents(vae, videos, read_objects=read_objects), eigenvalues=statistics.eigenvalues)
     vae.save_pretrained(output_dir)
     (output_dir / REPORT).write_text(json.dumps(asdict(report), indent=1))
-    print(f"{len(videos)} unseen videos, eigenvalues before the channels were whitened:\n\n{format_report(report)}\n")
+    print(
+        f"{len(videos)} unseen videos{', eigenvalues before the channels were whitened' if whiten else ''}:\n\n{format_report(report)}\n"
+    )
     print("\n".join(failed_gates(report)) or "All gates are passed.")
     print(f"saved in {output_dir}")
 
@@ -338,8 +350,13 @@ def main():
         hold_folder(args.output_dir)
 
     vae = make_autoencoder(args).to(memory_format=torch.channels_last)
+    if args.decoder_only:
+        vae.requires_grad_(False)
+        for part in (vae.post_quant_conv, vae.decoder):
+            part.requires_grad_(True)
     ema = EMAModel(vae.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     # accelerate steps the schedule once a process, so it is made that many times as long.
     scheduler = get_scheduler(
         args.lr_scheduler,
@@ -388,7 +405,7 @@ def main():
         with accelerator.autocast():
             loss, l1, mse, kl, penalty = objective(pixels)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
+        accelerator.clip_grad_norm_(trained, args.max_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -416,7 +433,8 @@ def main():
     if accelerator.is_main_process:
         ema.copy_to(vae.parameters())
         vae = vae.to("cpu").float().eval()
-        report_and_save(vae, eval_videos, args.output_dir, simulated=args.instance_data_root is None)
+        simulated = args.instance_data_root is None
+        report_and_save(vae, eval_videos, args.output_dir, simulated=simulated, whiten=not args.decoder_only)
     accelerator.end_training()
 
 
