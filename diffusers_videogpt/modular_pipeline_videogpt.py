@@ -74,7 +74,6 @@ from .pipeline_inputs import (
 from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
 from .rollout import (
     OneCallAtATime,
-    check_block_cache,
     encode_asked,
     make_condition_encoder,
     prepare_history,
@@ -415,7 +414,6 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             block_state.progress_bar.update()
             return clip
 
-        check_block_cache(components.transformer)
         block_state.clip = denoise_steps(
             block_state.clip,
             block_state.history,
