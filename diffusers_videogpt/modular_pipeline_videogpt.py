@@ -74,7 +74,6 @@ from .pipeline_inputs import (
 from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
 from .rollout import (
     OneCallAtATime,
-    check_block_cache,
     encode_asked,
     make_condition_encoder,
     prepare_history,
@@ -415,7 +414,6 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             block_state.progress_bar.update()
             return clip
 
-        check_block_cache(components.transformer)
         guider = components.guider_for_call(
             guidance_scale=block_state.guidance_scale,
             condition_guidance_scale=block_state.condition_guidance_scale,

@@ -20,7 +20,7 @@ from .arguments import plain_values
 from .checkpoints import find_checkpoint
 from .feed import ClipDrawer, LatentFeed, MicroBatch, make_feed
 from .loading import load_pipeline, settle_from_base
-from .loop import TrainingLoop, command_of, make_accelerator
+from .loop import TrainingLoop, check_heads, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
 from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer, make_clip_drawer
@@ -343,6 +343,7 @@ def start_run(
     accelerator = start_processes(run, seed=sampling.seed)
     settle_from_base(sampling, model, objective, rollouts=rollouts)
     pipe = load_pipeline(model, sampling)
+    check_heads(pipe.transformer, run.batches.context_parallel_size)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     return accelerator, pipe
@@ -397,7 +398,7 @@ def run_training(
         optimizer=run.optimizer,
         run=training.run_fields() | feed.run_fields(),
         validate=training.validate,
-        gradient_accumulation_steps=run.batches.gradient_accumulation_steps,
+        batches=run.batches,
         trainable_only=training.trainable_only,
         options=record.options,
         errors=training.errors,
