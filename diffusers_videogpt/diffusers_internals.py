@@ -14,10 +14,11 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn as nn
-from diffusers import DiffusionPipeline, ParallelConfig
+from diffusers import ContextParallelConfig, DiffusionPipeline, ParallelConfig, TensorParallelConfig
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.hooks.tensor_parallel import PackedColwiseParallel
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_dispatch import AttentionBackendName, SeqAllToAllDim, _AttentionBackendRegistry
@@ -31,6 +32,7 @@ __all__ = [
     "ContextParallelOutput",
     "LORA_WEIGHT_NAME_SAFE",
     "LoraBaseMixin",
+    "PackedColwiseParallel",
     "ParallelOnCPUMixin",
     "SeqAllToAllDim",
     "TransformerBlockMetadata",
@@ -80,14 +82,23 @@ class ParallelOnCPUMixin:
     diffusers finds the device of a process by dividing by the number of accelerators, of which there are none.
     """
 
+    @property
+    def _context_parallel_config(self) -> ContextParallelConfig | None:
+        return None if self._parallel_config is None else self._parallel_config.context_parallel_config
+
     def _resolve_parallel_config(self, config):
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if torch.accelerator.is_available() or not is_distributed:
             return super()._resolve_parallel_config(config)
         if not isinstance(config, ParallelConfig):
-            config = ParallelConfig(context_parallel_config=config)
-        context = config.context_parallel_config
-        mesh = context.mesh or init_device_mesh("cpu", context.mesh_shape, mesh_dim_names=context.mesh_dim_names)
+            is_tensor = isinstance(config, TensorParallelConfig)
+            kind = "tensor_parallel_config" if is_tensor else "context_parallel_config"
+            config = ParallelConfig(**{kind: config})
+        context, tensor = config.context_parallel_config, config.tensor_parallel_config
+        shape, names = (
+            ((tensor.tp_degree,), ("tp",)) if context is None else (context.mesh_shape, context.mesh_dim_names)
+        )
+        mesh = (context or tensor).mesh or init_device_mesh("cpu", shape, mesh_dim_names=names)
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         config.setup(rank, world_size, torch.device("cpu"), mesh=mesh)
         self._parallel_config = config

@@ -55,6 +55,7 @@ def main():
     from diffusers_videogpt.data.latents import hash_weights
     from diffusers_videogpt.training.adapter import AdapterTraining, add_adapter, load_base
     from diffusers_videogpt.training.feed import make_feed
+    from diffusers_videogpt.training.loop import check_heads
     from diffusers_videogpt.training.objective import make_clip_drawer
     from diffusers_videogpt.training.recipe import record_run, run_training, start_processes
 
@@ -66,6 +67,7 @@ def main():
         rollouts=settings.validation,
         accelerator=accelerator,
     )
+    check_heads(pipe.transformer, settings.batches.context_parallel_size)
     feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     base_hash = hash_weights(pipe.transformer)[:16]
     config = add_adapter(pipe.transformer, settings.adapter, seed=settings.sampling.seed)

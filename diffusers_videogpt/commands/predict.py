@@ -25,6 +25,7 @@ from .options import (
     add_output_argument,
     add_steps_argument,
     parse_source,
+    rollout_options,
 )
 from .outputs import enlarge, is_video_file, output_paths, scale_to_show
 
@@ -255,9 +256,7 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
                 num_frames=given.num_predicted,
                 height=height,
                 width=width,
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance_scale,
-                frames_per_clip=args.frames_per_clip,
+                **rollout_options(args),
                 max_context_frames=window,
                 generator=generator,
                 output_type="latent",

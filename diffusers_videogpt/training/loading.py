@@ -90,25 +90,19 @@ def settle_from_base(
 def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> VideoTable:
     """The usable videos of a source."""
     frames = make_sampling(sampling)
+    reading = {**videos.columns, "max_bad_fraction": videos.max_bad_fraction}
     if videos.num_simulated_scenes is not None:
         num_frames = videos.frames_per_scene or sampling.num_frames
         return VideoTable.simulated(videos.num_simulated_scenes, num_frames, frames, world=videos.simulated_world)
     if videos.dataset_file is not None:
-        return VideoTable.from_table(
-            videos.dataset_file,
-            frames,
-            **videos.columns,
-            root=videos.instance_data_root,
-            max_bad_fraction=videos.max_bad_fraction,
-        )
+        return VideoTable.from_table(videos.dataset_file, frames, root=videos.instance_data_root, **reading)
     if videos.dataset_name is not None:
         return VideoTable.from_dataset(
             videos.dataset_name,
             frames,
             split=videos.dataset_split,
-            **videos.columns,
             config_name=videos.dataset_config_name,
-            max_bad_fraction=videos.max_bad_fraction,
+            **reading,
         )
     return VideoTable.from_folder(videos.instance_data_root, frames, max_bad_fraction=videos.max_bad_fraction)
 

@@ -1,6 +1,7 @@
 """What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ from ..scheduling_next_clip_flow_match import sample_alphas
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .arguments import plain_values
 from .checkpoints import find_checkpoint
-from .feed import ClipDrawer, LatentFeed, MicroBatch
+from .feed import ClipDrawer, LatentFeed, MicroBatch, make_feed
 from .loading import load_pipeline, settle_from_base
-from .loop import TrainingLoop, command_of, make_accelerator
+from .loop import TrainingLoop, check_heads, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
-from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
+from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer, make_clip_drawer
 from .run_folder import hold_folder
 from .settings import (
     HubSettings,
     ModelSettings,
     ObjectiveSettings,
+    PipelineSettings,
     RecipeSettings,
     RolloutSettings,
     RunSettings,
@@ -341,6 +343,7 @@ def start_run(
     accelerator = start_processes(run, seed=sampling.seed)
     settle_from_base(sampling, model, objective, rollouts=rollouts)
     pipe = load_pipeline(model, sampling)
+    check_heads(pipe.transformer, run.batches.context_parallel_size)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     return accelerator, pipe
@@ -395,7 +398,7 @@ def run_training(
         optimizer=run.optimizer,
         run=training.run_fields() | feed.run_fields(),
         validate=training.validate,
-        gradient_accumulation_steps=run.batches.gradient_accumulation_steps,
+        batches=run.batches,
         trainable_only=training.trainable_only,
         options=record.options,
         errors=training.errors,
@@ -405,3 +408,25 @@ def run_training(
     if accelerator.is_main_process:
         publish(run.loop.output_dir, run.hub, record=record, **training.save(trainer, weights))
     accelerator.end_training()
+
+
+def train_pipeline(
+    make_training: Callable[..., NextClipTraining], settings: PipelineSettings, *, script: str, **learned
+) -> None:
+    """A script that trains a pipeline's transformer, from its start to its end.
+
+    Args:
+        make_training: the class of what is trained.
+        script: its path, for the card.
+        learned: what is learned beside videos, as `make_training` takes it.
+    """
+    accelerator, pipe = start_run(
+        settings.model,
+        settings.sampling,
+        run=settings.run,
+        objective=settings.objective,
+        rollouts=settings.validation,
+    )
+    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
+    training = make_training(accelerator, pipe, feed=feed, recipe=settings.recipe, **learned)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record_run(settings, script))

@@ -398,10 +398,15 @@ class ObjectiveSettings:
 
 @dataclass(kw_only=True)
 class BatchSettings:
-    """What a step trains on at once."""
+    """What a step trains on at once, and how many processes share it."""
 
-    train_batch_size: int = option(1, "videos a micro-batch and process", type=positive_int)
+    train_batch_size: int = option(
+        1, "videos a micro-batch and process, or group of --context_parallel_size processes", type=positive_int
+    )
     gradient_accumulation_steps: int = option(1, type=positive_int)
+    context_parallel_size: int = option(
+        1, "processes that compute a micro-batch together, each a share of its tokens (Ulysses)", type=positive_int
+    )
     dataloader_num_workers: int = option(0, type=natural_int)
 
 
@@ -531,6 +536,12 @@ class RecipeSettings:
 # What the scripts compose
 
 
+WITHOUT_CONTEXT_PARALLEL = {
+    "context_parallel_size": "--context_parallel_size is for scripts that train by next clip diffusion: here a process has all "
+    "tokens of its samples"
+}
+
+
 @dataclass(kw_only=True)
 class TrainingSettings:
     """What every training run has. A script's settings are a subclass: it adds parts, and leaves out single options."""
@@ -539,7 +550,7 @@ class TrainingSettings:
     videos: VideoSettings = part()
     sampling: SamplingSettings = part()
     latents: LatentSettings = part()
-    batches: BatchSettings = part()
+    batches: BatchSettings = part(without=WITHOUT_CONTEXT_PARALLEL)
     optimizer: OptimizerSettings = part()
     loop: LoopSettings = part()
     hub: HubSettings = part()
@@ -566,6 +577,7 @@ class TrainingSettings:
 class NextClipSettings(TrainingSettings):
     """Of a run that trains by next clip diffusion, and predicts held-out videos."""
 
+    batches: BatchSettings = part()
     objective: ObjectiveSettings = part()
     validation: RolloutSettings = part()
 

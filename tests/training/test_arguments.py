@@ -128,6 +128,22 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("num_gpus", [8, 64])
+@pytest.mark.parametrize("stage", ["stage3", "stage4"])
+def test_recipes_for_fewer_gpus_are_the_papers(stage, num_gpus):
+    """They differ in how a step of 320 samples is computed, in nothing else."""
+    paper, recipe = (
+        yaml.safe_load((SCRIPTS / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in (stage, f"{stage}_{num_gpus}_gpus")
+    )
+    num_groups = num_gpus // recipe.pop("context_parallel_size")
+    assert num_groups * recipe["train_batch_size"] * recipe.pop("gradient_accumulation_steps") == 320
+    assert recipe == paper | {"gradient_checkpointing": False}
+    name = "fsdp2" if num_gpus == 8 else "fsdp2_64_gpus"
+    launched = yaml.safe_load((SCRIPTS / "configs" / "accelerate" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert launched["num_processes"] == num_gpus
+
+
 @pytest.mark.parametrize(
     "script",
     sorted({path.name for path in SCRIPTS.glob("train_*.py")} - {"train_autoencoder.py"} | {"cache_latents.py"}),
