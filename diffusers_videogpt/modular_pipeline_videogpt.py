@@ -75,7 +75,6 @@ from .pipeline_inputs import (
 from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
 from .rollout import (
     OneCallAtATime,
-    check_block_cache,
     encode_asked,
     make_condition_encoder,
     prepare_history,
@@ -418,19 +417,19 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             block_state.progress_bar.update()
             return clip
 
-        check_block_cache(components.transformer)
+        guider = components.guider_for_call(
+            guidance_scale=block_state.guidance_scale,
+            condition_guidance_scale=block_state.condition_guidance_scale,
+            guidance_interval=block_state.guidance_interval,
+        )
         block_state.clip = denoise_steps(
             block_state.clip,
             block_state.history,
+            guider=guider,
             timesteps=block_state.timesteps,
             alphas=block_state.alphas,
             transformer=components.transformer,
             scheduler=components.scheduler,
-            guider=components.guider_for_call(
-                guidance_scale=block_state.guidance_scale,
-                condition_guidance_scale=block_state.condition_guidance_scale,
-                guidance_interval=block_state.guidance_interval,
-            ),
             is_interrupted=lambda: components.interrupt,
             attention_kwargs=usable_attention_kwargs(block_state.attention_kwargs),
             generator=block_state.generator,

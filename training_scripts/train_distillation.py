@@ -18,6 +18,7 @@ from diffusers_videogpt.training.arguments import parse_settings, part, run_scri
 from diffusers_videogpt.training.settings import (
     AdapterSettings,
     BaseModelSettings,
+    BatchSettings,
     DistillationSettings,
     LoopSettings,
     ObjectiveSettings,
@@ -49,6 +50,8 @@ class Settings(PipelineSettings):
     model: BaseModelSettings = part()
     distillation: DistillationSettings = part()
     adapter: AdapterSettings = part(without=["lora_dropout"])
+    # The teacher would have to be spread over processes too.
+    batches: BatchSettings = part(without=["context_parallel_size"])
     # One step of the student is what the model says of its own past.
     objective: ObjectiveSettings = part(
         without=NO_NOISE_LEVELS | {"resampled_steps": "the student makes it in one step"}
@@ -80,7 +83,12 @@ def main():
 
     accelerator = start_processes(settings.run, seed=settings.sampling.seed)
     pipe = load_base(
-        settings.model, settings.objective, sampling=settings.sampling, accelerator=accelerator, clips="random"
+        settings.model,
+        settings.objective,
+        sampling=settings.sampling,
+        rollouts=settings.validation,
+        accelerator=accelerator,
+        clips="random",
     )
     feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     how = {

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import BUNDLED_MODEL
 from ..arguments import finite_float, positive_int
@@ -75,10 +76,9 @@ def parse_lora(text: str) -> tuple[str, float]:
     return source, weight
 
 
-def add_model_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
-    )
+def add_model_argument(command, *, help: str = "folder or Hub id of a pipeline") -> None:
+    """`--model`, of a command or of a group of its options; `help` says what it is, the default is added."""
+    command.add_argument("--model", default=BUNDLED_MODEL, help=f"{help}; default: the bundled one")
 
 
 def add_lora_argument(command: argparse.ArgumentParser) -> None:
@@ -123,6 +123,15 @@ def add_steps_argument(command: argparse.ArgumentParser) -> None:
 def steps_of(asked: int | None, pipe) -> int:
     """Denoising steps a clip: those of `--steps`, else the pipeline's own, else `STEPS`."""
     return asked or pipe.config.num_inference_steps or STEPS
+
+
+def rollout_options(args: argparse.Namespace, pipe) -> dict[str, Any]:
+    """`--steps`, `--guidance-scale` and `--frames-per-clip`, as arguments of the pipeline."""
+    return {
+        "num_inference_steps": steps_of(args.steps, pipe),
+        "guidance_scale": args.guidance_scale,
+        "frames_per_clip": args.frames_per_clip,
+    }
 
 
 def add_output_argument(command: argparse.ArgumentParser, default: str, *, help: str = "folder") -> None:

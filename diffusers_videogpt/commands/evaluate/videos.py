@@ -15,7 +15,7 @@ from ..options import (
     add_model_argument,
     add_output_argument,
     add_steps_argument,
-    steps_of,
+    rollout_options,
 )
 
 
@@ -53,10 +53,8 @@ def evaluate_videos(args: argparse.Namespace) -> None:
         pipe,
         videos,
         num_given=args.num_given,
-        num_inference_steps=steps_of(args.steps, pipe),
+        **rollout_options(args, pipe),
         fps=args.fps,
-        frames_per_clip=args.frames_per_clip,
-        guidance_scale=args.guidance_scale,
         seed=args.seed,
         folder=args.output,
         measures=measures,
