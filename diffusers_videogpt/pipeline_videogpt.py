@@ -191,8 +191,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         frames_per_clip (`int`, defaults to `16`): frames predicted in parallel, unless the call says otherwise.
         max_context_frames (`int`, defaults to `80`): the most frames of history that the model looks back on.
         longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
-        num_inference_steps (`int`, *optional*): denoising steps a clip, unless the call says otherwise; 50 by default. A
-            distilled model has few of its own.
+        num_inference_steps (`int`, *optional*): denoising steps a clip, unless the call says otherwise; 50 by default.
         guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call or a `guider` says otherwise. The
             paper's best with 16 frames a clip; the authors' script uses 1.5 with 24. A distilled model has 1: none.
         condition_guidance_scale (`float`, defaults to `4.0`): the same by class and text.
@@ -595,8 +594,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
                 side scaled down to the pipeline's `longest_side`; without history, `longest_side` squared.
             num_inference_steps (`int`, *optional*): denoising steps a clip; the pipeline's own by default.
             guidance_scale (`float`, *optional*): history guidance; 1 turns it off and halves the work.
-            condition_guidance_scale (`float`, *optional*): guidance by class and prompt; 1 turns it off; see
-                [`~guidance_next_clip`].
+            condition_guidance_scale (`float`, *optional*): the same by class and prompt; see [`~guidance_next_clip`].
             guidance_interval (`tuple[float, float]`, *optional*): the steps with history guidance, as shares of all; the others
                 save a pass (Kynkäänniemi et al., arXiv 2404.07724). All steps by default.
             frames_per_clip (`int`, *optional*): frames predicted in parallel; the pipeline's own by default.

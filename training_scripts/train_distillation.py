@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import (
+    WITHOUT_CONTEXT_PARALLEL,
     AdapterSettings,
     BaseModelSettings,
     BatchSettings,
@@ -51,7 +52,7 @@ class Settings(PipelineSettings):
     distillation: DistillationSettings = part()
     adapter: AdapterSettings = part(without=["lora_dropout"])
     # The teacher would have to be spread over processes too.
-    batches: BatchSettings = part(without=["context_parallel_size"])
+    batches: BatchSettings = part(without=WITHOUT_CONTEXT_PARALLEL)
     # One step of the student is what the model says of its own past.
     objective: ObjectiveSettings = part(
         without=NO_NOISE_LEVELS | {"resampled_steps": "the student makes it in one step"}
