@@ -8,8 +8,10 @@ of them, so that the suite, run on another version, tells which one has gone.
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn as nn
 from diffusers import ContextParallelConfig, DiffusionPipeline, ParallelConfig, TensorParallelConfig
@@ -45,6 +47,7 @@ __all__ = [
     "has_model_hooks",
     "is_guider_enabled",
     "quiet_guiders",
+    "refuse_incomplete_vae",
     "refuse_unread_tensors",
     "reset_block_caches",
     "unscale_lora_layers",
@@ -115,6 +118,33 @@ def refuse_unread_tensors(models: Mapping[str, Any]) -> None:
         if isinstance(model, nn.Module) and not any(hasattr(module, "_hf_hook") for module in model.modules()):
             unread = [tensor for tensor, values in model.state_dict().items() if values.is_meta]
             _refuse_missing(unread, f"The weights of the pipeline's `{name}`")
+
+
+# Of `from_pretrained`: which files are read.
+WHICH_FILES = ("revision", "variant", "use_safetensors", "cache_dir", "token", "local_files_only", "proxies")
+
+
+def refuse_incomplete_vae(name: str | Path, *, low_cpu_mem_usage: bool = True, **kwargs) -> None:
+    """Raises a `ValueError` if the file of a pipeline's VAE lacks tensors, where `low_cpu_mem_usage=False` would make diffusers
+    fill them with random numbers, which nobody could tell afterwards: for this, the VAE is loaded once more.
+
+    Without that option such tensors have no memory, which [`refuse_unread_tensors`] finds.
+
+    Args:
+        name: of the saved pipeline.
+        low_cpu_mem_usage, kwargs: of [`DiffusionPipeline.from_pretrained`].
+    """
+    if low_cpu_mem_usage or "vae" in kwargs:
+        return
+    files = {name: kwargs[name] for name in WHICH_FILES if name in kwargs}
+    index = DiffusionPipeline.load_config(
+        name, **{k: x for k, x in files.items() if k not in ("variant", "use_safetensors")}
+    )
+    library, class_name = index.get("vae", (None, None))
+    if library == "diffusers":
+        autoencoder = getattr(diffusers, class_name)
+        loaded = autoencoder.from_pretrained(name, subfolder="vae", output_loading_info=True, **files)
+        _refuse_missing(loaded[1]["missing_keys"], "The weights of the pipeline's `vae`")
 
 
 def _refuse_missing(tensors: Iterable[str], where: str) -> None:

@@ -414,18 +414,19 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             block_state.progress_bar.update()
             return clip
 
+        guider = components.guider_for_call(
+            guidance_scale=block_state.guidance_scale,
+            condition_guidance_scale=block_state.condition_guidance_scale,
+            guidance_interval=block_state.guidance_interval,
+        )
         block_state.clip = denoise_steps(
             block_state.clip,
             block_state.history,
+            guider=guider,
             timesteps=block_state.timesteps,
             alphas=block_state.alphas,
             transformer=components.transformer,
             scheduler=components.scheduler,
-            guider=components.guider_for_call(
-                guidance_scale=block_state.guidance_scale,
-                condition_guidance_scale=block_state.condition_guidance_scale,
-                guidance_interval=block_state.guidance_interval,
-            ),
             is_interrupted=lambda: components.interrupt,
             attention_kwargs=usable_attention_kwargs(block_state.attention_kwargs),
             generator=block_state.generator,

@@ -180,12 +180,12 @@ def encode_asked(
     return condition_encoder.encode_conditions(
         asked.class_labels,
         asked.prompt,
+        guidance_scale=condition_scale(guider, asked.condition_guidance_scale, is_asked=is_asked),
         negative_prompt=asked.negative_prompt,
         prompt_embeds=asked.prompt_embeds,
         negative_prompt_embeds=asked.negative_prompt_embeds,
         prompt_attention_mask=asked.prompt_attention_mask,
         negative_prompt_attention_mask=asked.negative_prompt_attention_mask,
-        guidance_scale=condition_scale(guider, asked.condition_guidance_scale, is_asked=is_asked),
     )
 
 

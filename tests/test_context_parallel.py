@@ -2,8 +2,6 @@
 these tests."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from diffusers import ContextParallelConfig, FirstBlockCacheConfig, ParallelConf
 from diffusers.hooks import tensor_parallel
 from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
+from run_scripts import TEST_FOLDERS, run_file
 from tiny_transformers import tiny_transformer_of
 
 from diffusers_videogpt import VideoGPTTransformerModel, attention_videogpt
@@ -355,11 +354,7 @@ def in_several_processes(path: Path) -> None:
 def results_of_ranks(request, tmp_path_factory) -> list[dict]:
     """What each of 2 processes found, and each of 4."""
     folder = tmp_path_factory.mktemp("context_parallel")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, __file__, str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    run_file(__file__, folder, num_processes=request.param, path=TEST_FOLDERS)
     return json.loads((folder / "results.json").read_text())
 
 

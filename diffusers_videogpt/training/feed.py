@@ -292,7 +292,7 @@ class LatentFeed:
             return []
         table, samples = table_of(self.validation), []
         for index in range(len(table)):
-            if table.length(index) == self.sampling.max_num_frames and len(samples) < count:
+            if table.length(index) == self.sampling.num_frames and len(samples) < count:
                 sample = self.validation[index, 0]
                 frames = sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"])
                 samples.append({"frames": frames, "caption": sample["caption"], "label": sample["label"]})
@@ -407,15 +407,15 @@ def make_feed(
         stream = StreamedBatches(
             videos.dataset_name,
             frames,
+            split=videos.dataset_split,
+            config_name=videos.dataset_config_name,
+            **videos.columns,
+            max_bad_fraction=videos.max_bad_fraction,
             batch_size=batches.train_batch_size,
             seed=seed,
             **share_of_samples(accelerator, batches),
             accumulation=batches.gradient_accumulation_steps,
             num_workers=batches.dataloader_num_workers,
-            split=videos.dataset_split,
-            config_name=videos.dataset_config_name,
-            **videos.columns,
-            max_bad_fraction=videos.max_bad_fraction,
         )
         report_dropped(stream.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         return feed(source=StreamSource(accelerator, stream), validation=validation, fps=frames.fps)

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..context_parallel import check_context_parallel
 from ..extras import require
 from ..files import written_whole
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import RunParts, find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
 from .noise_levels import ErrorsByAlpha
 from .settings import BatchSettings, LoopSettings, OptimizerSettings
@@ -365,23 +365,16 @@ class TrainingLoop:
             "feed": self.feed.source.state_dict(),
         }
 
-    def _parts(self) -> dict:
-        return {
-            "accelerator": self.accelerator,
-            "model": self.model,
-            "optimizers": self.optimizers,
-            "schedulers": self.schedulers,
-            "ema": self.ema,
-        }
+    def _parts(self) -> RunParts:
+        return RunParts(self.accelerator, self.model, self.optimizers, self.schedulers, self.ema, self.trainable_only)
 
     def _checkpoint(self) -> None:
         save_checkpoint(
             self.settings.output_dir,
             self.step,
-            **self._parts(),
+            self._parts(),
             state=self._state(),
             total_limit=self.settings.checkpoints_total_limit,
-            trainable_only=self.trainable_only,
         )
 
     def _resume(self) -> None:
@@ -390,7 +383,7 @@ class TrainingLoop:
             if self.settings.resume_from_checkpoint is not None:
                 self.accelerator.print(f"no complete checkpoint in {self.settings.output_dir}: starting at step 0")
             return
-        state = load_checkpoint(path, **self._parts(), expected=self.run_fields, trainable_only=self.trainable_only)
+        state = load_checkpoint(path, self._parts(), expected=self.run_fields)
         self.step, self.losses = state["step"], state["losses"]
         if "error_sums" in state:  # not in checkpoints from before
             self.error_sums = torch.tensor(state["error_sums"], dtype=torch.float64)

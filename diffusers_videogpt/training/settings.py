@@ -21,6 +21,7 @@ SCHEDULES = typing.get_args(Schedule)
 # What simulated scenes show, for who gives other videos to a model that was trained on them.
 SIMULATED = {"physics": "simulated balls, boxes and pendulums", "orders": "simulated balls and boxes, made to order"}
 LONGEST_SIDE = 320  # of a new model's samples, in pixels
+NUM_FRAMES = 48  # of a sample, where no pipeline to start from tells
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -204,9 +205,15 @@ class VideoSettings:
 class SamplingSettings:
     """Which frames a sample takes, at which size, and the seed of all that is drawn."""
 
-    max_num_frames: int = option(48, "frames of one training sample", type=positive_int)
+    max_num_frames: int | None = option(
+        None,
+        "frames of one training sample; default: those of the pipeline to start from, where it tells, else 48",
+        type=positive_int,
+    )
     min_num_frames: int | None = option(
-        None, "shorter videos are used down to this; default: not at all", type=positive_int
+        None,
+        "shorter videos are used down to this; default: half of max_num_frames where that is the pipeline's, else not at all",
+        type=positive_int,
     )
     frame_interval: tuple[int, ...] | None = option(
         None,
@@ -237,9 +244,14 @@ class SamplingSettings:
             raise ValueError("--target_fps and --frame_interval both set the rate: give one")
 
     @property
+    def num_frames(self) -> int:
+        """Frames of the longest sample."""
+        return NUM_FRAMES if self.max_num_frames is None else self.max_num_frames
+
+    @property
     def least_num_frames(self) -> int:
         """Frames of the shortest sample."""
-        return self.min_num_frames or self.max_num_frames
+        return self.min_num_frames or self.num_frames
 
     @property
     def longest_pixels(self) -> int:
@@ -454,9 +466,19 @@ class RolloutSettings:
                 f"--validation_rollout_steps {self.validation_rollout_steps} must be a multiple of --validation_steps "
                 f"{loop.validation_steps}: predictions are made when the validation loss is"
             )
-        given = self.validation_given_frames
-        if given is not None and not 1 <= given < sampling.max_num_frames:
-            raise ValueError(f"--validation_given_frames {given} must lie in 1..{sampling.max_num_frames - 1}")
+        if sampling.max_num_frames is not None:
+            self.check_given_frames(sampling)
+
+    def check_given_frames(self, sampling: SamplingSettings) -> None:
+        """
+        Raises:
+            ValueError: nothing of a sample would be left to predict.
+        """
+        given, most = self.validation_given_frames, sampling.num_frames - 1
+        if given is not None and not 1 <= given <= most:
+            raise ValueError(
+                f"--validation_given_frames {given} must lie in 1..{most}: samples have {sampling.num_frames} frames"
+            )
 
 
 @dataclass(kw_only=True)
