@@ -31,6 +31,8 @@ def check_pipeline_config(config: Mapping[str, Any]) -> None:
     """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none."""
     for name in ("frames_per_clip", "max_context_frames", "longest_side"):
         check_whole_number(name, config[name])
+    if config["num_inference_steps"] is not None:
+        check_whole_number("num_inference_steps", config["num_inference_steps"])
     for name in ("guidance_scale", "condition_guidance_scale"):
         check_finite_number(name, config[name])
     check_label_names(config["id2label"])
@@ -43,12 +45,15 @@ def check_trained_with(trained_with: Any) -> None:
         return
     if not isinstance(trained_with, Mapping):
         raise ValueError(f"`trained_with` must map settings to values, got {_shown(trained_with)}.")
-    for name in ("num_frames", "max_clips", "frames_per_clip", "longest_side", "height", "width"):
+    sizes = ("num_frames", "max_clips", "frames_per_clip", "longest_side", "height", "width", "num_inference_steps")
+    for name in sizes:
         if trained_with.get(name) is not None:
             check_whole_number(f"trained_with.{name}", trained_with[name])
+    if trained_with.get("guidance_scale") is not None:
+        check_finite_number("trained_with.guidance_scale", trained_with["guidance_scale"])
     if trained_with.get("fps") is not None:
         check_positive_number("trained_with.fps", trained_with["fps"])
-    for name in ("clips", "trained_on"):
+    for name in ("clips", "trained_on", "solver"):
         if not isinstance(trained_with.get(name), str | None):
             raise ValueError(f"`trained_with.{name}` must be text, got {_shown(trained_with[name])}.")
 

@@ -69,6 +69,7 @@ from .pipeline_inputs import (
     check_rollout,
     clip_lengths_of,
     frame_size_of,
+    num_steps_of,
     window_of,
 )
 from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
@@ -122,7 +123,7 @@ ARGUMENTS = {
     "num_videos_per_prompt": "Different videos for each history, label or prompt.",
     "latents": "The noise of all predicted frames (B, C, F, h, w).",
     "generator": "Makes the result reproducible; one, or one a video.",
-    "num_inference_steps": "Denoising steps a clip.",
+    "num_inference_steps": "Denoising steps a clip; the model's own by default.",
     "guidance_scale": "History guidance; 1 turns it off.",
     "condition_guidance_scale": "Guidance by class and prompt; 1 turns it off.",
     "guidance_interval": "The steps with history guidance, as shares of all.",
@@ -376,6 +377,7 @@ class VideoGPTSetTimestepsStep(VideoGPTStep):
     """In the loop: a new round of the scheduler, which forgets the last clip."""
 
     uses_components = ("scheduler",)
+    uses_configs = ("num_inference_steps",)
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -386,8 +388,9 @@ class VideoGPTSetTimestepsStep(VideoGPTStep):
         return _made("timesteps", "alphas")
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
+        num_steps = num_steps_of(block_state.num_inference_steps, components.config.num_inference_steps)
         block_state.timesteps, block_state.alphas = set_flow_timesteps(
-            components.scheduler, block_state.num_inference_steps, device=execution_device(components)
+            components.scheduler, num_steps, device=execution_device(components)
         )
         return components, block_state
 
@@ -481,7 +484,8 @@ class VideoGPTRolloutStep(LoopSequentialPipelineBlocks):
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
         num_clips, clips = len(block_state.clip_lengths), []
-        timesteps, _ = set_flow_timesteps(components.scheduler, block_state.num_inference_steps)
+        num_steps = num_steps_of(block_state.num_inference_steps, components.config.num_inference_steps)
+        timesteps, _ = set_flow_timesteps(components.scheduler, num_steps)
         components._num_timesteps = len(timesteps) * num_clips
         components._interrupt = False
         with self.progress_bar(total=components.num_timesteps) as block_state.progress_bar:

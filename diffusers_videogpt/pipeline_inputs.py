@@ -18,6 +18,7 @@ from .frame_latents import VideoInput, check_vae
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NUM_STEPS = 50  # denoising steps a clip, as in the paper, of a model that tells no number of its own
 MOST_FRAMES = 10**6  # of one call
 
 
@@ -44,7 +45,7 @@ class CallInputs:
     width: int | None
     fps: float | None
     max_context_frames: int | None
-    num_inference_steps: int
+    num_inference_steps: int | None
     guidance_scale: float | None
     condition_guidance_scale: float | None
     guidance_interval: tuple[float, float] | None
@@ -150,6 +151,12 @@ def clip_lengths_of(
             f"`chunk_partition` {clip_lengths} must hold clips of at least 1 frame that sum to `num_frames`{wanted}."
         )
     return clip_lengths
+
+
+def num_steps_of(num_inference_steps: int | None, default: int | None) -> int:
+    """Denoising steps a clip: as asked for, else the model's own, else the paper's."""
+    own = NUM_STEPS if default is None else default
+    return own if num_inference_steps is None else num_inference_steps
 
 
 def _refuse_endless(**frames: int | None) -> None:

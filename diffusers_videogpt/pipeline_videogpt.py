@@ -40,7 +40,7 @@ from .frame_latents import (
 from .guidance_next_clip import guider_for_call
 from .history import History
 from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
-from .pipeline_inputs import CallInputs, clip_lengths_of, frame_size_of, window_of
+from .pipeline_inputs import CallInputs, clip_lengths_of, frame_size_of, num_steps_of, window_of
 from .pipeline_output import VideoGPTPipelineOutput
 from .rollout import (
     OneCallAtATime,
@@ -191,10 +191,11 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         frames_per_clip (`int`, defaults to `16`): frames predicted in parallel, unless the call says otherwise.
         max_context_frames (`int`, defaults to `80`): the most frames of history that the model looks back on.
         longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
+        num_inference_steps (`int`, *optional*): denoising steps a clip, unless the call says otherwise; 50 by default. A
+            distilled model has few of its own.
         guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call or a `guider` says otherwise. The
-            paper's best with 16 frames a clip; the authors' script uses 1.5 with 24.
-        condition_guidance_scale (`float`, defaults to `4.0`): guidance by class and text, unless the call or a `guider`
-            says otherwise.
+            paper's best with 16 frames a clip; the authors' script uses 1.5 with 24. A distilled model has 1: none.
+        condition_guidance_scale (`float`, defaults to `4.0`): the same by class and text.
         id2label (`dict`, *optional*): number → name of the classes that the model was trained on; as JSON has it, the
             numbers may be strings.
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
@@ -221,6 +222,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         frames_per_clip: int = 16,
         max_context_frames: int = 80,
         longest_side: int = 320,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 3.0,
         condition_guidance_scale: float = 4.0,
         id2label: dict | None = None,
@@ -244,6 +246,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             frames_per_clip=frames_per_clip,
             max_context_frames=max_context_frames,
             longest_side=longest_side,
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             condition_guidance_scale=condition_guidance_scale,
             id2label=id2label,
@@ -455,6 +458,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     def begin_rollout(self, inputs: CallInputs) -> Rollout:
         """Everything before the first clip, the same for a call and a stream. `inputs` are their arguments."""
+        inputs.num_inference_steps = num_steps_of(inputs.num_inference_steps, self.config.num_inference_steps)
         timesteps, _ = set_flow_timesteps(self.scheduler, inputs.num_inference_steps)
         guider = guider_for_call(
             self.guider,
@@ -547,7 +551,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         condition_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
@@ -586,20 +590,18 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
                 a video or one for all.
             prompt (`str` or `list[str]`, *optional*): what the video shows, in words; one a video or one for all.
             negative_prompt (`str` or `list[str]`, *optional*): what guidance leads away from; the empty text by default.
-            num_frames (`int`, *optional*): frames to predict; one clip by default.
+            num_frames (`int`, *optional*): frames to predict; one clip by default. Where no default is named, it is the pipeline's.
             height, width (`int`, *optional*): size in pixels, divisible by 16. By default that of the history, its longest
                 side scaled down to the pipeline's `longest_side`; without history, `longest_side` squared.
-            num_inference_steps (`int`, defaults to `50`): denoising steps a clip.
-            guidance_scale (`float`, *optional*): history guidance; 1 turns it off and halves the work. The pipeline's own
-                by default.
-            condition_guidance_scale (`float`, *optional*): guidance by class and prompt; 1 turns it off. The pipeline's own
-                by default. How the two go together is said at [`~guidance_next_clip`].
+            num_inference_steps (`int`, *optional*): denoising steps a clip; the pipeline's own by default.
+            guidance_scale (`float`, *optional*): history guidance; 1 turns it off and halves the work.
+            condition_guidance_scale (`float`, *optional*): guidance by class and prompt; 1 turns it off; see
+                [`~guidance_next_clip`].
             guidance_interval (`tuple[float, float]`, *optional*): the steps with history guidance, as shares of all; the others
                 save a pass (Kynkäänniemi et al., arXiv 2404.07724). All steps by default.
             frames_per_clip (`int`, *optional*): frames predicted in parallel; the pipeline's own by default.
             chunk_partition (`Sequence[int]`, *optional*): frames in each predicted clip, in place of `frames_per_clip`.
-            max_context_frames (`int`, *optional*): the most frames of history looked back on; the pipeline's own by
-                default. A longer history drops its oldest frames.
+            max_context_frames (`int`, *optional*): the most frames of history looked back on; the oldest are dropped.
             history_retention (`float`, defaults to `1.0`): share of signal in predicted frames when they become history.
             use_kv_cache (`bool`, defaults to `True`): compute the history once a clip, not once a step. Same result. Has no
                 effect where the prompts of a batch differ in length.
@@ -700,7 +702,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         condition_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,

@@ -22,7 +22,7 @@ from diffusers_videogpt.training.settings import (
     NextClipSettings,
     OptimizerSettings,
     RolloutSettings,
-    hub_id,
+    require_base_on_hub,
 )
 
 
@@ -38,12 +38,7 @@ class Settings(NextClipSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        base = self.model.pretrained_model_name_or_path
-        if self.hub.push_to_hub and hub_id(base) is None:
-            raise ValueError(
-                f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{base}' is not there. Train without it, "
-                "then `videogpt export-hub … --base-model ID --push`"
-            )
+        require_base_on_hub(self.hub, self.model.pretrained_model_name_or_path)
         latents = self.latents
         if latents.windows_per_video is None and latents.cached_latents is None and not self.videos.streaming:
             latents.windows_per_video = 8

@@ -34,7 +34,7 @@ from .demo_rollout import (
     read_upload,
     write_views,
 )
-from .options import STEPS
+from .options import STEPS, steps_of
 from .outputs import enlarge
 from .predict import PICTURE_FPS, SAMPLE_HISTORY
 
@@ -257,7 +257,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
                         1, MAX_PREDICTED, min(2 * clip_length, MAX_PREDICTED), step=1, label="Frames to predict"
                     ),
                     gr.Slider(1, max(2 * clip_length, 16), clip_length, step=1, label="Frames per clip"),
-                    gr.Slider(1, max(2 * STEPS, 50), STEPS, step=1, label="Steps per clip"),
+                    gr.Slider(1, 2 * STEPS, steps_of(None, pipe), step=1, label="Steps per clip"),
                     gr.Slider(1, 6, pipe.config.guidance_scale, step=0.1, label="Guidance (1: none)"),
                     gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
                     gr.Number(0, label="Read fps (0: all)", minimum=0, maximum=120, min_width=80),

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from huggingface_hub import HfApi
 from torch import nn
 
@@ -23,7 +25,8 @@ from .loading import load_pipeline, settle_from_base
 from .loop import TrainingLoop, check_heads, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
-from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer, make_clip_drawer
+from .objective import AlphaDrawer, DenoisedClips, NoisyClips, make_alpha_drawer, make_clip_drawer, make_noisy_clips
+from .resampled_history import resample_history
 from .run_folder import hold_folder
 from .settings import (
     HubSettings,
@@ -47,9 +50,11 @@ class Training:
         trainable_only: whether checkpoints leave out the weights that are not trained.
         errors: what the loss counts beside, for the log.
         trained_on: what the videos show, in a few words, where that is known; [`run_training`] sets it.
+        averaged_weights: the loop's, for a loss that needs the average of the weights; [`run_training`] sets it.
     """
 
     trained_on: str | None = None
+    averaged_weights: Callable[[], AbstractContextManager[None]]
     model: nn.Module
     trainable_only = False
     errors: ErrorsByAlpha | None = None
@@ -115,6 +120,11 @@ class NextClipTraining(Training):
         self.predicted: set[int] = set()  # steps whose predictions in the folder are of this run
         self.errors = ErrorsByAlpha()
         self.validation_errors: dict[str, float] = {}  # by α, at the last validation
+        if self.objective.resampled_history and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "--resampled_history does not work with FSDP2, whose processes have to call the model equally often, and clips "
+                "differ in number: use DDP (configs/accelerate/ddp.yaml), or leave it out."
+            )
 
     @property
     def model(self) -> VideoGPTTransformerModel:
@@ -150,10 +160,19 @@ class NextClipTraining(Training):
         """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
         return {}
 
-    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
-        """The clips of a batch, made noisy and denoised by the model."""
-        return denoise_clips(
-            model,
+    def make_noisy(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> NoisyClips:
+        """The clips of a batch, made noisy; in training, of some videos behind a past that the model itself has made."""
+        history = None
+        if model.training and self.objective.resampled_history:
+            history = resample_history(
+                self.accelerator.unwrap_model(model),
+                batch.latents,
+                clip_lengths=batch.clip_lengths,
+                generators=batch.generators,
+                share=self.objective.resampled_history,
+                num_steps=self.objective.resampled_steps,
+            )
+        return make_noisy_clips(
             batch.latents,
             clip_lengths=batch.clip_lengths,
             generator=batch.generators,
@@ -161,8 +180,13 @@ class NextClipTraining(Training):
             min_retention=self.objective.min_retention,
             draw_alphas=draw_alphas,
             patch_size=self.patch_size,
+            history=history,
             **self.conditions(batch, model.training),
         )
+
+    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
+        """The clips of a batch, made noisy and denoised by the model."""
+        return self.make_noisy(model, batch, draw_alphas=draw_alphas).denoised_by(model)
 
     def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         clips = self.denoise(model, batch, draw_alphas=make_alpha_drawer(self.objective))
@@ -188,29 +212,36 @@ class NextClipTraining(Training):
             self.predicted.add(step)
         return numbers
 
+    def prediction_settings(self) -> dict[str, Any]:
+        """How held-out videos are predicted, as [`~validation.predict_continuation`] takes it."""
+        sampling = self.feed.sampling
+        return {
+            "num_given": self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
+            "num_inference_steps": self.rollouts.validation_inference_steps,
+            "seed": sampling.seed,
+        }
+
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """Predicts held-out videos, writes what came out, and returns how good it is."""
+        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
+        return self.roll_out(loop, step, videos)
+
+    def roll_out(self, loop: TrainingLoop, step: int, videos: list[np.ndarray], **how) -> dict[str, float]:
+        """[`predict`] of these videos; `how` is as [`~validation.validation_rollout`] takes it."""
+        if not videos:
+            return {}
         # All processes predict, since a sharded model computes only together; one writes.
         folder = self.folder / f"step-{step:06d}" if self.accelerator.is_main_process else None
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
-        if not videos:
-            return {}
-        sampling = self.feed.sampling
         # Compiling the cached pass for a few predictions would take longer than they do.
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            scores = validation_rollout(
-                self.pipe,
-                videos,
-                num_given=self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
-                num_inference_steps=self.rollouts.validation_inference_steps,
-                fps=8,
-                seed=sampling.seed,
-                folder=folder,
-            )
+            scores = validation_rollout(self.pipe, videos, fps=8, folder=folder, **(self.prediction_settings() | how))
         if folder is not None:
             log_rollout(self.accelerator, scores, folder=folder, step=step)
-        return {"ratio_to_repeat": scores.ratio_to_repeat}
+        return {"ratio_to_repeat": scores.ratio_to_repeat} | {
+            f"ratio_to_repeat_{name.replace(', ', '_').replace(' ', '_')}": scores.ratio_of(name)
+            for name in how.get("beside", {})
+        }
 
     def trained_with(self) -> dict[str, Any]:
         """Samples and clips, for who trains the model further or predicts with it."""
@@ -403,6 +434,7 @@ def run_training(
         options=record.options,
         errors=training.errors,
     )
+    training.averaged_weights = trainer.averaged_weights
     trainer.run()
     weights = trainer.trained_state_dict()
     if accelerator.is_main_process:

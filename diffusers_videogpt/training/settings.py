@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import natural_int, positive_float, positive_int
+from ..arguments import finite_float, natural_int, positive_float, positive_int
 from .arguments import option, part, share
 
 
@@ -23,6 +23,11 @@ SIMULATED = {"physics": "simulated balls, boxes and pendulums", "orders": "simul
 LONGEST_SIDE = 320  # of a new model's samples, in pixels
 NUM_FRAMES = 48  # of a sample, where no pipeline to start from tells
 Dtype = Literal["float32", "bfloat16", "float16"]
+# Options of [`ObjectiveSettings`] for who has no past that a model could have predicted from the clips alone.
+NO_RESAMPLING = dict.fromkeys(
+    ("resampled_history", "resampled_steps"),
+    "the past is predicted from clips alone, without a class, a text or a marked first frame: leave it out",
+)
 
 
 def ema_decay(text: str) -> float:
@@ -115,6 +120,18 @@ class BaseModelSettings(AutoencoderSettings):
     frames_per_clip: int | None = option(
         None, "of predictions; default: as trained, of random clips the pipeline's", type=positive_int
     )
+
+
+def require_base_on_hub(hub: "HubSettings", base: str) -> None:
+    """
+    Raises:
+        ValueError: a LoRA is to be published, and what it adapts is not on the Hub.
+    """
+    if hub.push_to_hub and hub_id(base) is None:
+        raise ValueError(
+            f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{base}' is not there. Train without it, "
+            "then `videogpt export-hub … --base-model ID --push`"
+        )
 
 
 @dataclass(kw_only=True)
@@ -348,6 +365,12 @@ class ObjectiveSettings:
         "none", "of a frame's error: none as the paper, or 1/(1-α)², which makes it that of the velocity"
     )
     max_loss_weight: float = option(25.0, "where --loss_weighting velocity is capped", type=positive_float)
+    resampled_history: float = option(
+        0.0,
+        "share of the samples whose past is as the model itself predicts it, clip after clip, not as it was",
+        type=share,
+    )
+    resampled_steps: Literal[1, 2] = option(1, "of --resampled_history: denoising steps a clip", type=int)
 
     def __post_init__(self):
         try:
@@ -371,14 +394,18 @@ class ObjectiveSettings:
                 raise ValueError(f"--{name} has an effect only with --weighting_scheme {scheme}")
         if self.uniform_share and self.weighting_scheme == "none":
             raise ValueError("--uniform_share has an effect only with another --weighting_scheme than none")
+        if self.resampled_steps != ObjectiveSettings.resampled_steps and not self.resampled_history:
+            raise ValueError("--resampled_steps has an effect only with --resampled_history above 0")
         if self.max_loss_weight != ObjectiveSettings.max_loss_weight and self.loss_weighting == "none":
             raise ValueError("--max_loss_weight has an effect only with --loss_weighting velocity")
 
     def noise_fields(self) -> dict[str, str | float]:
         """What a checkpoint must agree with; empty for the paper's objective, as checkpoints from before know no other."""
         fields = {}
+        if self.resampled_history:
+            fields = {"resampled_history": self.resampled_history, "resampled_steps": self.resampled_steps}
         if self.weighting_scheme != "none":
-            fields = {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
+            fields |= {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
             names = ("mode_scale",) if self.weighting_scheme == "mode" else ("logit_mean", "logit_std")
             fields |= {name: getattr(self, name) for name in names}
         if self.loss_weighting != "none":
@@ -393,6 +420,34 @@ class ObjectiveSettings:
         if self.clips in (None, "random") and sampling.least_num_frames < 2:
             raise ValueError(
                 "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
+            )
+
+
+@dataclass(kw_only=True)
+class DistillationSettings:
+    """What a student learns from a teacher of many guided steps, and who it is."""
+
+    student: Literal["full", "lora"] = option(
+        "full", "full: a pipeline of its own; lora: a small adapter of the teacher's"
+    )
+    guidance_scale: float | None = option(
+        None, "of the teacher, by history; the student then needs none; default: the pipeline's own", type=finite_float
+    )
+    grid_steps: int = option(32, "steps of the teacher from noise to a clip", type=positive_int)
+    consistency_loss: Literal["pseudo_huber", "l2"] = option("pseudo_huber")
+    huber_c: float = option(
+        0.01, "of pseudo_huber: errors above it count by their size, below by its square", type=positive_float
+    )
+    num_inference_steps: int = option(
+        2, "at inference, a clip: kept in the saved pipeline or adapter", type=positive_int
+    )
+
+    def __post_init__(self):
+        if self.huber_c != DistillationSettings.huber_c and self.consistency_loss != "pseudo_huber":
+            raise ValueError("--huber_c has an effect only with --consistency_loss pseudo_huber")
+        if self.grid_steps < 2:
+            raise ValueError(
+                "--grid_steps 1 is one step of the teacher, from noise to its blurred guess: give 2 or more"
             )
 
 
