@@ -66,7 +66,7 @@ def settle_from_base(
         config = VideoGPTPipeline.load_config(base, revision=model.revision)
     trained_with = config.get("trained_with") or {}
     check_trained_with(trained_with)
-    if sampling.longest_side is None:
+    if sampling.longest_side is None and sampling.height is None:
         sampling.longest_side = config.get("longest_side", LONGEST_SIDE)
     if sampling.frame_interval is None and sampling.target_fps is None:
         sampling.target_fps = trained_with.get("fps")
