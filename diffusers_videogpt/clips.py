@@ -176,6 +176,21 @@ class ClipLayout:
         """Noisy patches, padding included."""
         return self.num_tokens - self.first_output
 
+    @property
+    def has_one_clip(self) -> bool:
+        """Whether all tokens are of one clip; taken to be so while a graph is traced, when their values are not known."""
+        return torch.compiler.is_compiling() or bool((self.clip == self.clip[:, :1]).all())
+
+    def check_inputs(self, passed: tuple[int, int, int, tuple[int, int]], batch_size: int) -> None:
+        """Raises a `ValueError` if this is no layout of `batch_size` samples of these numbers of condition tokens, clean and
+        noisy frames, and this grid of patches."""
+        described = (self.num_condition_tokens, self.num_clean_frames, self.num_noisy_frames, self.padded_grid)
+        if described != passed or self.batch_size not in (1, batch_size):
+            raise ValueError(
+                "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
+                f"{described} for {self.batch_size} samples in it, {passed} for {batch_size} in what was passed."
+            )
+
     def to(self, device: torch.device | str) -> "ClipLayout":
         """The same layout on `device`; its masks are made anew there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -155,6 +155,7 @@ def make_noisy_clips(
     draw_alphas: AlphaDrawer = sample_alphas,
     patch_size: int = 2,
     history: torch.Tensor | None = None,
+    actions: torch.Tensor | None = None,
     **conditions: torch.Tensor,
 ) -> NoisyClips:
     """Makes noisy clips of clean latents as training does.
@@ -175,6 +176,8 @@ def make_noisy_clips(
         patch_size: the model's, in latent pixels.
         history: what the clean copies are made of instead of `latents`, of the same shape: the past as a model predicts it,
             see [`~resampled_history.resample_history`]. The targets stay those of `latents`.
+        actions: that led to each frame, (B, N) or (B, N, D), as the model takes them: the noisy and the clean copy of a frame
+            have the same.
         conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, as the model takes them; text is
             padded to the longest of the batch.
 
@@ -199,7 +202,8 @@ def make_noisy_clips(
     # must not depend on the others, so noise is drawn for all its frames.
     num_drawn = num_frames if all_noisy else num_clean
     first, last, _ = noisy.indices(len(clip_lengths[0]))
-    target = latents if all_noisy else latents[:, :, sum(clip_lengths[0][:first]) : sum(clip_lengths[0][:last])]
+    predicted = slice(None) if all_noisy else slice(sum(clip_lengths[0][:first]), sum(clip_lengths[0][:last]))
+    target = latents[:, :, predicted]
     draws = [
         (
             draw_alphas(lengths, g),
@@ -222,6 +226,9 @@ def make_noisy_clips(
         condition_lengths=condition_lengths(conditions),
         device=latents.device,
     )
+    if actions is not None:
+        conditions["actions"] = actions[:, predicted]
+        conditions["clean_actions"] = actions[:, :num_clean] if num_clean else None
     return NoisyClips(target, noisy_latents, alphas, clean_latents if num_clean else None, layout, conditions)
 
 

@@ -5,6 +5,7 @@ Shapes: F given frames, N predicted frames, H × W pixels.
 
 import csv
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +31,7 @@ def predict_continuation(
     generator: torch.Generator,
     frames_per_clip: int | None = None,
     guidance_scale: float | None = None,
+    actions: np.ndarray | None = None,
 ) -> np.ndarray:
     """What follows the first frames of a video, uint8 (N, H, W, 3).
 
@@ -37,6 +39,7 @@ def predict_continuation(
         video: uint8 (F + N, H, W, 3).
         num_given: F.
         num_inference_steps, generator, frames_per_clip, guidance_scale: as in the pipeline's call.
+        actions: what led to all F + N frames, as in the pipeline's call.
     """
     predicted = pipe(
         video=video[:num_given],
@@ -46,6 +49,8 @@ def predict_continuation(
         frames_per_clip=frames_per_clip,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        history_actions=None if actions is None else actions[:num_given],
+        actions=None if actions is None else actions[num_given:],
         generator=generator,
         output_type="np",
     ).frames[0]
@@ -65,6 +70,7 @@ def validation_rollout(
     folder: str | Path | None = None,
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None,
     beside: Mapping[str, Sequence[np.ndarray]] | None = None,
+    actions: Iterable[np.ndarray] | None = None,
 ) -> RolloutScores:
     """Continues each video after its first frames and compares with what really followed.
 
@@ -81,6 +87,7 @@ def validation_rollout(
         folder: gets `i.mp4` (left the truth, right the given frames and the prediction; the bar above is blue while frames
             are given, orange after that) and `i.png` (a film strip) for every video, and at the end `scores.json`.
             Without it nothing is written.
+        actions: what led to the frames of each video, (F + N,) or (F + N, D), as the pipeline's call takes them.
         measures: further ways to compare frames with the truth: two of uint8 (N, H, W, 3) → (N,).
         beside: name → what others predict of each of the videos, uint8 (N, H, W, 3): shown and scored beside it.
 
@@ -92,7 +99,9 @@ def validation_rollout(
     compare = {"mse": mse_by_frame, **(measures or {})}
     by_frame = {name: {"predicted": [], "repeat": [], "autoencoder": []} for name in compare}
     num_frames = None
+    told = itertools.repeat(None) if actions is None else iter(actions)
     for index, video in enumerate(videos):
+        done = next(told)
         num_frames = num_frames or len(video)
         num_predicted = num_frames - num_given
         if len(video) != num_frames:
@@ -111,6 +120,7 @@ def validation_rollout(
             video,
             num_given=num_given,
             num_inference_steps=num_inference_steps,
+            actions=done,
             generator=generator,
             frames_per_clip=frames_per_clip,
             guidance_scale=guidance_scale,
