@@ -182,8 +182,14 @@ class ClipLayout:
         return torch.compiler.is_compiling() or bool((self.clip == self.clip[:, :1]).all())
 
     def check_inputs(self, passed: tuple[int, int, int, tuple[int, int]], batch_size: int) -> None:
-        """Raises a `ValueError` if this is no layout of `batch_size` samples of these numbers of condition tokens, clean and
-        noisy frames, and this grid of patches."""
+        """
+        Args:
+            passed: condition tokens, clean frames, noisy frames and grid of patches (rows, columns) of what goes with the layout.
+            batch_size: its samples.
+
+        Raises:
+            ValueError: this is the layout of something else.
+        """
         described = (self.num_condition_tokens, self.num_clean_frames, self.num_noisy_frames, self.padded_grid)
         if described != passed or self.batch_size not in (1, batch_size):
             raise ValueError(

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..actions import ActionSpace
 from ..clips import make_guidance_layout
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -83,11 +84,20 @@ class Distillation(NextClipTraining):
     Args:
         distillation: the path, the guidance and the loss.
         training: of the other class, by name.
+
+    Raises:
+        ValueError: the pipeline takes actions.
     """
 
     def __init__(
         self, accelerator: Accelerator, pipe: VideoGPTPipeline, *, distillation: DistillationSettings, **training
     ):
+        space = ActionSpace.of(pipe.transformer.config)
+        if space is not None:
+            number = space.num_actions if space.is_discrete else f"continuous ones of {space.action_dim} numbers as"
+            raise ValueError(
+                f"The pipeline takes {number} actions, which distillation would forget: distil one that takes none."
+            )
         super().__init__(accelerator, pipe, **training)
         self.distillation = distillation
         self.guidance_scale = distillation.guidance_scale

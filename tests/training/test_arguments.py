@@ -109,10 +109,11 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
         "text": "text_to_video",
         "lora": "videogpt_lora",
     }
-    scripts |= {"classes": "class_to_video"}
+    scripts |= {"classes": "class_to_video", "distill": "distillation"}
     monkeypatch.chdir(SCRIPTS.parent)
     path = SCRIPTS / "configs" / config
     words = [] if config == "physics_without_classes.yaml" else path.stem.split("_")
+    words = ["distill"] if "distill" in words else words  # into an adapter, too
     (script,) = {scripts[word] for word in words if word in scripts} or {"videogpt"}
     doc, settings = settings_of(SCRIPTS / f"train_{script}.py")
     given = yaml.safe_load(path.read_text(encoding="utf-8"))

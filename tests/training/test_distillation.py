@@ -100,7 +100,7 @@ def distillation_of(student, teacher, **settings):
     training.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
     training.errors = ErrorsByAlpha()
     training.objective = ObjectiveSettings(clips="random")
-    training.feed = None
+    training.feed = training.actions = None
     loop = TrainingLoop.__new__(TrainingLoop)
     loop.model, loop.ema = student, EMAModel(student.parameters(), decay=0.99)
     training.averaged_weights = loop.averaged_weights
@@ -190,3 +190,9 @@ def test_the_base_without_its_adapter_and_what_is_trained_stays_so(tiny_transfor
         assert [p.requires_grad for p in tiny_transformer.parameters()] == marks
     assert [p.requires_grad for p in tiny_transformer.parameters()] == marks
     assert torch.equal(tiny_transformer(clip, alpha).sample, adapted) and not torch.allclose(adapted, expected)
+
+
+def test_a_model_that_takes_actions_is_refused(tiny_transformer):
+    pipe = SimpleNamespace(transformer=SimpleNamespace(config={"num_actions": 5}))
+    with pytest.raises(ValueError, match="5 actions.*would forget"):
+        PipelineDistillation(None, pipe, distillation=None, teacher=tiny_transformer, base_hash="")
