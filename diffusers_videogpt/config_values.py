@@ -96,9 +96,10 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         check_whole_number(name, config[name], at_most=largest.get(name, 10**6))
     for name in ("max_position_embeddings", "original_max_position_embeddings"):
         check_whole_number(name, config[name], at_most=10**9)
-    for name in ("num_classes", "text_embed_dim"):
+    for name in ("num_classes", "text_embed_dim", "num_actions", "action_dim"):
         if config[name] is not None:
             check_whole_number(name, config[name])
+    _check_action_space(config)
     for name in ("norm_eps", "rope_theta"):
         check_positive_number(name, config[name])
     factors = config["rope_long_factor"]
@@ -106,6 +107,25 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"`rope_long_factor` must be a list of numbers or null, got {_shown(factors)}.")
     for factor in factors or ():
         check_positive_number("rope_long_factor", factor)
+
+
+def _check_action_space(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if a network has both kinds of actions, or a scale that does not belong to its actions."""
+    if config["num_actions"] is not None and config["action_dim"] is not None:
+        raise ValueError(
+            "`num_actions` is for discrete actions and `action_dim` for continuous ones: give one of them."
+        )
+    if config["action_mean"] is None and config["action_std"] is None:
+        return
+    for name in ("action_mean", "action_std"):
+        if not isinstance(config[name], list | tuple) or len(config[name]) != config["action_dim"]:
+            raise ValueError(
+                f"`{name}` must be a list of `action_dim`={config['action_dim']} numbers, given with the other of mean and "
+                f"standard deviation, got {_shown(config[name])}."
+            )
+    for mean, std in zip(config["action_mean"], config["action_std"], strict=True):
+        check_finite_number("action_mean", mean)
+        check_positive_number("action_std", std)
 
 
 def _shown(value: Any) -> str:

@@ -124,6 +124,7 @@ def denoise_clips(
     min_retention: float = 0.9,
     draw_alphas: AlphaDrawer = sample_alphas,
     patch_size: int = 2,
+    actions: torch.Tensor | None = None,
     **conditions: torch.Tensor,
 ) -> DenoisedClips:
     """Makes noisy clips of clean latents as training does, and lets the transformer denoise them.
@@ -143,6 +144,8 @@ def denoise_clips(
         min_retention: the least share of signal in a clean frame; 1 leaves the clean clips without noise.
         draw_alphas: draws the noise weights, uniform by default; see [`make_alpha_drawer`].
         patch_size: the model's, in latent pixels.
+        actions: that led to each frame, (B, N) or (B, N, D), as the model takes them: the noisy and the clean copy of a frame
+            have the same.
         conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, as the model takes them; text is
             padded to the longest of the batch.
 
@@ -167,7 +170,8 @@ def denoise_clips(
     # must not depend on the others, so noise is drawn for all its frames.
     num_drawn = num_frames if all_noisy else num_clean
     first, last, _ = noisy.indices(len(clip_lengths[0]))
-    target = latents if all_noisy else latents[:, :, sum(clip_lengths[0][:first]) : sum(clip_lengths[0][:last])]
+    predicted = slice(None) if all_noisy else slice(sum(clip_lengths[0][:first]), sum(clip_lengths[0][:last]))
+    target = latents[:, :, predicted]
     draws = [
         (
             draw_alphas(lengths, g),
@@ -197,6 +201,8 @@ def denoise_clips(
         clean_hidden_states=clean_latents if num_clean else None,
         clip_layout=layout,
         return_dict=False,
+        actions=None if actions is None else actions[:, predicted],
+        clean_actions=None if actions is None or not num_clean else actions[:, :num_clean],
         **conditions,
     )[0]
     return DenoisedClips(denoised, target, noisy_latents, alphas)
