@@ -38,13 +38,8 @@ VIDEOS = [(noise(6, 1), np.array([0, 1, 2, 3, 4, 0])), (noise(4, 2), np.array([1
 
 
 @pytest.fixture
-def pipe(make_tiny_pipe, make_tiny_transformer):
-    """A random model in which actions do something."""
-    pipe = make_tiny_pipe()
-    transformer = make_tiny_transformer(num_actions=NUM_ACTIONS)
-    torch.nn.init.normal_(transformer.action_embed.weight[1:], std=2.0, generator=torch.Generator().manual_seed(9))
-    pipe.register_modules(transformer=transformer)
-    return pipe
+def pipe(steered_pipe):
+    return steered_pipe
 
 
 @pytest.fixture
