@@ -33,7 +33,7 @@ class Settings(PipelineSettings):
     videos: VideoSettings = part(
         without=[
             *("dataset_file", "dataset_name", "dataset_config_name", "video_column", "caption_column"),
-            *("label_column", "streaming", "simulated_world"),
+            *("label_column", "streaming", "simulated_world", "lerobot_root", "lerobot_camera"),
         ]
     )
     sampling: SamplingSettings = part(without=["target_fps"], frame_interval=(1,))

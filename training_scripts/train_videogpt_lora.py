@@ -19,15 +19,15 @@ from diffusers_videogpt.training.settings import (
     AdapterSettings,
     BaseModelSettings,
     LoopSettings,
-    NextClipSettings,
     OptimizerSettings,
     RolloutSettings,
+    SteeredSettings,
     hub_id,
 )
 
 
 @dataclass(kw_only=True)
-class Settings(NextClipSettings):
+class Settings(SteeredSettings):
     """Of a training by next clip diffusion whose model is a frozen base and an adapter."""
 
     model: BaseModelSettings = part()
@@ -71,6 +71,7 @@ def main():
         base_hash=base_hash,
         config=config,
         recipe=settings.recipe,
+        actions=settings.actions,
     )
     record = record_run(settings, "training_scripts/train_videogpt_lora.py")
     run_training(accelerator, training, feed=feed, run=settings.run, record=record)

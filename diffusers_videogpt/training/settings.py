@@ -60,6 +60,49 @@ def hub_id(name: str | None) -> str | None:
 
 
 @dataclass(kw_only=True)
+class ActionSettings:
+    """What leads from frame to frame, for a model that can be steered."""
+
+    num_actions: int | None = option(None, "of discrete actions, 0 to this less 1", type=positive_int)
+    action_dim: int | None = option(None, "numbers of a continuous action, instead", type=positive_int)
+    action_column: str | None = option(
+        None,
+        "of the table or dataset: a list of actions a video, or a path; default: a file beside each video, of LeRobot 'action'",
+    )
+    action_dropout: float = option(
+        0.1, "share of the clips whose actions are left out, which guidance by actions needs", type=share
+    )
+
+    def __post_init__(self):
+        if self.num_actions is not None and self.action_dim is not None:
+            raise ValueError(
+                "--num_actions is for discrete actions, --action_dim for continuous ones: give one of them"
+            )
+        if not self.are_given:
+            for name in ("action_column", "action_dropout"):
+                if getattr(self, name) != getattr(ActionSettings, name):
+                    raise ValueError(f"--{name} has an effect only with --num_actions or --action_dim")
+
+    @property
+    def are_given(self) -> bool:
+        """Whether the model is trained on actions."""
+        return self.num_actions is not None or self.action_dim is not None
+
+    def check_videos(self, videos: "VideoSettings") -> None:
+        """
+        Raises:
+            ValueError: these videos come without actions.
+        """
+        if self.are_given and videos.streaming:
+            raise ValueError("--streaming reads no actions: leave it out, or --num_actions and --action_dim")
+        tables = (videos.dataset_file, videos.dataset_name, videos.lerobot_root)
+        if self.action_column is not None and all(table is None for table in tables):
+            raise ValueError(
+                "--action_column is of --dataset_file, --dataset_name or --lerobot_root: give one of them"
+            )
+
+
+@dataclass(kw_only=True)
 class AutoencoderSettings:
     """The autoencoder that makes latents of frames: a pipeline's, or one by itself."""
 
@@ -139,6 +182,10 @@ class VideoSettings:
     instance_data_root: Path | None = option(None, "folder of videos, or the folder that a table's paths start from")
     dataset_file: Path | None = option(None, "CSV or JSONL table with a column of paths; or UCF-101's trainlist01.txt")
     dataset_name: str | None = option(None, "Hub dataset, or a local folder that `datasets` loads (also WebDataset)")
+    lerobot_root: Path | None = option(None, "folder of a LeRobot dataset, formats v2 and v3")
+    lerobot_camera: str | None = option(
+        None, "of --lerobot_root: the feature whose videos are taken, if there are several"
+    )
     dataset_config_name: str | None = option(None)
     dataset_split: str = option("train")
     video_column: str = option("video")
@@ -158,10 +205,14 @@ class VideoSettings:
     )
 
     def __post_init__(self):
-        sources = (self.dataset_file, self.dataset_name, self.num_simulated_scenes)
+        sources = (self.dataset_file, self.dataset_name, self.num_simulated_scenes, self.lerobot_root)
         if sum(x is not None for x in sources) > 1:
-            raise ValueError("give only one of --dataset_file, --dataset_name and --num_simulated_scenes")
-        for other in ("num_simulated_scenes", "dataset_name"):
+            raise ValueError(
+                "give only one of --dataset_file, --dataset_name, --num_simulated_scenes and --lerobot_root"
+            )
+        if self.lerobot_camera is not None and self.lerobot_root is None:
+            raise ValueError("--lerobot_camera needs --lerobot_root")
+        for other in ("num_simulated_scenes", "dataset_name", "lerobot_root"):
             if self.instance_data_root is not None and getattr(self, other) is not None:
                 raise ValueError(f"--instance_data_root and --{other} both say where the videos come from: give one")
         if self.streaming and self.dataset_name is None:
@@ -170,7 +221,7 @@ class VideoSettings:
     @property
     def has_source(self) -> bool:
         sources = (self.instance_data_root, self.dataset_file, self.dataset_name, self.num_simulated_scenes)
-        return any(x is not None for x in sources)
+        return any(x is not None for x in (*sources, self.lerobot_root))
 
     def require_source(self) -> None:
         """
@@ -179,7 +230,7 @@ class VideoSettings:
         """
         if not self.has_source:
             raise ValueError(
-                "give videos: --instance_data_root, --dataset_file, --dataset_name or --num_simulated_scenes"
+                "give videos: --instance_data_root, --dataset_file, --dataset_name, --lerobot_root or --num_simulated_scenes"
             )
 
     @property
@@ -197,7 +248,8 @@ class VideoSettings:
     @property
     def name(self) -> str | None:
         """Of the data, for a card."""
-        return self.dataset_name or (str(self.instance_data_root) if self.instance_data_root else None)
+        folder = self.instance_data_root or self.lerobot_root
+        return self.dataset_name or (str(folder) if folder else None)
 
 
 @dataclass(kw_only=True)
@@ -281,9 +333,8 @@ class LatentSettings:
         if self.cached_latents is None:
             videos.require_source()
         # Not --dataset_file: beside UCF-101's lists are the numbers of the classes.
-        given = {
-            name: getattr(videos, name) for name in ("instance_data_root", "dataset_name", "num_simulated_scenes")
-        }
+        sources = ("instance_data_root", "dataset_name", "num_simulated_scenes", "lerobot_root")
+        given = {name: getattr(videos, name) for name in sources}
         given |= {"streaming": videos.streaming, "windows_per_video": self.windows_per_video}
         for other, value in given.items():
             if self.cached_latents is not None and value:
@@ -472,6 +523,7 @@ class DataSettings:
 
     Attributes:
         output_dir: of the run; what cannot be used is listed there, and what is encoded before the first step is kept there.
+        actions: of the videos, for a model that can be steered.
     """
 
     videos: VideoSettings
@@ -479,6 +531,7 @@ class DataSettings:
     latents: LatentSettings
     batches: BatchSettings
     output_dir: Path
+    actions: ActionSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -566,3 +619,23 @@ class PipelineSettings(NextClipSettings):
     @property
     def recipe(self) -> RecipeSettings:
         return replace(super().recipe, output_dtype=self.output_dtype)
+
+
+@dataclass(kw_only=True)
+class SteeredSettings(NextClipSettings):
+    """Of a run that may also train on what leads from frame to frame."""
+
+    actions: ActionSettings = part()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.actions.check_videos(self.videos)
+
+    @property
+    def data(self) -> DataSettings:
+        return replace(super().data, actions=self.actions if self.actions.are_given else None)
+
+
+@dataclass(kw_only=True)
+class SteeredPipelineSettings(SteeredSettings, PipelineSettings):
+    """Of a run that trains the transformer of a pipeline, which may be one that can be steered."""

@@ -5,6 +5,7 @@ Shapes: F given frames, N predicted frames, H × W pixels.
 
 import csv
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ def validation_rollout(
     seed: int = 0,
     folder: str | Path | None = None,
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None,
+    actions: Iterable[np.ndarray] | None = None,
 ) -> RolloutScores:
     """Continues each video after its first frames and compares with what really followed.
 
@@ -49,6 +51,7 @@ def validation_rollout(
         folder: gets `i.mp4` (left the truth, right the given frames and the prediction; the bar above is blue while frames
             are given, orange after that) and `i.png` (a film strip) for every video, and at the end `scores.json`.
             Without it nothing is written.
+        actions: what led to the frames of each video, (F + N,) or (F + N, D), as the pipeline's call takes them.
         measures: further ways to compare frames with the truth: two of uint8 (N, H, W, 3) → (N,).
 
     Raises:
@@ -59,7 +62,9 @@ def validation_rollout(
     compare = {"mse": mse_by_frame, **(measures or {})}
     by_frame = {name: {"predicted": [], "repeat": [], "autoencoder": []} for name in compare}
     num_frames = None
+    told = itertools.repeat(None) if actions is None else iter(actions)
     for index, video in enumerate(videos):
+        done = next(told)
         num_frames = num_frames or len(video)
         num_predicted = num_frames - num_given
         if len(video) != num_frames:
@@ -79,6 +84,8 @@ def validation_rollout(
             frames_per_clip=frames_per_clip,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            history_actions=None if done is None else done[:num_given],
+            actions=None if done is None else done[num_given:],
             generator=generator,
             output_type="np",
             **size,
