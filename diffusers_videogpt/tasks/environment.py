@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..actions import Actions, ActionSpace
+from ..data.actions import actions_beside, load_actions
 from ..data.videos import VIDEO_SUFFIXES
 from ..frame_latents import VideoInput
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -110,7 +111,7 @@ class _Episodes:
         self.videos = find_videos(videos)
         self.world = WorldModel(model, **world)
         self.reward, self.horizon = reward or no_reward, horizon
-        first = self.world.begin(*read_start(self.videos[0]), seed=0)
+        first = self.world.begin(*read_start(self.videos[0], self.world.action_space), seed=0)
         self.height, self.width = first.frames.shape[1:3]
         self.observation_space = gymnasium.spaces.Box(0, 255, (self.height, self.width, 3), np.uint8)
         self.action_space = space_of_actions(self.world.action_space)
@@ -123,7 +124,7 @@ class _Episodes:
         if video is None:
             if actions is not None:
                 raise ValueError('`options["actions"]` are of a video: pass `options["video"]` with them.')
-            video, actions = read_start(self.videos[rng.integers(len(self.videos))])
+            video, actions = read_start(self.videos[rng.integers(len(self.videos))], self.world.action_space)
             last = int(rng.integers(min(self.world.num_history_frames, len(video)), len(video) + 1))
             video, actions = video[:last], None if actions is None else actions[:last]
         return self.world.begin(video, actions, seed=int(rng.integers(2**62)), **size)
@@ -232,11 +233,12 @@ class VideoGPTEnv(gymnasium.Env):
 class VideoGPTVectorEnv(gymnasium.vector.VectorEnv):
     """Many of [`VideoGPTEnv`], whose steps are predicted in one batch; each gives what it would give alone.
 
-    A step after the end of an episode begins the next one, and its action is not asked for (`AutoresetMode.NEXT_STEP`). The
-    arguments are those of [`VideoGPTEnv`], and:
+    The arguments are those of [`VideoGPTEnv`], and:
 
     Args:
         num_envs: how many.
+        autoreset_mode: when the next episode begins: `NEXT_STEP`, with the step after the end, whose action is not asked for;
+            or `SAME_STEP`, at once, with the last observation in `infos["final_obs"]`.
     """
 
     metadata = METADATA | {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -250,8 +252,13 @@ class VideoGPTVectorEnv(gymnasium.vector.VectorEnv):
         reward: Reward | None = None,
         horizon: int = 32,
         render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **world,
     ):
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            raise ValueError("autoreset_mode must be NEXT_STEP or SAME_STEP: episodes begin by themselves.")
+        self.metadata = METADATA | {"autoreset_mode": self.autoreset_mode}
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode={render_mode!r} must be 'rgb_array' or None: many have no window.")
         self._episodes = _Episodes(model, videos, reward=reward, horizon=horizon, **world)
@@ -287,7 +294,7 @@ class VideoGPTVectorEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What each one's action leads to: (E, …) observations, rewards, terminations, truncations, and nothing more.
+        """What each one's action leads to: (E, …) observations, rewards, terminations, truncations, and `infos`.
 
         Raises:
             RuntimeError: no episode has begun.
@@ -304,8 +311,15 @@ class VideoGPTVectorEnv(gymnasium.vector.VectorEnv):
             results = self._episodes.step([self.episodes[i] for i in going], [actions[i] for i in going])
             for index, result in zip(going, results, strict=True):
                 self.episodes[index], rewards[index], terminations[index], truncations[index] = result
-        self._has_ended = terminations | truncations
-        return self._observations(), rewards, terminations, truncations, {}
+        has_ended, infos = terminations | truncations, {}
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            for index in np.flatnonzero(has_ended):
+                last = self.episodes[index].frames[-1]
+                infos = self._add_info(infos, {"final_obs": last, "final_info": {}}, index)
+                self.episodes[index] = self._episodes.begin(self._rngs[index], None)
+        else:
+            self._has_ended = has_ended
+        return self._observations(), rewards, terminations, truncations, infos
 
     def _observations(self) -> np.ndarray:
         return np.stack([episode.frames[-1] for episode in self.episodes])
@@ -338,8 +352,17 @@ def find_videos(videos: str | Path | Sequence[StartVideo]) -> list[StartVideo]:
     return found
 
 
-def read_start(source: StartVideo) -> tuple[np.ndarray, Actions | None]:
-    """The frames of a video, uint8 (F, H, W, 3), and the actions that led to them, `None` if it has none."""
+def read_start(source: StartVideo, space: ActionSpace) -> tuple[np.ndarray, Actions | None]:
+    """The frames of a video, uint8 (F, H, W, 3), and the actions that led to them; `None` if it has none, neither with it nor in
+    a file beside it (see [`~data.actions`]).
+
+    Raises:
+        ValueError: the actions in that file are not one a frame, or not of this `space`.
+    """
     video, actions = source if isinstance(source, tuple) else (source, None)
-    frames = read_video(video).frames if isinstance(video, str | Path) else to_uint8_frames(video)
+    if not isinstance(video, str | Path):
+        return to_uint8_frames(video), actions
+    frames, beside = read_video(video).frames, actions_beside(Path(video))
+    if actions is None and beside is not None:
+        actions = load_actions(beside, len(frames), space=space, name=str(video))
     return frames, actions

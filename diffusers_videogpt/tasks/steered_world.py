@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..worlds import ACTIONS, SteeredSimulation, reach_target
-from ..worlds.steered import draw_actions
+from ..worlds import ACTIONS, SteeredSimulation, begin_scene, reach_target
 from .window import METADATA, Window, check_render_mode
 
 
@@ -90,15 +89,9 @@ class SteeredWorld(gymnasium.Env):
         scene = (options or {}).get("scene")
         if scene is None:
             scene = int(self.np_random.integers(FIRST_SCENE, LAST_SCENE))
-        self._simulation = simulation = SteeredSimulation(scene, self.size)
-        rng = np.random.default_rng((scene, 5))
-        length, frames, actions = self.num_history_frames, [], []
-        # An episode does not begin at its end: whoever happens to touch the target goes on.
-        while not frames or simulation.is_touching:
-            drawn = draw_actions(rng, length)
-            actions += drawn.tolist()
-            frames += [simulation.step(action) for action in drawn]
-        self._frames, self._num_steps = np.stack(frames[-length:]), 0
+        length = self.num_history_frames
+        self._simulation, frames, actions = begin_scene(scene, length, size=self.size)
+        self._frames, self._num_steps = frames[-length:], 0
         self._show()
         info = {"scene": scene, "video": self._frames.copy(), "actions": np.array(actions[-length:])}
         return self._frames[-1].copy(), info | self._positions()

@@ -15,7 +15,7 @@ Needs `pip install ".[worlds]"` in the repository: pymunk for the dynamics, pyga
 from .orders import Group, Order, draw_order
 from .picture import PALETTE, count_objects, find_objects
 from .scenes import SCENE_KINDS, Scene, SceneObject, plan_scene, simulate
-from .steered import ACTIONS, SteeredScene, SteeredSimulation, reach_target, read_positions, steer
+from .steered import ACTIONS, SteeredScene, SteeredSimulation, begin_scene, reach_target, read_positions, steer
 
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "SceneObject",
     "SteeredScene",
     "SteeredSimulation",
+    "begin_scene",
     "count_objects",
     "draw_order",
     "find_objects",

@@ -13,9 +13,11 @@ moves 3 pixels a frame (at 64 x 64 and 12 frames a second); walls and the target
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from ..video_io import write_video
 from .picture import BACKGROUNDS, MATCH, PALETTE, UNITS, draw_frames, load
 from .scenes import MARGIN, STEPS_PER_SECOND, SceneObject, Setup, build, scatter
 
@@ -33,6 +35,7 @@ FASTEST = 40.0  # of the other balls: each push of the steered ball would make t
 LONGEST_HOLD = 8  # frames that `draw_actions` stays with one action
 # Between outlines. Touching ones are drawn 2 * MARGIN apart, and a centre is read from pixels to about half of one.
 TOUCHING = 2 * MARGIN + 1.0
+CRF = 8  # of MP4, nearly without loss
 LEAST_AREA = 16.0  # an object of which a 64 x 64 picture shows fewer pixels is not seen
 
 
@@ -213,6 +216,59 @@ def steer(seed: int, actions: Sequence[int] | int, *, size: int = 64, fps: float
         objects=simulation.objects,
         fps=fps,
     )
+
+
+def begin_scene(seed: int, num_frames: int, *, size: int = 64) -> tuple[SteeredSimulation, np.ndarray, list[int]]:
+    """The start of an episode: a scene under drawn actions, which goes on until the ball does not touch the target.
+
+    Args:
+        seed: the scene and the actions follow from it.
+        num_frames: that are simulated at least.
+        size: height and width in pixels.
+
+    Returns:
+        simulation: that goes on from here.
+        frames: uint8 (F, H, W, 3), all that were simulated.
+        actions: what led to each of them.
+    """
+    simulation, rng = SteeredSimulation(seed, size), np.random.default_rng((seed, 5))
+    frames, actions = [], []
+    while not frames or simulation.is_touching:
+        drawn = draw_actions(rng, num_frames).tolist()
+        actions += drawn
+        frames += [simulation.step(action) for action in drawn]
+    return simulation, np.stack(frames), actions
+
+
+def write_steered_videos(
+    folder: str | Path, num_videos: int, *, num_frames: int = 40, first_seed: int = 1_000_000
+) -> list[Path]:
+    """Writes scenes as anyone's videos with actions are: `scene_1000000.mp4`, and beside it `scene_1000000.actions.npy`, int64 (F,).
+
+    MP4 keeps colours at half the size, so the frames of 64 x 64 are enlarged to 128 x 128, each pixel to a square; read at 64 x 64
+    again, they are nearly what they were.
+
+    Args:
+        folder: is made if it is not there.
+        num_videos: how many.
+        num_frames: of each, at 12 a second.
+        first_seed: of the first one's scene; those of the others count on from it.
+
+    Returns:
+        the videos.
+
+    Raises:
+        ValueError: a number is out of its range.
+        ImportError: pymunk or pygame-ce is not installed.
+    """
+    paths = []
+    for seed in range(first_seed, first_seed + num_videos):
+        scene, path = steer(seed, num_frames), Path(folder, f"scene_{seed}.mp4")
+        # The actions first: a video that is there has them, also where this is cut off.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path.with_suffix(".actions.npy"), scene.actions)
+        paths.append(write_video(path, scene.frames.repeat(2, axis=1).repeat(2, axis=2), fps=scene.fps, crf=CRF))
+    return paths
 
 
 # From pixels

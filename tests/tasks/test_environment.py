@@ -24,6 +24,7 @@ from diffusers_videogpt.tasks.environment import (  # noqa: E402
 from diffusers_videogpt.tasks.steered_world import SteeredWorld  # noqa: E402
 from diffusers_videogpt.tasks.video_classification import VideoGPTForVideoClassification  # noqa: E402
 from diffusers_videogpt.tasks.world_model import WorldModel  # noqa: E402
+from diffusers_videogpt.video_io import write_video  # noqa: E402
 
 
 NUM_ACTIONS = 5
@@ -110,6 +111,11 @@ def test_a_user_needs_to_import_nothing():
 # One alone, many in one batch
 
 
+def with_actions_beside(folder, name, frames, actions):
+    write_video(folder / f"{name}.mp4", frames, fps=12)
+    np.save(folder / f"{name}.actions.npy", actions)
+
+
 def rollouts(env, actions, **reset):
     """Observations of a reset and of steps; rewards, terminations and truncations of the steps."""
     first = env.reset(**reset)[0]
@@ -135,6 +141,31 @@ def test_many_in_one_batch_are_what_each_is_alone(pipe):
             for part in (2, 3):
                 np.testing.assert_array_equal(together[part][:, index], apart[part][:, 0])
         assert together[2].any() and together[3].any()
+
+
+def test_the_next_episode_may_begin_at_once(pipe):
+    """As stable-baselines3 wants it; and as Gymnasium's own vector form of single ones does."""
+    arguments = {"videos": VIDEOS, "reward": bright_over_three, "horizon": 3, **WORLD}
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    many = VideoGPTVectorEnv(pipe, num_envs=2, autoreset_mode=mode, **arguments)
+    single = [VideoGPTEnv(pipe, **arguments) for _ in range(2)]
+    apart = gymnasium.vector.SyncVectorEnv([lambda env=env: env for env in single], autoreset_mode=mode)
+    assert many.metadata["autoreset_mode"] is mode
+    np.testing.assert_array_equal(many.reset(seed=7)[0], apart.reset(seed=7)[0])
+    ended = 0
+    for actions in np.random.default_rng(0).integers(0, NUM_ACTIONS, (7, 2)):
+        ours, theirs = many.step(actions), apart.step(actions)
+        np.testing.assert_allclose(ours[0].astype(int), theirs[0].astype(int), atol=1)
+        np.testing.assert_array_equal(ours[2], theirs[2])
+        np.testing.assert_array_equal(ours[3], theirs[3])
+        np.testing.assert_array_equal(ours[4].get("_final_obs", []), theirs[4].get("_final_obs", []))
+        for index in np.flatnonzero(ours[2] | ours[3]):
+            ended += 1
+            last, same = (one[4]["final_obs"][index].astype(int) for one in (ours, theirs))
+            np.testing.assert_allclose(last, same, atol=1)
+    assert ended > 2
+    with pytest.raises(ValueError, match="NEXT_STEP or SAME_STEP"):
+        VideoGPTVectorEnv(pipe, VIDEOS, autoreset_mode="Disabled")
 
 
 def test_one_call_of_the_model_predicts_for_all(pipe, monkeypatch):
@@ -211,6 +242,20 @@ def test_starts_are_drawn_from_all_videos_and_places(pipe):
         assert any(np.array_equal(frame, one) for one in seen)
     for index, one in enumerate(seen):
         assert any(np.array_equal(frame, one) for frame in possible), index
+
+
+def test_a_folder_of_videos_with_their_actions(pipe, tmp_path):
+    for name, (frames, actions) in zip("ab", VIDEOS, strict=True):
+        with_actions_beside(tmp_path, name, frames, actions)
+    env = VideoGPTEnv(pipe, tmp_path, **WORLD)
+    seen = set()
+    for number in range(30):
+        env.reset(seed=number)
+        seen.add(tuple(env.episode.actions.tolist()))
+    assert seen == {(0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 0), (1, 1, 2), (1, 2, 2)}
+    np.save(tmp_path / "a.actions.npy", [1, 2])
+    with pytest.raises(ValueError, match="6 frames have actions of shape"):
+        VideoGPTEnv(pipe, tmp_path, **WORLD)
 
 
 def test_rewards_horizon_and_end(pipe):

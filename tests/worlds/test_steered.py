@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
 
+from diffusers_videogpt.actions import ActionSpace
+from diffusers_videogpt.data.sampling import Sampling, Window
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.worlds import ACTIONS, PALETTE, SteeredSimulation, reach_target, read_positions, steer
 from diffusers_videogpt.worlds.steered import (
     DIRECTIONS,
@@ -9,6 +12,7 @@ from diffusers_videogpt.worlds.steered import (
     TOUCHING,
     draw_actions,
     gap_to_target,
+    write_steered_videos,
 )
 
 
@@ -132,6 +136,22 @@ def test_drawn_actions_are_held_and_all_of_them_come():
     assert np.bincount(actions, minlength=5).min() > 250
     changes = np.flatnonzero(np.diff(actions))
     assert 3 < len(actions) / len(changes) < 8
+
+
+def test_a_folder_of_videos_is_read_as_any_with_actions(tmp_path):
+    paths = write_steered_videos(tmp_path / "videos", 2, num_frames=9, first_seed=5)
+    assert [path.name for path in paths] == ["scene_5.mp4", "scene_6.mp4"]
+    sampling = Sampling(max_num_frames=9, height=64, width=64)
+    table = VideoTable.from_folder(tmp_path / "videos", sampling, actions=ActionSpace(num_actions=len(ACTIONS)))
+    for index, seed in enumerate((5, 6)):
+        scene, window = steer(seed, 9), Window(0, 1, 9)
+        np.testing.assert_array_equal(table.read_actions(index, window), scene.actions)
+        frames = table.read(index, window)
+        assert frames.shape == scene.frames.shape
+        error = frames.astype(int) - scene.frames
+        assert np.sqrt((error**2).mean()) < 3 and np.abs(error).max() < 40
+        for frame, positions in zip(frames, scene.positions, strict=True):
+            np.testing.assert_allclose(read_positions(frame), positions[:2], atol=0.8)
 
 
 @pytest.mark.parametrize(
