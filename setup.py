@@ -12,6 +12,41 @@ class SourcesAlone(sdist):
         super().make_distribution()
 
 
+# What each part of the package needs beside `install_requires`; `.ci/lowest` does not install these.
+WORLDS = ["pymunk>=7.0", "pygame-ce>=2.5"]
+TRAIN = [
+    "datasets>=4.0",
+    "torchdata>=0.11",
+    "bitsandbytes>=0.45",
+    "tensorboard>=2.15",
+    "matplotlib>=3.8",
+    "pyyaml>=6.0",
+    *WORLDS,
+]
+EVAL = [
+    "scipy>=1.11",
+    "torchmetrics>=1.4",
+    "opencv-python-headless>=4.10",
+    "matplotlib>=3.8",
+    "datasets>=4.0",
+    *WORLDS,
+]
+ENV = ["gymnasium>=1.1", *WORLDS]
+SEARCH = ["datasets>=4.0", "faiss-cpu>=1.9"]
+DEMO = ["gradio>=6.0"]
+QUANTIZE = ["torchao>=0.15", "bitsandbytes>=0.45"]
+# What only the tests use.
+TOOLS = [
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.12",
+    "build>=1.2",
+    "psutil>=5.9",
+    "playwright>=1.50",
+]
+
+
 setup(
     name="diffusers-videogpt",
     version="0.1.0",
@@ -37,54 +72,15 @@ setup(
         "av>=17.0",
     ],
     extras_require={
-        "worlds": ["pymunk>=7.0", "pygame-ce>=2.5"],
-        "train": [
-            "datasets>=4.0",
-            "torchdata>=0.11",
-            "bitsandbytes>=0.45",
-            "tensorboard>=2.15",
-            "matplotlib>=3.8",
-            "pyyaml>=6.0",
-            "pymunk>=7.0",
-            "pygame-ce>=2.5",
-        ],
-        "eval": [
-            "scipy>=1.11",
-            "torchmetrics>=1.4",
-            "opencv-python-headless>=4.10",
-            "matplotlib>=3.8",
-            "datasets>=4.0",
-            "pymunk>=7.0",
-            "pygame-ce>=2.5",
-        ],
-        "env": ["gymnasium>=1.1", "pygame-ce>=2.5", "pymunk>=7.0"],
-        "search": ["datasets>=4.0", "faiss-cpu>=1.9"],
-        "demo": ["gradio>=6.0"],
-        "quantize": ["torchao>=0.15", "bitsandbytes>=0.45"],
-        "test": [
-            "pytest>=8.0",
-            "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",
-            "ruff>=0.12",
-            "build>=1.2",
-            "datasets>=4.0",
-            "torchdata>=0.11",
-            "bitsandbytes>=0.45",
-            "tensorboard>=2.15",
-            "matplotlib>=3.8",
-            "pyyaml>=6.0",
-            "psutil>=5.9",
-            "scipy>=1.11",
-            "torchmetrics>=1.4",
-            "opencv-python-headless>=4.10",
-            "torchao>=0.15",
-            "faiss-cpu>=1.9",
-            "gradio>=6.0",
-            "playwright>=1.50",
-            "pymunk>=7.0",
-            "pygame-ce>=2.5",
-            "gymnasium>=1.1",
-        ],
+        "worlds": WORLDS,
+        "train": TRAIN,
+        "eval": EVAL,
+        "env": ENV,
+        "search": SEARCH,
+        "demo": DEMO,
+        "quantize": QUANTIZE,
+        # Each requirement once, though several extras have it.
+        "test": list(dict.fromkeys(TOOLS + TRAIN + EVAL + ENV + SEARCH + DEMO + QUANTIZE)),
     },
     cmdclass={"sdist": SourcesAlone},
     entry_points={"console_scripts": ["videogpt=diffusers_videogpt.commands.main:main"]},

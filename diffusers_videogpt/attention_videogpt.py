@@ -275,30 +275,31 @@ class VideoGPTAttnProcessor:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
             query = query[:, first_query:]
         else:
-            query = attn.to_q(hidden_states[:, first_query:])
+            query = attn.to_q(hidden_states[:, first_query:]) if num_queries != 0 else None
             key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
-        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
-        query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
+        key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (key, value))
         key = apply_rotary_emb(key, rotary_emb)
-
         if token_shares is not None:
-            # Queries are all tokens, the outputs alone, or none.
-            query_shares = token_shares if num_queries is None else token_shares.of_outputs
-            if num_queries != 0:
-                query = query_shares.heads_of_all_tokens(query)
             key, value = token_shares.heads_of_all_tokens(key), token_shares.heads_of_all_tokens(value)
+        if num_queries == 0:  # only the keys and values are wanted, for the cache
+            kv_cache.append(key, value)
+            return hidden_states[:, :0]
+        query = query.unflatten(-1, (-1, attn.head_dim))
+        query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
+        if token_shares is not None:
+            query_shares = token_shares if num_queries is None else token_shares.of_outputs
+            query = query_shares.heads_of_all_tokens(query)
 
         if rank_lengths is None:
             if kv_cache is not None:
                 key, value = kv_cache.append(key, value)
-            # `num_queries` is 0 where only the keys and values are wanted, for the cache: then nothing attends.
-            hidden_states = self._attend(query, key, value, attention_mask) if num_queries != 0 else query
+            hidden_states = self._attend(query, key, value, attention_mask)
         elif kv_cache is None:
             hidden_states = self._attend_by_rank(query, key, value, rank_lengths, attention_mask)
         else:
             hidden_states = self._attend_after_history(query, key, value, rank_lengths, attention_mask, kv_cache)
 
-        if token_shares is not None and num_queries != 0:
+        if token_shares is not None:
             hidden_states = query_shares.tokens_of_all_heads(hidden_states)
         hidden_states = hidden_states.flatten(2).to(query.dtype)
         return attn.to_out[0](hidden_states)

@@ -97,6 +97,29 @@ def attends(q: TokenMeta, k: TokenMeta) -> torch.Tensor:
     )
 
 
+def count_pairs(layout: "ClipLayout", *, first_query: int = 0) -> int:
+    """How many pairs of real tokens the mask lets through, over all samples; no (T, T) tensor is made.
+
+    Tokens of one kind (stream, clip, frame, rank) see the same tokens: so the mask is evaluated once for each pair of kinds.
+
+    Args:
+        layout: the tokens.
+        first_query: only tokens from here on look at others.
+    """
+    num_pairs = 0
+    for meta in layout.meta_on_cpu.unbind(1):  # (4, T) of a sample
+        stream, clip, frame, rank = meta.long()  # int16 each: together one number
+        _, kind_of_token = (((stream << 16) + clip << 16) + frame << 16).add(rank).unique(return_inverse=True)
+        kinds = meta.new_empty(4, int(kind_of_token.max()) + 1)
+        kinds[:, kind_of_token] = meta
+        num_keys, num_queries = (
+            torch.bincount(kind_of_token[first:], minlength=kinds.shape[1]) for first in (0, first_query)
+        )
+        visible = attends(TokenMeta(*kinds[:, :, None]), TokenMeta(*kinds[:, None])) & (kinds[0] != PADDING)
+        num_pairs += int(num_queries @ (visible * num_keys).sum(1))
+    return num_pairs
+
+
 @dataclass(frozen=True)
 class ClipLayout:
     """The tokens of a batch: metadata, positions, and the masks made from them.
@@ -152,6 +175,21 @@ class ClipLayout:
     def num_outputs(self) -> int:
         """Noisy patches, padding included."""
         return self.num_tokens - self.first_output
+
+    @property
+    def has_one_clip(self) -> bool:
+        """Whether all tokens are of one clip; taken to be so while a graph is traced, when their values are not known."""
+        return torch.compiler.is_compiling() or bool((self.clip == self.clip[:, :1]).all())
+
+    def check_inputs(self, passed: tuple[int, int, int, tuple[int, int]], batch_size: int) -> None:
+        """Raises a `ValueError` if this is no layout of `batch_size` samples of these numbers of condition tokens, clean and
+        noisy frames, and this grid of patches."""
+        described = (self.num_condition_tokens, self.num_clean_frames, self.num_noisy_frames, self.padded_grid)
+        if described != passed or self.batch_size not in (1, batch_size):
+            raise ValueError(
+                "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
+                f"{described} for {self.batch_size} samples in it, {passed} for {batch_size} in what was passed."
+            )
 
     def to(self, device: torch.device | str) -> "ClipLayout":
         """The same layout on `device`; its masks are made anew there."""

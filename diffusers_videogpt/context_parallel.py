@@ -17,10 +17,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import ContextParallelConfig
+from diffusers import ContextParallelConfig, ModelMixin, ParallelConfig
 
 from .clips import ClipLayout
-from .diffusers_internals import SeqAllToAllDim
+from .diffusers_internals import SeqAllToAllDim, apply_context_parallel, block_cache_config
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ def check_context_parallel(config: Any, num_heads: int) -> None:
     """Refuses what this model can't compute in parallel.
 
     Raises:
-        NotImplementedError: for ring attention, for `ulysses_anything` and for what is no `ContextParallelConfig`.
+        NotImplementedError: for ring attention, for `ulysses_anything` and for what is no configuration.
         ValueError: if the processes can't have the same number of heads.
     """
     if not isinstance(config, ContextParallelConfig):
         raise NotImplementedError(
-            "Video-GPT has context parallelism alone, no tensor parallelism: pass `ContextParallelConfig(ulysses_degree=N)`, got "
-            f"{config}."
+            "Video-GPT computes in parallel by `ContextParallelConfig(ulysses_degree=N)` or `TensorParallelConfig(tp_degree=N)`: "
+            f"pass one of them, got {config}."
         )
     if config.ring_degree > 1:
         raise NotImplementedError(
@@ -135,4 +135,28 @@ def check_context_parallel(config: Any, num_heads: int) -> None:
         raise ValueError(
             f"`ulysses_degree={config.ulysses_degree}` does not divide the {num_heads} attention heads, of which each process "
             f"computes as many: choose one of {', '.join(str(n) for n in range(2, num_heads + 1) if num_heads % n == 0)}."
+        )
+
+
+def enable_context_parallel(transformer: ModelMixin, config: ContextParallelConfig | ParallelConfig) -> None:
+    """The part of a model's `enable_parallelism` that has the tokens shared out; errors as there."""
+    context_config = getattr(config, "context_parallel_config", config)
+    check_context_parallel(context_config, transformer.config.num_attention_heads)
+    if transformer.is_cache_enabled:
+        raise ValueError(
+            f"{type(block_cache_config(transformer)).__name__} keeps tokens of whole sequences, and each process would have a "
+            "share of them: call `disable_cache()` before `enable_parallelism`."
+        )
+    if transformer._parallel_config is not None:
+        raise RuntimeError("`enable_parallelism` was called before: load the model again for another configuration.")
+    transformer._resolve_parallel_config(config)
+    # The rest that diffusers does is for processors that leave the exchange to its attention backends, which few can do.
+    apply_context_parallel(transformer, context_config, transformer._cp_plan)
+
+
+def check_tensor_parallel(transformer: ModelMixin) -> None:
+    """Refuses a model whose projections are fused, of which diffusers' own checks do not know."""
+    if any(block.attn.fused_projections for block in transformer.transformer_blocks):
+        raise ValueError(
+            "Tensor parallelism shares out to_q, to_k and to_v, which are fused: call `unfuse_qkv_projections()` before."
         )

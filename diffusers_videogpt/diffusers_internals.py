@@ -8,14 +8,17 @@ of them, so that the suite, run on another version, tells which one has gone.
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn as nn
-from diffusers import DiffusionPipeline, ParallelConfig
+from diffusers import ContextParallelConfig, DiffusionPipeline, ParallelConfig, TensorParallelConfig
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.hooks.tensor_parallel import PackedColwiseParallel
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_dispatch import AttentionBackendName, SeqAllToAllDim, _AttentionBackendRegistry
@@ -29,6 +32,7 @@ __all__ = [
     "ContextParallelOutput",
     "LORA_WEIGHT_NAME_SAFE",
     "LoraBaseMixin",
+    "PackedColwiseParallel",
     "ParallelOnCPUMixin",
     "SeqAllToAllDim",
     "TransformerBlockMetadata",
@@ -43,6 +47,7 @@ __all__ = [
     "has_model_hooks",
     "is_guider_enabled",
     "quiet_guiders",
+    "refuse_incomplete_vae",
     "refuse_unread_tensors",
     "reset_block_caches",
     "unscale_lora_layers",
@@ -77,14 +82,23 @@ class ParallelOnCPUMixin:
     diffusers finds the device of a process by dividing by the number of accelerators, of which there are none.
     """
 
+    @property
+    def _context_parallel_config(self) -> ContextParallelConfig | None:
+        return None if self._parallel_config is None else self._parallel_config.context_parallel_config
+
     def _resolve_parallel_config(self, config):
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if torch.accelerator.is_available() or not is_distributed:
             return super()._resolve_parallel_config(config)
         if not isinstance(config, ParallelConfig):
-            config = ParallelConfig(context_parallel_config=config)
-        context = config.context_parallel_config
-        mesh = context.mesh or init_device_mesh("cpu", context.mesh_shape, mesh_dim_names=context.mesh_dim_names)
+            is_tensor = isinstance(config, TensorParallelConfig)
+            kind = "tensor_parallel_config" if is_tensor else "context_parallel_config"
+            config = ParallelConfig(**{kind: config})
+        context, tensor = config.context_parallel_config, config.tensor_parallel_config
+        shape, names = (
+            ((tensor.tp_degree,), ("tp",)) if context is None else (context.mesh_shape, context.mesh_dim_names)
+        )
+        mesh = (context or tensor).mesh or init_device_mesh("cpu", shape, mesh_dim_names=names)
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         config.setup(rank, world_size, torch.device("cpu"), mesh=mesh)
         self._parallel_config = config
@@ -104,6 +118,33 @@ def refuse_unread_tensors(models: Mapping[str, Any]) -> None:
         if isinstance(model, nn.Module) and not any(hasattr(module, "_hf_hook") for module in model.modules()):
             unread = [tensor for tensor, values in model.state_dict().items() if values.is_meta]
             _refuse_missing(unread, f"The weights of the pipeline's `{name}`")
+
+
+# Of `from_pretrained`: which files are read.
+WHICH_FILES = ("revision", "variant", "use_safetensors", "cache_dir", "token", "local_files_only", "proxies")
+
+
+def refuse_incomplete_vae(name: str | Path, *, low_cpu_mem_usage: bool = True, **kwargs) -> None:
+    """Raises a `ValueError` if the file of a pipeline's VAE lacks tensors, where `low_cpu_mem_usage=False` would make diffusers
+    fill them with random numbers, which nobody could tell afterwards: for this, the VAE is loaded once more.
+
+    Without that option such tensors have no memory, which [`refuse_unread_tensors`] finds.
+
+    Args:
+        name: of the saved pipeline.
+        low_cpu_mem_usage, kwargs: of [`DiffusionPipeline.from_pretrained`].
+    """
+    if low_cpu_mem_usage or "vae" in kwargs:
+        return
+    files = {name: kwargs[name] for name in WHICH_FILES if name in kwargs}
+    index = DiffusionPipeline.load_config(
+        name, **{k: x for k, x in files.items() if k not in ("variant", "use_safetensors")}
+    )
+    library, class_name = index.get("vae", (None, None))
+    if library == "diffusers":
+        autoencoder = getattr(diffusers, class_name)
+        loaded = autoencoder.from_pretrained(name, subfolder="vae", output_loading_info=True, **files)
+        _refuse_missing(loaded[1]["missing_keys"], "The weights of the pipeline's `vae`")
 
 
 def _refuse_missing(tensors: Iterable[str], where: str) -> None:

@@ -1,7 +1,12 @@
 """The packages that only some uses need, which come with an extra: imported, or a sentence that says how to get them."""
 
+import sys
 from importlib import import_module
 from types import ModuleType
+
+
+# What diffusers and peft import wherever it is installed, and who uses no quantized model has no use for.
+QUANTIZERS = ("bitsandbytes", "torchao")
 
 
 def require(module: str, purpose: str, *, extra: str) -> ModuleType:
@@ -14,3 +19,13 @@ def require(module: str, purpose: str, *, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise ImportError(f'{purpose}: pip install ".[{extra}]" in the repository') from error
+
+
+def leave_out(packages: tuple[str, ...]) -> None:
+    """Makes `packages` look as if they were not installed, if diffusers has not been imported yet.
+
+    diffusers and peft import them wherever they are, which takes seconds and prints warnings of theirs.
+    """
+    if "diffusers" not in sys.modules:
+        for name in packages:
+            sys.modules.setdefault(name, None)

@@ -20,9 +20,11 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 
+from .config_values import check_trained_with
 from .files import path_inside, read_json, write_json, write_safetensors_header
-from .saved_models import LORA_WEIGHTS
+from .saved_models import LORA_WEIGHTS, read_trained_with
 
 
 PIPELINE, LORA, LATENTS = "model_index.json", LORA_WEIGHTS, "index.json"  # what each has in its folder
@@ -42,6 +44,8 @@ STUB = '''"""Imports Video-GPT for who trusts this repository: install the packa
 from diffusers_videogpt import {name} as {name}
 '''
 
+PLAYED_FPS = 12  # in the examples, where the rate of the training videos is not known
+
 # How each is used, in Python; `{model}` is a repository or a folder. Cards of training show them too.
 PREDICTION_EXAMPLE = """```python
 import diffusers_videogpt
@@ -50,7 +54,7 @@ from diffusers_videogpt.video_io import write_video
 
 pipe = DiffusionPipeline.from_pretrained("{model}")
 frames = pipe({input}, num_frames={num_frames}).frames[0]
-write_video("next.mp4", frames, fps=12)
+write_video("next.mp4", frames, fps={fps:g})
 ```"""
 
 LORA_EXAMPLE = """```python
@@ -61,7 +65,7 @@ from diffusers_videogpt.video_io import write_video
 pipe = DiffusionPipeline.from_pretrained("{base}")
 pipe.load_lora_weights("{model}")
 frames = pipe(image="first.png").frames[0]
-write_video("animation.mp4", frames, fps=12)
+write_video("animation.mp4", frames, fps={fps:g})
 ```"""
 
 CLASSIFICATION_EXAMPLE = """```python
@@ -167,7 +171,7 @@ def export_to_hub_folder(
         FileNotFoundError: if `source` holds none of them, or `video` does not exist.
         FileExistsError: if there is something in `output_dir`.
         ValueError: if weights are pickled, a pipeline is not of this package, `video` is no MP4, or a LoRA's base is not
-            known.
+            known, or what it was trained with is no such thing.
     """
     source, output_dir = Path(source), Path(output_dir)
     kind = _kind_of(source)
@@ -212,6 +216,12 @@ def export_to_hub_folder(
             shard["bytes"] = (output_dir / shard["file"]).stat().st_size
         write_json(output_dir / LATENTS, index, indent=2)
         facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
+    elif kind == LORA:
+        with safe_open(source / LORA, "numpy") as file:
+            facts["trained_with"] = read_trained_with(file.metadata())
+    trained_with = facts.get("trained_with") or {}
+    check_trained_with(trained_with)
+    facts["fps"] = trained_with.get("fps") or PLAYED_FPS
     repo = repo_id or output_dir.resolve().name
     _write_card(source, output_dir, kind, facts | {"model": repo, "name": repo.split("/")[-1]}, license)
     return output_dir

@@ -76,7 +76,6 @@ from .pipeline_inputs import (
 from .pipeline_videogpt import VideoGPTPipeline
 from .rollout import (
     OneCallAtATime,
-    check_block_cache,
     encode_asked,
     encode_call_actions,
     encode_history_actions,
@@ -437,20 +436,20 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             block_state.progress_bar.update()
             return clip
 
-        check_block_cache(components.transformer)
+        guider = components.guider_for_call(
+            guidance_scale=block_state.guidance_scale,
+            condition_guidance_scale=block_state.condition_guidance_scale,
+            guidance_interval=block_state.guidance_interval,
+            action_guidance_scale=block_state.action_guidance_scale,
+        )
         block_state.clip = denoise_steps(
             block_state.clip,
             block_state.history,
+            guider=guider,
             timesteps=block_state.timesteps,
             alphas=block_state.alphas,
             transformer=components.transformer,
             scheduler=components.scheduler,
-            guider=components.guider_for_call(
-                guidance_scale=block_state.guidance_scale,
-                condition_guidance_scale=block_state.condition_guidance_scale,
-                guidance_interval=block_state.guidance_interval,
-                action_guidance_scale=block_state.action_guidance_scale,
-            ),
             is_interrupted=lambda: components.interrupt,
             actions=block_state.clip_actions,
             attention_kwargs=usable_attention_kwargs(block_state.attention_kwargs),

@@ -19,6 +19,7 @@ from .frame_latents import VideoInput, check_vae
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MOST_FRAMES = 10**6  # of one call
 
 
 @dataclass(kw_only=True)
@@ -134,15 +135,17 @@ def clip_lengths_of(
 
     Raises:
         ValueError: if `chunk_partition` has an empty clip, does not sum to `num_frames`, or comes with
-            `frames_per_clip`; if a number is below 1, or not whole.
+            `frames_per_clip`; if a number is below 1, above `MOST_FRAMES`, or not whole.
     """
     check_whole_numbers(num_frames=num_frames, frames_per_clip=frames_per_clip)
+    _refuse_endless(num_frames=num_frames, frames_per_clip=frames_per_clip)
     if chunk_partition is None:
         frames_per_clip = default_frames_per_clip if frames_per_clip is None else frames_per_clip
         return equal_clip_lengths(frames_per_clip if num_frames is None else num_frames, frames_per_clip)
     clip_lengths = list(chunk_partition)
     for length in clip_lengths:
         check_whole_numbers(chunk_partition=length)
+    _refuse_endless(chunk_partition=sum(clip_lengths))
     if frames_per_clip is not None:
         raise ValueError("Pass `chunk_partition` or `frames_per_clip`, not both: each says how long the clips are.")
     if not clip_lengths or min(clip_lengths) < 1 or (num_frames is not None and sum(clip_lengths) != num_frames):
@@ -151,6 +154,15 @@ def clip_lengths_of(
             f"`chunk_partition` {clip_lengths} must hold clips of at least 1 frame that sum to `num_frames`{wanted}."
         )
     return clip_lengths
+
+
+def _refuse_endless(**frames: int | None) -> None:
+    for name, value in frames.items():
+        if value is not None and value > MOST_FRAMES:
+            raise ValueError(
+                f"`{name}` asks for {value} frames, and a call keeps all of them until its end: at most {MOST_FRAMES}, a day of "
+                "video. `pipe.stream()` hands clips out as they come and has no end."
+            )
 
 
 def count_asked(class_labels, prompt, prompt_embeds: torch.Tensor | None, actions: torch.Tensor | None = None) -> int:

@@ -23,7 +23,7 @@ from .actions import Actions
 from .conditions import ConditionEncoder, class_numbers
 from .config_values import check_pipeline_config
 from .denoising import denoise_steps
-from .diffusers_internals import execution_device, refuse_unread_tensors
+from .diffusers_internals import execution_device, refuse_incomplete_vae, refuse_unread_tensors
 from .frame_latents import (
     VideoInput,
     decode_latents,
@@ -46,10 +46,7 @@ from .rollout import (
     usable_attention_kwargs,
 )
 from .saved_models import refuse_what_is_not
-from .scheduling_next_clip_flow_match import (
-    NextClipFlowMatchScheduler,
-    set_flow_timesteps,
-)
+from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
 from .stream import VideoGPTStream
 from .transformer_videogpt import VideoGPTTransformerModel
 
@@ -147,6 +144,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             OSError: there is no such folder, and the Hub does not have it or could not be asked.
         """
         refuse_what_is_not("VideoGPTPipeline", pretrained_model_name_or_path, **kwargs)
+        refuse_incomplete_vae(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:

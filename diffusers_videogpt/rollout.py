@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import BlockState
 from diffusers.utils.torch_utils import randn_tensor
@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .actions import Actions, ActionSpace, space_for
 from .clips import TOKENS_AROUND_PATCHES
 from .conditions import ConditionEncoder, Conditions, class_numbers, condition_lengths, text_width
-from .diffusers_internals import block_cache_config
 from .frame_latents import check_size, count_videos, encode_given
 from .guidance_next_clip import condition_scale
 from .history import History
@@ -33,10 +32,6 @@ from .pipeline_inputs import (
 )
 from .scheduling_next_clip_flow_match import mix_noise
 from .transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
-
-
-# diffusers' caches that know the passes of a step apart: encoding the history, predicting with it and without it.
-STEP_CACHES = (FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig)
 
 
 @dataclass
@@ -226,15 +221,6 @@ class OneCallAtATime:
         self.end()
 
 
-def check_block_cache(transformer: VideoGPTTransformerModel) -> None:
-    """Raises a `ValueError` if one of diffusers' caches is enabled that would mix the passes of a step."""
-    if transformer.is_cache_enabled and not isinstance(block_cache_config(transformer), STEP_CACHES):
-        raise ValueError(
-            f"{type(block_cache_config(transformer)).__name__} would mix the passes with history and without. Call "
-            f"`transformer.disable_cache()` and enable one of {', '.join(c.__name__ for c in STEP_CACHES)}."
-        )
-
-
 def usable_attention_kwargs(attention_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
     """`attention_kwargs` with a LoRA scale of 0 made tiny: diffusers divides by the scale after each forward pass, and after
     a 0 sets the weights of all LoRAs to 1."""
@@ -283,12 +269,12 @@ def encode_asked(
     return condition_encoder.encode_conditions(
         asked.class_labels,
         asked.prompt,
+        guidance_scale=condition_scale(guider, asked.condition_guidance_scale, is_asked=is_asked),
         negative_prompt=asked.negative_prompt,
         prompt_embeds=asked.prompt_embeds,
         negative_prompt_embeds=asked.negative_prompt_embeds,
         prompt_attention_mask=asked.prompt_attention_mask,
         negative_prompt_attention_mask=asked.negative_prompt_attention_mask,
-        guidance_scale=condition_scale(guider, asked.condition_guidance_scale, is_asked=is_asked),
     )
 
 
@@ -401,7 +387,6 @@ def prepare_rollout(
     check_given(inputs.video, inputs.image, inputs.video_latents, vae=vae)
     check_output_type(inputs.output_type, vae)
     check_size(inputs.height, inputs.width, multiple=multiple)
-    check_block_cache(transformer)
     check_rollout(
         inputs.clip_lengths,
         video_latents=inputs.video_latents,

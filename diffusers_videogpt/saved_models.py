@@ -1,13 +1,16 @@
 """What a folder holds, for who named the wrong one, and whether the Hub has what is no folder."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from .config_values import check_whole_number
+from .config_values import check_trained_with, check_whole_number
 from .files import read_json
 
 
@@ -57,6 +60,24 @@ def kind_of(folder: Path) -> str | None:
     if "num_hidden_layers" in config:  # a Phi3Config
         return "checkpoint of the authors' code"
     return "run that has not ended" if any(folder.glob("checkpoint-*")) else None
+
+
+def read_trained_with(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """What a LoRA was trained with, as `save_lora_weights` takes it; empty where it does not tell.
+
+    Args:
+        metadata: of its safetensors file.
+
+    Raises:
+        ValueError: it is no JSON object, or has values of another kind.
+    """
+    settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"its metadata is {type(settings).__name__}, not an object: save it again.")
+    prefix = f"{TRAINED_WITH}."
+    trained_with = {name.removeprefix(prefix): x for name, x in settings.items() if name.startswith(prefix)}
+    check_trained_with(trained_with)
+    return trained_with
 
 
 def refuse_other_kinds(name: str | Path, wanted: str) -> None:
@@ -154,6 +175,7 @@ def refuse_damaged_files(folder: Path) -> None:
                 )
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
+    _check_scheduler(folder)
     _check_autoencoder(folder / "vae" / "config.json")
     for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
         try:
@@ -161,6 +183,19 @@ def refuse_damaged_files(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"'{path}' is no safetensors file or is damaged ({error}): copy it again.") from error
+
+
+def _check_scheduler(folder: Path) -> None:
+    """Raises a `ValueError` if the scheduler's settings are those of another class than the pipeline names, of which diffusers
+    would take none without a word."""
+    named = _read_json(folder / "model_index.json").get("scheduler")
+    path = folder / "scheduler" / "scheduler_config.json"
+    found = _read_json(path).get("_class_name")
+    if named and found is not None and found != named[1]:
+        raise ValueError(
+            f"{path} is of {found!r}, and model_index.json names {named[1]} as the scheduler: copy both files from the same "
+            "model, or set another scheduler in Python and save the pipeline."
+        )
 
 
 # Of diffusers' autoencoders: numbers, or lists of them, that say how much is built → the most that any could mean.

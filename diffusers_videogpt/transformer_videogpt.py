@@ -15,6 +15,7 @@ from diffusers import (
     MagCacheConfig,
     ParallelConfig,
     TaylorSeerCacheConfig,
+    TensorParallelConfig,
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
@@ -43,16 +44,21 @@ from .attention_videogpt import (
 )
 from .clips import ClipLayout, layout_after_history
 from .config_values import check_network_config
-from .context_parallel import TokenShares, check_context_parallel, share_tokens, whole_frames
+from .context_parallel import (
+    TokenShares,
+    check_tensor_parallel,
+    enable_context_parallel,
+    share_tokens,
+    whole_frames,
+)
 from .diffusers_internals import (
     ContextParallelInput,
     ContextParallelOutput,
+    PackedColwiseParallel,
     ParallelOnCPUMixin,
     TransformerBlockMetadata,
     TransformerBlockRegistry,
     WholeWeightsMixin,
-    apply_context_parallel,
-    block_cache_config,
 )
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
 
@@ -131,6 +137,8 @@ class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
             token_shares=token_shares,
             num_queries=num_queries,
         )
+        if num_queries == 0:  # only keys and values were wanted, and are in the cache
+            return hidden_states
         first_query = hidden_states.shape[1] - attn_output.shape[1]  # a processor may give all tokens
         outputs = hidden_states[:, first_query:] + attn_output
         outputs = outputs + self.ff(self.norm2(outputs))
@@ -143,11 +151,6 @@ for _block in (VideoGPTTransformerBlock, VideoGPTLastTransformerBlock):
         model_class=_block,
         metadata=TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
     )
-
-
-def _has_one_clip(layout: ClipLayout) -> bool:
-    # While a graph is traced, the values are not known.
-    return torch.compiler.is_compiling() or bool((layout.clip == layout.clip[:, :1]).all())
 
 
 class VideoGPTTransformerModel(
@@ -203,6 +206,15 @@ class VideoGPTTransformerModel(
         },
         "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+    # Each process has some of the heads and of the MLP's inner channels, of the gate's rows as of the values'.
+    _tp_plan = {
+        "transformer_blocks.*.attn.to_q": "colwise",
+        "transformer_blocks.*.attn.to_k": "colwise",
+        "transformer_blocks.*.attn.to_v": "colwise",
+        "transformer_blocks.*.attn.to_out.0": "rowwise",
+        "transformer_blocks.*.ff.linear_in": PackedColwiseParallel([1, 1]),
+        "transformer_blocks.*.ff.linear_out": "rowwise",
     }
 
     @register_to_config
@@ -290,48 +302,39 @@ class VideoGPTTransformerModel(
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def enable_parallelism(self, *, config: ContextParallelConfig | ParallelConfig) -> None:
-        """From now on N processes compute a batch together, each a share of the tokens and of the heads (Ulysses).
+    def enable_parallelism(self, *, config: ContextParallelConfig | TensorParallelConfig | ParallelConfig) -> None:
+        """From now on N processes compute a batch together: each a share of the tokens and of the heads (context parallelism,
+        Ulysses), or each with a share of the blocks' weights (tensor parallelism).
 
-        All processes call the model with the same inputs: the same samples, noise and weights. All get the whole prediction.
-        In training, the mean over the processes of the gradients, as DDP and FSDP take it, is the gradient of one process. A
-        `kv_cache` that is filled from now on holds 1/N of the heads.
+        All processes call the model with the same inputs, noise included, and get the whole prediction. A `kv_cache` that is
+        filled from now on holds 1/N of the heads. In training with context parallelism, the mean over the processes of the
+        gradients, as DDP and FSDP take it, is the gradient of one process; with tensor parallelism each has its own weights'.
 
         Args:
-            config: `ContextParallelConfig(ulysses_degree=N)`, after `torch.distributed.init_process_group`.
+            config: `ContextParallelConfig(ulysses_degree=N)` or `TensorParallelConfig(tp_degree=N)`, after
+                `torch.distributed.init_process_group`.
 
         Raises:
-            NotImplementedError: for ring attention, `ulysses_anything` and tensor parallelism.
+            NotImplementedError: for ring attention, `ulysses_anything` and a configuration of neither kind.
             RuntimeError: if it was called before, or the processes are not connected.
-            ValueError: if N does not divide the heads, or `enable_cache` skips blocks.
+            ValueError: if N does not divide the heads; with context parallelism, if `enable_cache` skips blocks; with tensor
+                parallelism, for fused projections, LoRAs, quantized weights, and on CPUs, which diffusers leaves out.
         """
-        if self.is_cache_enabled:
-            raise ValueError(
-                f"{type(block_cache_config(self)).__name__} keeps tokens of whole sequences, and each process would have a share "
-                "of them: call `disable_cache()` before `enable_parallelism`."
-            )
-        context_config = getattr(config, "context_parallel_config", config)
-        if self._parallel_config is not None:
-            raise RuntimeError(
-                "`enable_parallelism` was called before: load the model again for another configuration."
-            )
-        check_context_parallel(context_config, self.config.num_attention_heads)
-        self._resolve_parallel_config(config)
-        # The rest that diffusers does is for processors that leave the exchange to its attention backends, which few can do.
-        apply_context_parallel(self, context_config, self._cp_plan)
+        if isinstance(config, TensorParallelConfig) or getattr(config, "tensor_parallel_config", None) is not None:
+            check_tensor_parallel(self)
+            super().enable_parallelism(config=config)
+        else:
+            enable_context_parallel(self, config)
 
-    def enable_cache(self, config) -> None:
+    def enable_cache(self, config: FirstBlockCacheConfig | MagCacheConfig | TaylorSeerCacheConfig) -> None:
         """Skips blocks at some denoising steps, by one of diffusers' caches that keep the passes of guidance apart.
-
-        Args:
-            config: `FirstBlockCacheConfig`, `MagCacheConfig` or `TaylorSeerCacheConfig` of diffusers.
 
         Raises:
             ValueError: for FasterCache and Pyramid Attention Broadcast, which would mix the passes with history and without,
                 and for caches that need what this model's passes do not have (SeaCache, TextKVCache); and in context
                 parallelism.
         """
-        if self._parallel_config is not None:
+        if self._context_parallel_config is not None:
             raise ValueError(
                 f"{type(config).__name__} would keep tokens of whole sequences, and in context parallelism each process has a share "
                 "of them: load the model again for a cache, without `enable_parallelism`."
@@ -347,8 +350,12 @@ class VideoGPTTransformerModel(
         """One matrix product in place of three in every attention layer.
 
         Raises:
-            ValueError: while LoRAs are loaded, whose part in the three would be lost.
+            ValueError: in tensor parallelism; while LoRAs are loaded, whose part in the three would be lost.
         """
+        if self._parallel_config is not None and self._context_parallel_config is None:
+            raise ValueError(
+                "Fusing would join what tensor parallelism has shared out: load the model again, without it."
+            )
         if getattr(self, "_hf_peft_config_loaded", False):
             raise ValueError(
                 "Fusing would drop what the LoRAs add to to_q, to_k and to_v: call `fuse_lora()` and `unload_lora_weights()` of "
@@ -436,7 +443,7 @@ class VideoGPTTransformerModel(
             clip_layout, conditions = self._default_layout(
                 hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
             )
-        elif kv_cache is not None and hidden_states is not None and not _has_one_clip(clip_layout):
+        elif kv_cache is not None and hidden_states is not None and not clip_layout.has_one_clip:
             raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
         self._check_layout(clip_layout, hidden_states, clean_hidden_states, conditions)
         if kv_cache is not None and clip_layout.has_padding:
@@ -546,7 +553,7 @@ class VideoGPTTransformerModel(
         Raises:
             NotImplementedError: in context parallelism, where no process has all tokens of a layer.
         """
-        if self._parallel_config is not None:
+        if self._context_parallel_config is not None:
             raise NotImplementedError(
                 "`encode_clean` hands out all tokens of a layer, and in context parallelism no process has them: load the model "
                 "again for features, without `enable_parallelism`."
@@ -612,13 +619,7 @@ class VideoGPTTransformerModel(
         latents = clean_hidden_states if hidden_states is None else hidden_states
         num_conditions = 0 if conditions is None else conditions.shape[1]
         num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
-        described = (layout.num_condition_tokens, layout.num_clean_frames, layout.num_noisy_frames, layout.padded_grid)
-        passed = (num_conditions, num_clean, num_noisy, self._patch_grid(latents))
-        if described != passed or layout.batch_size not in (1, latents.shape[0]):
-            raise ValueError(
-                "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
-                f"{described} for {layout.batch_size} samples in it, {passed} for {latents.shape[0]} in what was passed."
-            )
+        layout.check_inputs((num_conditions, num_clean, num_noisy, self._patch_grid(latents)), latents.shape[0])
 
     def _default_layout(
         self, hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
@@ -706,11 +707,9 @@ class VideoGPTTransformerModel(
         time_emb = self.time_embed(time_proj.to(patches.dtype))
         patches = self.norm(patches).unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B F, P, D)
         patches = self.proj_out(self.norm_out(patches, time_emb))
-        if self._parallel_config is not None:
+        if self._context_parallel_config is not None:
             rows, columns = self._patch_grid(hidden_states)
-            patches = whole_frames(
-                patches, rows * columns, self._parallel_config.context_parallel_config.ulysses_degree
-            )
+            patches = whole_frames(patches, rows * columns, self._context_parallel_config.ulysses_degree)
         patches = patches.view(batch_size, num_frames, *self._patch_grid(hidden_states), size, size, channels)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
 
@@ -742,9 +741,9 @@ class VideoGPTTransformerModel(
         """
         device = tokens.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
-        if self._parallel_config is None:
+        if self._context_parallel_config is None:
             return tokens, self.rope(layout.position_ids, dtype), None
-        mesh = self._parallel_config.context_parallel_config._ulysses_mesh
+        mesh = self._context_parallel_config._ulysses_mesh
         shares = share_tokens(layout, mesh.size(), mesh.get_group())
         order = shares.order.flatten()  # the hooks of `_cp_plan` take a row of it
         return tokens[:, order], self.rope(layout.position_ids[:, order], dtype), shares

@@ -6,15 +6,12 @@ makes that many from small saved ones and prints what became of them. A fault is
 tell its user in a sentence (`ValueError`, `OSError`), an empty one, or one that takes more than 10 s.
 """
 
-import argparse
 import copy
 import json
-import logging
 import shutil
 import signal
 import struct
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from fuzz_videos import Fault, damage
+from fuzzing import Fault, damage, parse_args, report, run_fuzzer
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
 from diffusers_videogpt.commands.models import load_pipeline, look_at_model
@@ -34,7 +31,7 @@ from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.files import hash_file
 from diffusers_videogpt.hub import export_to_hub_folder
-from diffusers_videogpt.training.checkpoints import load_checkpoint, save_checkpoint
+from diffusers_videogpt.training.checkpoints import RunParts, load_checkpoint, save_checkpoint
 from diffusers_videogpt.training.loop import TrainingLoop  # noqa: F401  (what is loaded once takes no case's time)
 
 
@@ -59,7 +56,7 @@ def make_pipeline() -> VideoGPTPipeline:
     )
 
 
-def make_run() -> dict[str, Any]:
+def make_run() -> RunParts:
     """What a checkpoint is of."""
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
@@ -67,7 +64,7 @@ def make_run() -> dict[str, Any]:
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return {"accelerator": Accelerator(cpu=True), "model": model, "optimizers": [optimizer], "schedulers": [scheduler]}
+    return RunParts(Accelerator(cpu=True), model, [optimizer], [scheduler])
 
 
 def make_seeds(folder: Path) -> None:
@@ -86,7 +83,7 @@ def make_seeds(folder: Path) -> None:
         trained_with={"fps": 8.0, "clips": "random"},
     )
     run = {"seed": 0, "sampling": {"fps": None, "frame_interval": [1, 1]}, "content.sources": "0"}
-    saved = save_checkpoint(folder, 1, **make_run(), state={"step": 1, "losses": [1.0], "run": run, "feed": {}})
+    saved = save_checkpoint(folder, 1, make_run(), state={"step": 1, "losses": [1.0], "run": run, "feed": {}})
     saved.rename(folder / "checkpoint")
     table = VideoTable.simulated(2, 4, Sampling(4, height=16, width=16))
     vae = pipe.vae
@@ -104,7 +101,7 @@ def load_adapter(folder: Path, pipe: VideoGPTPipeline) -> None:
 
 def load_run(folder: Path) -> None:
     expected = json.loads((folder.parent / "checkpoint" / "state.json").read_text())["state"]["run"]
-    load_checkpoint(folder, **make_run(), expected=expected)
+    load_checkpoint(folder, make_run(), expected=expected)
 
 
 def load_cache(folder: Path) -> None:
@@ -234,23 +231,10 @@ def fuzz(num: int, folder: Path, seed: int = 0) -> tuple[Counter[str], list[Faul
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num", type=int, default=300, help="mutated folders")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where folders that are faults stay; default: deleted")
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)
+    args = parse_args(__doc__, num=300, what="mutated folders")
     warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        counts, faults = fuzz(args.num, folder, args.seed)
-    for name, count in sorted(counts.items()):
-        print(f"{name}: {count}")
-    for fault in faults:
-        print(f"FAULT {fault.name}, {fault.reader}: {' '.join(fault.what.split())[:300]}")
-    print(f"{args.num} folders, {len(faults)} faults")
-    return 1 if faults else 0
+    counts, faults = run_fuzzer(fuzz, args)
+    return report(counts, faults, f"{args.num} folders, {len(faults)} faults")
 
 
 if __name__ == "__main__":

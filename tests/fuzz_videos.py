@@ -6,19 +6,16 @@ makes that many from small videos of eight containers and prints what became of 
 file is a fault if a reader raises anything else, takes more than 5 s, or the process grows by more than 1 GB.
 """
 
-import argparse
-import logging
 import resource
 import sys
-import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
+from fuzzing import Fault, damage, parse_args, report, run_fuzzer
 from PIL import Image
 
 from diffusers_videogpt.data.sampling import Sampling
@@ -29,13 +26,6 @@ from diffusers_videogpt.video_io import VideoReadError, read_video, resize_to_co
 CODECS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "avi": "mpeg4", "ts": "libx264"}
 CONTAINERS = (*CODECS, "gif", "webp", "png")
 MAX_SECONDS, MAX_BYTES = 5.0, 10**9
-
-
-@dataclass(frozen=True)
-class Fault:
-    name: str
-    reader: str
-    what: str
 
 
 def make_seeds(folder: Path) -> dict[str, bytes]:
@@ -56,19 +46,6 @@ def make_seeds(folder: Path) -> dict[str, bytes]:
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
                 container.mux(stream.encode())
     return {suffix: (folder / f"seed.{suffix}").read_bytes() for suffix in CONTAINERS}
-
-
-def damage(data: bytes, generator: np.random.Generator) -> bytes:
-    """Cut anywhere, or with 1 to 64 bits turned, a half of the time in the first 512 bytes, or both."""
-    kind = generator.integers(3)
-    damaged = bytearray(data)
-    if kind != 0:
-        end = len(data) if generator.integers(2) else min(len(data), 512)
-        for place in generator.integers(0, end, 2 ** generator.integers(7)):
-            damaged[place] ^= 1 << generator.integers(8)
-    if kind != 1:
-        del damaged[generator.integers(len(damaged)) :]
-    return bytes(damaged)
 
 
 def scan(path: Path) -> None:
@@ -131,22 +108,10 @@ def fuzz(num: int, folder: Path, seed: int = 0) -> tuple[Counter[str], list[Faul
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num", type=int, default=1000, help="damaged videos")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where files that are faults stay; default: deleted")
-    args = parser.parse_args()
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        counts, faults, longest, growth = fuzz(args.num, folder, args.seed)
-    for name, count in sorted(counts.items()):
-        print(f"{name}: {count}")
-    for fault in faults:
-        print(f"FAULT {fault.name}, {fault.reader}: {fault.what}")
-    print(f"{args.num} files, {len(faults)} faults; the longest {longest:.2f} s, grown by {growth / 1e6:.0f} MB")
-    return 1 if faults else 0
+    args = parse_args(__doc__, num=1000, what="damaged videos")
+    counts, faults, longest, growth = run_fuzzer(fuzz, args)
+    measured = f"the longest {longest:.2f} s, grown by {growth / 1e6:.0f} MB"
+    return report(counts, faults, f"{args.num} files, {len(faults)} faults; {measured}")
 
 
 if __name__ == "__main__":

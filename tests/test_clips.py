@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from diffusers_videogpt.clips import (
     PADDING,
     ClipLayout,
+    count_pairs,
     draw_clip_lengths,
     equal_clip_lengths,
     make_block_mask,
@@ -406,3 +407,16 @@ def test_padded_batch_gives_each_sample_what_it_gives_alone(make_tiny_transforme
     gradient = noisy.grad.abs().amax(1, keepdim=True)
     assert (gradient[real] > 0).all()
     assert (gradient[~real] == 0).all()
+
+
+@pytest.mark.parametrize("clean, noisy", USES)
+def test_pairs_that_the_mask_lets_through(clean, noisy):
+    streams = {"clean": clean, "noisy": noisy}
+    for layout in (
+        make_clip_layout([1, 3, 2], (2, 3), **streams),
+        make_clip_layout([[2, 1, 3], [1, 1]], [(2, 3), (3, 1)], condition_lengths=(4, 2), **streams),
+    ):
+        is_real = layout.stream != PADDING
+        pairs = layout.dense_mask[:, 0] & is_real[:, :, None]
+        assert count_pairs(layout) == pairs.sum()
+        assert count_pairs(layout, first_query=layout.first_output) == pairs[:, layout.first_output :].sum()

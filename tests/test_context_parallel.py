@@ -1,8 +1,7 @@
-"""Ulysses context parallelism: several processes compute what one does. Run as a script, a part of these tests."""
+"""Context parallelism (Ulysses) and tensor parallelism: several processes compute what one does. Run as a script, a part of
+these tests."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, FirstBlockCacheConfig, ParallelConfig, TensorParallelConfig
+from diffusers.hooks import tensor_parallel
 from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
+from run_scripts import TEST_FOLDERS, run_file
 from tiny_transformers import tiny_transformer_of
 
 from diffusers_videogpt import VideoGPTTransformerModel, attention_videogpt
@@ -89,10 +90,17 @@ def test_block_caches_are_refused(tiny_transformer):
         tiny_transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
 
 
-def test_tensor_parallelism_is_refused(tiny_transformer):
-    for config in (TensorParallelConfig(tp_degree=2), ParallelConfig()):
-        with pytest.raises(NotImplementedError, match="no tensor parallelism: pass `ContextParallelConfig"):
-            tiny_transformer.enable_parallelism(config=config)
+def test_tensor_parallelism_is_refused_where_weights_can_not_be_shared_out(tiny_transformer):
+    with pytest.raises(ValueError, match=r"`tp_degree` \(3\) must divide the number of attention heads \(2\)"):
+        tiny_transformer.enable_parallelism(config=TensorParallelConfig(tp_degree=3))
+    tiny_transformer.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"which are fused: call `unfuse_qkv_projections\(\)` before"):
+        tiny_transformer.enable_parallelism(config=TensorParallelConfig(tp_degree=2))
+
+
+def test_configuration_of_neither_kind_is_refused(tiny_transformer):
+    with pytest.raises(NotImplementedError, match="pass one of them, got None"):
+        tiny_transformer.enable_parallelism(config=ParallelConfig())
 
 
 # What several processes compute
@@ -273,6 +281,50 @@ def compare_loaded(degree: int, folder: Path) -> float:
     return abs(loss_of(loaded) - loss_of(model)).item()
 
 
+def compare_tensor_parallel(degree: int, folder: Path) -> dict[str, float]:
+    """Loss and gradients, the cached rollout, what each process holds, and a model that is loaded a share a process."""
+    config, _, loss_of, _ = TRAINING_CASES["own partitions"]
+    expected = make_model(**config).train()
+    model = make_model(**config).train()
+    model.enable_parallelism(config=TensorParallelConfig(tp_degree=degree))
+    expected_loss, loss = loss_of(expected), loss_of(model)
+    expected_loss.backward()
+    loss.backward()
+    gradients = {n: getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for n, p in model.named_parameters()}
+    for name, gradient in gradients.items():
+        if name.endswith("linear_in.weight"):  # of each process the gate's rows, then the values'
+            gradients[name] = gradient.unflatten(0, (degree, 2, -1)).transpose(0, 1).flatten(0, 2)
+    expected_gradients = {n: p.grad for n, p in expected.named_parameters()}
+
+    inputs = conditional_inputs(with_mask=False)
+    expected_latents, _ = roll_out(expected.eval(), inputs)
+    latents, heads = roll_out(model.eval(), inputs)
+    config = ParallelConfig(tensor_parallel_config=TensorParallelConfig(tp_degree=degree))
+    if dist.get_rank() == 0:
+        expected.save_pretrained(folder / "tensor")
+    dist.barrier()
+    loaded = VideoGPTTransformerModel.from_pretrained(folder / "tensor", parallel_config=config)
+    layer = loaded.transformer_blocks[0]
+    return {
+        "loss": (loss - expected_loss).abs().item(),
+        "gradients": max(
+            (gradients[n] - g).abs().max().item() / max(g.abs().max().item(), 1)
+            for n, g in expected_gradients.items()
+            if g is not None
+        ),
+        "latents": (latents - expected_latents).abs().max().item(),
+        "heads": heads,
+        "loaded": (loss_of(loaded) - expected_loss).abs().item(),
+        "shares": [
+            weight.to_local().numel() / weight.numel()
+            for weight in (layer.attn.to_q.weight, layer.ff.linear_in.weight)
+        ],
+        "features": (model.encode_clean(latents, [2])[0] - expected.encode_clean(latents, [2])[0]).abs().max().item(),
+        "fusing": refused(model.fuse_qkv_projections),
+        "again": refused(lambda: model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree))),
+    }
+
+
 def refused(act: Callable[[], None]) -> str:
     with pytest.raises((ValueError, NotImplementedError, RuntimeError)) as error:
         act()
@@ -281,6 +333,8 @@ def refused(act: Callable[[], None]) -> str:
 
 def in_several_processes(path: Path) -> None:
     dist.init_process_group("gloo")
+    # diffusers knows tensor parallelism on accelerators alone, although nothing in it needs one.
+    tensor_parallel._SUPPORTED_TP_DEVICES += ("cpu",)
     degree = dist.get_world_size()
     results = {
         "training": {name: compare_training(degree, name) for name in TRAINING_CASES},
@@ -288,6 +342,7 @@ def in_several_processes(path: Path) -> None:
         "block mask": compare_block_mask(degree),
         "memory": compare_memory(degree),
         "loaded": compare_loaded(degree, path),
+        "tensor": compare_tensor_parallel(degree, path),
     }
     model = make_model()
     config = ContextParallelConfig(ulysses_degree=degree)
@@ -309,11 +364,7 @@ def in_several_processes(path: Path) -> None:
 def results_of_ranks(request, tmp_path_factory) -> list[dict]:
     """What each of 2 processes found, and each of 4."""
     folder = tmp_path_factory.mktemp("context_parallel")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, __file__, str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    run_file(__file__, folder, num_processes=request.param, path=TEST_FOLDERS)
     return json.loads((folder / "results.json").read_text())
 
 
@@ -342,6 +393,18 @@ def test_each_process_keeps_its_share_for_the_backward_pass(results_of_ranks):
 
 def test_from_pretrained(results_of_ranks):
     assert all(results["loaded"] < 1e-5 for results in results_of_ranks)
+
+
+def test_tensor_parallelism(results_of_ranks):
+    num_processes = len(results_of_ranks)
+    for results in results_of_ranks:
+        tensor = results["tensor"]
+        assert tensor["loss"] < 1e-5 and tensor["gradients"] < 1e-5
+        assert tensor["latents"] < 1e-5 and tensor["loaded"] < 1e-5 and tensor["features"] < 1e-5
+        assert tensor["heads"] == HEADS // num_processes
+        assert tensor["shares"] == [1 / num_processes] * 2
+        assert "would join what tensor parallelism has shared out" in tensor["fusing"]
+        assert "was called before" in tensor["again"]
 
 
 def test_what_a_parallel_model_refuses(results_of_ranks):

@@ -526,6 +526,7 @@ def test_a_summary_says_which_parameters_the_two_forms_do_not_share(reference_di
     back = convert_to_reference_checkpoint(tmp_path / "ours", tmp_path / "back")
     num_rows, width = weights["llm.embed_tokens.weight"].shape
     unread = (num_rows - 3) * width
+    assert unread == 832  # of the golden network
     assert back["num_parameters"] - there["num_parameters"] == unread
     for summary in (there, back):
         assert summary["num_parameters_kept"].startswith(f"{unread} ")

@@ -72,9 +72,15 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(
         VideoGPTTransformerModel.from_pretrained(tmp_path / "transformer", low_cpu_mem_usage=low_cpu_mem_usage)
 
 
-@pytest.mark.parametrize("pipeline", [DiffusionPipeline, VideoGPTPipeline])
-def test_an_autoencoder_that_lacks_a_tensor_is_named(make_tiny_pipe, tmp_path, pipeline):
+@pytest.mark.parametrize(
+    "pipeline, options",
+    [(DiffusionPipeline, {}), (VideoGPTPipeline, {}), (VideoGPTPipeline, {"low_cpu_mem_usage": False})],
+)
+def test_an_autoencoder_that_lacks_a_tensor_is_named(make_tiny_pipe, tmp_path, pipeline, options):
     make_tiny_pipe().save_pretrained(tmp_path)
+    pipeline.from_pretrained(tmp_path, **options)
     lose_a_tensor(tmp_path / "vae", "decoder.conv_out.weight")
     with pytest.raises(ValueError, match="weights of the pipeline's `vae` lack decoder.conv_out.weight"):
-        pipeline.from_pretrained(tmp_path)
+        pipeline.from_pretrained(tmp_path, **options)
+    # One's own in its place is as good.
+    pipeline.from_pretrained(tmp_path, vae=make_tiny_pipe().vae, **options)

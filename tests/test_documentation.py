@@ -204,7 +204,7 @@ def test_links_and_pictures_lead_somewhere(page):
     assert len(links) > 10 or page != PAGES[0]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", sorted({*PAGES, *SCRIPTS.rglob("*.md")}), ids=name_of)
 def test_lines_are_short_enough_to_read(page):
     lines = page.read_text(encoding="utf-8").splitlines()
     assert not {number: len(line) for number, line in enumerate(lines, start=1) if len(line) >= 160}

@@ -1,7 +1,6 @@
 """What is published, and that it loads from there: by who imported the package, and by who trusts the repository."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from fake_hub import hub  # noqa: F401
 from huggingface_hub import DatasetCard, ModelCard
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from run_scripts import make_videos
+from run_scripts import WarmProcess, make_videos, run_code
 from safetensors import safe_open
 from safetensors.torch import save_file
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
@@ -176,25 +175,29 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline="pipeline"
 PREDICT = "print(pipe(num_inference_steps=1, num_frames=2, height=32, width=32).frames[0][0].size)"
 
 
-def test_repository_on_the_hub(hub, run_folder, tmp_path):  # noqa: F811
+def test_repository_on_the_hub(hub, run_folder, tmp_path, monkeypatch):  # noqa: F811
     """Loads for who imported the package, without trust and, once downloaded, offline; and for who trusts it."""
     folder = export_to_hub_folder(run_folder, tmp_path / "out", repo_id="me/toy")
     address = push_to_hub(folder, "toy", token="right", private=True)
     assert address.startswith(hub.endpoint) and hub.repository["visibility"] == "private"
     assert set(hub.files) == names(folder)
 
-    environment = os.environ | {
+    environment = {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_DISABLE_XET": "1",
     }
-    for way, offline in ((TRUSTED, "0"), (IMPORTED, "0"), (IMPORTED, "1")):
-        result = subprocess.run(
-            [sys.executable, "-c", way + PREDICT, "me/toy"],
-            capture_output=True,
-            text=True,
-            env=environment | {"HF_HUB_OFFLINE": offline},
-        )
+    # Read when the Hub's library is imported.
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    process = WarmProcess("libraries")
+    results = [run_code(way + PREDICT, "me/toy", process=process) for way in (TRUSTED, IMPORTED)]
+    process.close()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = [sys.executable, "-c", IMPORTED + PREDICT, "me/toy"]
+    results.append(subprocess.run(offline, capture_output=True, text=True))
+    for result in results:
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip().endswith("(32, 32)")
 
@@ -250,12 +253,26 @@ def test_retriever(make_tiny_pipe, tmp_path, monkeypatch, capsys):
     run_example(folder, monkeypatch, tmp_path)
     assert "tensor([[" in capsys.readouterr().out
     trusted = TRUSTED + "print(type(pipe).__name__, tuple(pipe.encode_texts('a box').shape))"
-    result = subprocess.run([sys.executable, "-c", trusted, folder], capture_output=True, text=True)
+    result = run_code(trusted, folder)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[-2] == "VideoGPTRetrievalPipeline (1, 8)"
 
 
 # A LoRA, latents
+
+
+def test_examples_play_at_the_rate_of_the_training(run_folder, lora_folder, tmp_path, tiny_transformer):
+    """12 frames a second where it is not known."""
+
+    def page(source, name):
+        return (export_to_hub_folder(source, tmp_path / name, base_model="me/base") / "README.md").read_text()
+
+    assert "fps=12)" in page(run_folder, "untold") and "fps=12)" in page(lora_folder, "untold LoRA")
+    index = json.loads((run_folder / "model_index.json").read_text())
+    (run_folder / "model_index.json").write_text(json.dumps(index | {"trained_with": {"fps": 7.5}}))
+    layers = get_peft_model_state_dict(tiny_transformer)
+    VideoGPTPipeline.save_lora_weights(lora_folder, layers, trained_with={"fps": 25.0})
+    assert "fps=7.5)" in page(run_folder, "told") and "fps=25)" in page(lora_folder, "told LoRA")
 
 
 def test_lora(lora_folder, hub, tmp_path):  # noqa: F811

@@ -111,6 +111,11 @@ def file_of(package: Path, parts: list[str]) -> str | None:
     return None
 
 
+def name_of(function: ast.expr) -> str | None:
+    """What is called, by its last name."""
+    return getattr(function, "attr", None) or getattr(function, "id", None)
+
+
 def names_imported(node: ast.AST, *, importer: str, package_name: str) -> list[tuple[list[str], list[str]]]:
     """What an import names of the package: (parts of the module, names taken from it) each."""
     here = [package_name, *Path(importer).parent.parts]
@@ -119,7 +124,7 @@ def names_imported(node: ast.AST, *, importer: str, package_name: str) -> list[t
     elif isinstance(node, ast.ImportFrom):
         base = here[: len(here) + 1 - node.level] if node.level else []
         found = [(base + (node.module.split(".") if node.module else []), [alias.name for alias in node.names])]
-    elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+    elif isinstance(node, ast.Call) and name_of(node.func) in ("import_module", "__import__"):
         names = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
         found = [((here if name.startswith(".") else []) + name.lstrip(".").split("."), []) for name in names]
     else:

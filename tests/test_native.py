@@ -1,10 +1,9 @@
-"""Every way in, each in a fresh interpreter: what diffusers finds after `import diffusers_videogpt`, and before."""
+"""Every way in, each where neither was imported yet: what diffusers finds after `import diffusers_videogpt`, and before."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from run_scripts import run_code
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 
@@ -13,10 +12,6 @@ from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 def saved(tmp_path, tiny_transformer):
     VideoGPTPipeline(None, tiny_transformer, NextClipFlowMatchScheduler()).save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
-
-
-def run(code: str, *args) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
 PREDICT = (
@@ -56,7 +51,7 @@ WAYS_IN = {
 
 @pytest.mark.parametrize("way", WAYS_IN)
 def test_way_in(way, saved):
-    result = run(f"import sys; import diffusers_videogpt; {WAYS_IN[way]}{PREDICT}", saved)
+    result = run_code(f"import sys; import diffusers_videogpt; {WAYS_IN[way]}{PREDICT}", saved)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("(1, 4, 2, 4, 4)")
 
@@ -70,7 +65,7 @@ def test_what_a_saved_pipeline_says(saved):
 
 def test_without_our_import_diffusers_refuses(saved):
     """As the README says: a repository can't make diffusers import a library."""
-    result = run(
+    result = run_code(
         "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])", saved
     )
     assert result.returncode != 0 and "VideoGPTPipeline" in result.stderr
@@ -83,6 +78,6 @@ def test_without_our_import_trusted_stubs_load(saved):
         "import sys; from diffusers import DiffusionPipeline; "
         "pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[1], trust_remote_code=True)"
     )
-    result = run(code + PREDICT, saved)
+    result = run_code(code + PREDICT, saved)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("(1, 4, 2, 4, 4)")

@@ -615,6 +615,12 @@ def test_stream_raises_what_went_wrong_in_the_worker(pipe, history):
         ({"num_frames": 4.0}, "`num_frames` must be a whole number, got 4.0"),
         ({"num_frames": "4"}, "`num_frames` must be a whole number, got '4'"),
         ({"frames_per_clip": 2.0}, "`frames_per_clip` must be a whole number, got 2.0"),
+        (
+            {"num_frames": 10**9},
+            r"`num_frames` asks for 1000000000 frames, and .* at most 1000000, .*`pipe.stream\(\)`",
+        ),
+        ({"frames_per_clip": 10**9}, "`frames_per_clip` asks for 1000000000 frames"),
+        ({"chunk_partition": [1, 10**9]}, "`chunk_partition` asks for 1000000001 frames"),
         ({"chunk_partition": [1.0, 1]}, "`chunk_partition` must be a whole number, got 1.0"),
         ({"max_context_frames": 3.5}, "`max_context_frames` must be a whole number, got 3.5"),
         ({"num_videos_per_prompt": 1.5}, "`num_videos_per_prompt` must be a whole number, got 1.5"),

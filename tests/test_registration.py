@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from diffusers.models.modeling_utils import ModelMixin
+from run_scripts import run_code
 
 import diffusers_videogpt
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, registration
@@ -44,8 +45,7 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_of_imports(order, tmp_path, tiny_transformer):
     VideoGPTPipeline(None, tiny_transformer, NextClipFlowMatchScheduler()).save_pretrained(tmp_path / "saved")
-    code = [sys.executable, "-c", f"{ORDERS[order]}\n{USE_ALL}", str(tmp_path / "saved")]
-    result = subprocess.run(code, capture_output=True, text=True)
+    result = run_code(f"{ORDERS[order]}\n{USE_ALL}", tmp_path / "saved")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "VideoGPTPipeline VideoGPTModularPipeline"
 
@@ -83,5 +83,5 @@ try:
 except AttributeError as error:
     print(error)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = run_code(code)
     assert result.stdout.strip() == "module diffusers has no attribute NoSuchPipeline", result.stderr

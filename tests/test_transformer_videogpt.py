@@ -626,7 +626,7 @@ def test_the_last_layer_computes_only_what_is_read(tiny_transformer):
     for inputs, num_tokens, num_read in calls:
         rows.clear()
         tiny_transformer(timestep=TIMESTEP, **inputs)
-        assert rows == [num_tokens, num_tokens, num_read, num_read]
+        assert rows == [num_tokens, num_tokens, *[num_read, num_read] * (num_read > 0)]
 
 
 def test_autocast(tiny_transformer):

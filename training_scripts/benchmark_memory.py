@@ -7,13 +7,19 @@ forward pass on tensors that have a shape and a dtype but no data, under bf16 au
 kept for the backward pass, once each. What an allocator wastes, the working memory of single kernels, and the VAE come on
 top. A LoRA's frozen base is counted in bf16, or in NF4: half a byte a weight and a float32 a block of 64, for every linear
 layer (a layer's weights in bf16 while it works come on top). On a GPU with enough memory, `--measure` also runs a step and reports the peak.
+
+At last the memory of a GPU among 8 and 64 under FSDP2, as `configs/stage3.yaml` and `stage4.yaml` train and as those for 8 and 64
+GPUs do: its share of weights, gradients, optimizer state and average; two blocks' weights gathered in bf16; and the activations
+that one process of a group of `--context_parallel_size` keeps, counted as above, with checkpointing those of one block besides.
 """
 
 from pathlib import Path
 
 import torch
+from diffusers import ContextParallelConfig
 from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import write_results
@@ -96,6 +102,43 @@ def count_lora(layouts) -> dict:
     return {"trained_parameters": num_trained, "state": state, "activations": count_activations(transformer, layouts)}
 
 
+def count_in_groups(layout, height: int, width: int, group_size: int) -> dict[str, int]:
+    """What one of `group_size` processes keeps of the activations of a sample that they compute together."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        transformer = VideoGPTTransformerModel().train()
+    if group_size > 1:
+        # Processes that exchange nothing: shapes are all that is counted.
+        torch.distributed.init_process_group("fake", rank=0, world_size=group_size, store=FakeStore())
+        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=group_size))
+    with fake:
+        whole = kept_bytes(transformer, layout, height, width)
+        transformer.enable_gradient_checkpointing()
+        kept = kept_bytes(transformer, layout, height, width)
+    if group_size > 1:
+        torch.distributed.destroy_process_group()
+    return {"without": whole, "with": kept + whole // transformer.config.num_layers}
+
+
+def count_gpus(state: dict[str, int], layouts, num_layers: int = 32) -> dict[str, dict[str, int]]:
+    """Bytes on a GPU of 8 and of 64, for a sample of each layout that one process computes, or a group of them."""
+    rows = {}
+    blocks = 2 * state["weights, fp32"] // 2 // num_layers  # two blocks in bf16
+    shared = sum(state[name] for name in ("weights, fp32", "gradients, fp32", "AdamW", "average (EMA)"))
+    print("A GPU under FSDP2:")
+    for (height, width, num_frames), layout in layouts.items():
+        for group_size in (1, 4, 8):
+            activations = count_in_groups(layout, height, width, group_size)
+            for checkpointing, size in activations.items():
+                for num_gpus in (8, 64):
+                    name = f"{height} x {width}, {num_frames} frames, {num_gpus} GPUs, --context_parallel_size {group_size}, "
+                    name += f"{checkpointing} checkpointing"
+                    rows[name] = {"share": shared // num_gpus, "gathered blocks": blocks, "activations": size}
+                    parts = ", ".join(f"{part} {size / GIB:.1f}" for part, size in rows[name].items())
+                    print(f"  {name}: {sum(rows[name].values()) / GIB:.1f} GiB ({parts})", flush=True)
+    return rows
+
+
 def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
     """Peak bytes on the GPU of one step of AdamW."""
     optimizer = torch.optim.AdamW(transformer.parameters())
@@ -104,7 +147,7 @@ def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()
         with torch.autocast("cuda", torch.bfloat16):
-            loss = next_clip_loss(transformer, latents, [clips])
+            loss = next_clip_loss(transformer, latents, clip_lengths=[clips])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -140,6 +183,8 @@ def main():
         activations = count_activations(transformer, layouts)
         results = {"parameters": num_parameters, "state": state, "activations": activations}
         results["lora"] = count_lora(lora_layouts)
+    one_size = {key: layout for key, layout in layouts.items() if key[:2] == SIZES[0] and key[2] >= 48}
+    results["a GPU under FSDP2"] = count_gpus(state, one_size)
     if args.measure:
         transformer = VideoGPTTransformerModel().cuda().train()
         transformer.set_attention_backend("flex")

@@ -171,6 +171,11 @@ def run_script(script: str, **arguments) -> None:
     subprocess.run(command, check=True, env=environment)
 
 
+def sample_sizes(preset: Preset, training: Training) -> dict[str, int]:
+    """What a sample is, for the script that encodes samples and the one that trains on them."""
+    return {"max_num_frames": training.num_frames, "height": preset.size, "width": preset.size}
+
+
 def make_latents(preset: Preset, training: Training, vae: str, folder: Path) -> Path:
     """The latents of a training, cached once for all that train on the same samples, whatever their seed."""
     cache = folder / "latents" / f"{training.num_scenes}-scenes-{training.num_frames}-frames"
@@ -180,9 +185,7 @@ def make_latents(preset: Preset, training: Training, vae: str, folder: Path) -> 
             pretrained_vae_path=vae,
             num_simulated_scenes=training.num_scenes,
             frames_per_scene=preset.scene_frames,
-            max_num_frames=training.num_frames,
-            height=preset.size,
-            width=preset.size,
+            **sample_sizes(preset, training),
             windows_per_video=preset.windows,
             seed=0,
             output_dir=cache,
@@ -206,9 +209,7 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
         cached_latents=make_latents(preset, training, vae, folder),
         pretrained_vae_path=vae,
         transformer_config=config,
-        height=preset.size,
-        width=preset.size,
-        max_num_frames=training.num_frames,
+        **sample_sizes(preset, training),
         min_retention=training.min_retention,
         train_batch_size=preset.frames_per_step // training.num_frames,
         max_train_steps=preset.num_steps,
@@ -434,8 +435,8 @@ def report(preset: Preset, seeds: dict[int, dict[Point, dict]], folder: Path) ->
     head = (
         f"# The findings, again\n\n{len(seeds)} seeds ({', '.join(map(str, seeds))}), {preset.num_steps} steps each, "
         f"{preset.num_test_scenes} test scenes, {preset.num_given} frames given and {preset.num_predicted} predicted in "
-        f"{preset.num_inference_steps} steps. Mean ± standard deviation over seeds. Scores are those of Physics in a box, "
-        "which are not comparable with Physics-IQ's in value; only their order is."
+        f"{preset.num_inference_steps} steps.\nMean ± standard deviation over seeds. Scores are those of Physics in a box, "
+        "which are not comparable with Physics-IQ's in value;\nonly their order is."
     )
     text = "\n\n".join([head, *texts]) + "\n"
     (folder / "findings.md").write_text(text, encoding="utf-8")

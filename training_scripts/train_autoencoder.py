@@ -72,6 +72,11 @@ def parse_args():
         help="a saved AutoencoderKL to go on from; its sizes hold, not those below, but for --latent_channels: with another "
         "number of them the layers next to the latents are new",
     )
+    parser.add_argument(
+        "--decoder_only",
+        action="store_true",
+        help="leave the pretrained model's latents as they are, so that what was trained on them goes with the new decoder",
+    )
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 32, 64, 64])
     parser.add_argument("--layers_per_block", type=int, default=1)
     parser.add_argument("--latent_channels", type=positive_int, help="default: 4, or the pretrained model's")
@@ -103,7 +108,7 @@ def parse_args():
         "--foreground_weight",
         type=float,
         default=10.0,
-        help="extra weight of pixels unlike the background; 0 for none",
+        help="extra weight of pixels unlike the background, and of those beside them; 0 for none",
     )
     parser.add_argument("--ema_decay", type=ema_decay, default=0.999)
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
@@ -116,6 +121,10 @@ def parse_args():
     )
     args = parser.parse_args()
 
+    if args.decoder_only and (args.pretrained_model_name_or_path is None or args.latent_channels is not None):
+        parser.error(
+            "--decoder_only keeps the latents of --pretrained_model_name_or_path: give it, and no --latent_channels"
+        )
     down = 2 ** (len(args.block_out_channels) - 1)
     if args.resolution % down:
         parser.error(f"--resolution {args.resolution} must be divisible by {down}, by which the autoencoder shrinks")
@@ -123,18 +132,18 @@ def parse_args():
 
 
 class SimulatedVideos(Dataset):
-    """Scenes of consecutive seeds, as uint8 (F, H, W, 3)."""
+    """A scene of each seed, as uint8 (F, H, W, 3)."""
 
-    def __init__(self, world, first_seed, length, resolution):
-        self.world, self.first_seed, self.length, self.resolution = world, first_seed, length, resolution
+    def __init__(self, world, seeds, resolution):
+        self.world, self.seeds, self.resolution = world, seeds, resolution
 
     def __len__(self):
-        return self.length
+        return len(self.seeds)
 
     def __getitem__(self, index):
         from diffusers_videogpt.worlds import draw_order, simulate
 
-        seed = self.first_seed + index
+        seed = self.seeds[index]
         if self.world == "orders":
             return draw_order(seed).simulate(seed, size=self.resolution).frames
         return simulate(seed=seed, size=self.resolution).frames
@@ -186,8 +195,8 @@ def open_videos(args):
         # Runs with different seeds see different scenes.
         first = FIRST_TRAINING_SEED * (1 + args.seed)
         return (
-            SimulatedVideos(args.simulated_world, first, length, args.resolution),
-            SimulatedVideos(args.simulated_world, 0, args.num_eval_videos, args.resolution),
+            SimulatedVideos(args.simulated_world, range(first, first + length), args.resolution),
+            SimulatedVideos(args.simulated_world, range(args.num_eval_videos), args.resolution),
         )
     paths = sorted(p for p in args.instance_data_root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if len(paths) <= args.num_eval_videos:
@@ -229,8 +238,9 @@ def make_autoencoder(args):
 class ReconstructionObjective(torch.nn.Module):
     """L1 + mse_weight x squared error + kl_weight x KL + correlation_weight x penalty, of latents with noise.
 
-    Both errors are weighed towards pixels unlike the frame's median; the noise of each frame is uniform in
-    [0, latent_noise] standard deviations of each channel.
+    Both errors are weighed towards pixels unlike the frame's median and those beside them: the dark line between two objects
+    that touch is what tells that they are two. The noise of each frame is uniform in [0, latent_noise] standard deviations
+    of each channel.
 
     A module, so that distributed data parallel and torch.compile see the whole of it.
     """
@@ -248,7 +258,8 @@ class ReconstructionObjective(torch.nn.Module):
         noised = add_latent_noise(latents, level, torch.randn_like(latents))
         error = self.vae.decode(noised).sample.float() - pixels
         median = pixels.flatten(2).median(dim=-1).values[..., None, None]
-        weight = 1 + self.foreground_weight * (pixels - median).abs().mean(dim=1, keepdim=True)
+        unlike = F.max_pool2d((pixels - median).abs().mean(dim=1, keepdim=True), 3, stride=1, padding=1)
+        weight = 1 + self.foreground_weight * unlike
         weight = weight / weight.mean()
         l1, mse = (weight * error.abs()).mean(), (weight * error.square()).mean()
         # diffusers sums the KL over a sample's latents; a mean keeps its weight independent of their number.
@@ -309,19 +320,22 @@ def find_checkpoint(args):
     return max(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
-def report_and_save(vae, videos, output_dir, simulated):
-    """Whiten the latents, judge them on unseen videos and save the autoencoder with what was found."""
+def report_and_save(vae, videos, output_dir, *, simulated, whiten):
+    """Whiten the latents if asked to, judge them on unseen videos and save the autoencoder with what was found."""
     read_objects = None
     if simulated:
         from diffusers_videogpt.worlds import count_objects as read_objects
     moments = encode_videos(vae, (videos[index] for index in range(len(videos))))
     statistics = latent_statistics(moments, vae.config.latent_channels)
-    whiten_latents(vae, statistics)
+    if whiten:
+        whiten_latents(vae, statistics)
     # Whitening makes every eigenvalue 1 but cannot undo that a direction was hardly used: those of training count.
     report = replace(judge_latents(vae, videos, read_objects=read_objects), eigenvalues=statistics.eigenvalues)
     vae.save_pretrained(output_dir)
     (output_dir / REPORT).write_text(json.dumps(asdict(report), indent=1))
-    print(f"{len(videos)} unseen videos, eigenvalues before the channels were whitened:\n\n{format_report(report)}\n")
+    print(
+        f"{len(videos)} unseen videos{', eigenvalues before the channels were whitened' if whiten else ''}:\n\n{format_report(report)}\n"
+    )
     print("\n".join(failed_gates(report)) or "All gates are passed.")
     print(f"saved in {output_dir}")
 
@@ -336,8 +350,13 @@ def main():
         hold_folder(args.output_dir)
 
     vae = make_autoencoder(args).to(memory_format=torch.channels_last)
+    if args.decoder_only:
+        vae.requires_grad_(False)
+        for part in (vae.post_quant_conv, vae.decoder):
+            part.requires_grad_(True)
     ema = EMAModel(vae.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     # accelerate steps the schedule once a process, so it is made that many times as long.
     scheduler = get_scheduler(
         args.lr_scheduler,
@@ -386,7 +405,7 @@ def main():
         with accelerator.autocast():
             loss, l1, mse, kl, penalty = objective(pixels)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
+        accelerator.clip_grad_norm_(trained, args.max_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -414,7 +433,8 @@ def main():
     if accelerator.is_main_process:
         ema.copy_to(vae.parameters())
         vae = vae.to("cpu").float().eval()
-        report_and_save(vae, eval_videos, args.output_dir, simulated=args.instance_data_root is None)
+        simulated = args.instance_data_root is None
+        report_and_save(vae, eval_videos, args.output_dir, simulated=simulated, whiten=not args.decoder_only)
     accelerator.end_training()
 
 

@@ -31,22 +31,15 @@ def main():
     settings = parse_settings(Settings, __doc__, what="class to video")
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt.tasks.class_to_video import ClassToVideoTraining
-    from diffusers_videogpt.training.feed import make_feed
-    from diffusers_videogpt.training.objective import make_clip_drawer
-    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+    from diffusers_videogpt.training.recipe import train_pipeline
 
-    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run, objective=settings.objective)
-    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
-    training = ClassToVideoTraining(
-        accelerator,
-        pipe,
-        feed=feed,
+    train_pipeline(
+        ClassToVideoTraining,
+        settings,
+        script="training_scripts/train_class_to_video.py",
         classes=settings.condition,
         dataset_file=settings.videos.dataset_file,
-        recipe=settings.recipe,
     )
-    record = record_run(settings, "training_scripts/train_class_to_video.py")
-    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 
 if __name__ == "__main__":

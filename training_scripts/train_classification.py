@@ -72,14 +72,7 @@ def main():
         )
         return
     feed = make_feed(accelerator, pipe.vae, draw_clips=lambda num_frames, generator: [num_frames], data=settings.data)
-    training = ClassifierTraining(
-        accelerator,
-        pipe,
-        feed=feed,
-        classifier=settings.classifier,
-        dataset_file=settings.videos.dataset_file,
-        output_dir=settings.loop.output_dir,
-    )
+    training = ClassifierTraining(accelerator, pipe, feed=feed, classifier=settings.classifier, data=settings.data)
     run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 
 

@@ -43,16 +43,10 @@ class Settings(PipelineSettings):
 def main():
     settings = parse_settings(Settings, __doc__, what="the baseline, which predicts frame after frame")
     # Imported only now: torch takes seconds, and wrong options are told at once.
-    from diffusers_videogpt.training.feed import make_feed
     from diffusers_videogpt.training.next_frame_regression import NextFrameRegression
-    from diffusers_videogpt.training.objective import make_clip_drawer
-    from diffusers_videogpt.training.recipe import record_run, run_training, start_run
+    from diffusers_videogpt.training.recipe import train_pipeline
 
-    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
-    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
-    training = NextFrameRegression(accelerator, pipe, feed=feed, recipe=settings.recipe)
-    record = record_run(settings, "training_scripts/train_next_frame_regression.py")
-    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
+    train_pipeline(NextFrameRegression, settings, script="training_scripts/train_next_frame_regression.py")
 
 
 if __name__ == "__main__":

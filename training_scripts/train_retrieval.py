@@ -53,14 +53,7 @@ def main():
 
     accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run)
     feed = make_retrieval_feed(accelerator, pipe, retrieval=settings.retrieval, data=settings.data)
-    training = RetrievalTraining(
-        accelerator,
-        pipe,
-        feed=feed,
-        retrieval=settings.retrieval,
-        batch_size=settings.batches.train_batch_size,
-        output_dir=settings.loop.output_dir,
-    )
+    training = RetrievalTraining(accelerator, pipe, feed=feed, retrieval=settings.retrieval, data=settings.data)
     record = record_run(settings, "training_scripts/train_retrieval.py")
     run_training(accelerator, training, feed=feed, run=settings.run, record=record)
 

@@ -36,7 +36,7 @@ class Settings(PipelineSettings):
             *("label_column", "streaming", "simulated_world", "lerobot_root", "lerobot_camera"),
         ]
     )
-    sampling: SamplingSettings = part(without=["target_fps"], frame_interval=(1,))
+    sampling: SamplingSettings = part(without=["target_fps"], max_num_frames=48, frame_interval=(1,))
     latents: LatentSettings = part(without=["cached_latents", "same_clips_in_step", "validation_data_root"])
     objective: ObjectiveSettings = part(without=["clips", "max_clips", "next_frame_share"], clips="random")
     validation: RolloutSettings = part(without=["validation_given_frames"], validation_inference_steps=8)
@@ -48,7 +48,7 @@ class Settings(PipelineSettings):
             )
         super().__post_init__()
         if self.model.frames_per_clip is None:
-            self.model.frames_per_clip = self.sampling.max_num_frames
+            self.model.frames_per_clip = self.sampling.num_frames
 
 
 def main():

@@ -21,15 +21,10 @@ from diffusers_videogpt.training.settings import SteeredPipelineSettings
 def main():
     settings = parse_settings(SteeredPipelineSettings, __doc__)
     # Imported only now: torch takes seconds, and wrong options are told at once.
-    from diffusers_videogpt.training.feed import make_feed
-    from diffusers_videogpt.training.objective import make_clip_drawer
-    from diffusers_videogpt.training.recipe import NextClipTraining, record_run, run_training, start_run
+    from diffusers_videogpt.training.recipe import NextClipTraining, train_pipeline
 
-    accelerator, pipe = start_run(settings.model, settings.sampling, run=settings.run, objective=settings.objective)
-    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
-    training = NextClipTraining(accelerator, pipe, feed=feed, recipe=settings.recipe, actions=settings.actions)
-    record = record_run(settings, "training_scripts/train_videogpt.py")
-    run_training(accelerator, training, feed=feed, run=settings.run, record=record)
+    how = {"script": "training_scripts/train_videogpt.py", "actions": settings.actions}
+    train_pipeline(NextClipTraining, settings, **how)
 
 
 if __name__ == "__main__":

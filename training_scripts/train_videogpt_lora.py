@@ -1,7 +1,7 @@
 """Fine-tune Video-GPT with LoRA on a small set of videos: a folder of animations in, an adapter out.
 
     accelerate launch training_scripts/train_videogpt_lora.py --pretrained_model_name_or_path MODEL \
-        --instance_data_root animations --max_num_frames 48 --output_dir lora
+        --instance_data_root animations --output_dir lora
     videogpt predict --model MODEL --lora lora --image cat.png
 
 Two clips as in the paper: the first frame is given, the rest is one clip. Latents are cached before the first step, eight
@@ -55,11 +55,19 @@ def main():
     from diffusers_videogpt.data.latents import hash_weights
     from diffusers_videogpt.training.adapter import AdapterTraining, add_adapter, load_base
     from diffusers_videogpt.training.feed import make_feed
+    from diffusers_videogpt.training.loop import check_heads
     from diffusers_videogpt.training.objective import make_clip_drawer
     from diffusers_videogpt.training.recipe import record_run, run_training, start_processes
 
     accelerator = start_processes(settings.run, seed=settings.sampling.seed)
-    pipe = load_base(settings.model, settings.objective, sampling=settings.sampling, accelerator=accelerator)
+    pipe = load_base(
+        settings.model,
+        settings.objective,
+        sampling=settings.sampling,
+        rollouts=settings.validation,
+        accelerator=accelerator,
+    )
+    check_heads(pipe.transformer, settings.batches.context_parallel_size)
     feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
     base_hash = hash_weights(pipe.transformer)[:16]
     config = add_adapter(pipe.transformer, settings.adapter, seed=settings.sampling.seed)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..arguments import check_output
 from ..console import say
-from .models import QUANTIZERS, leave_out, refuse_missing, told_of
+from ..extras import QUANTIZERS, leave_out
+from .models import refuse_missing, told_of
 from .options import add_command
 
 

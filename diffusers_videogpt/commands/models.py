@@ -5,16 +5,16 @@ Looking at it imports neither PyTorch nor diffusers, so that a wrong folder, cla
 
 import difflib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..extras import QUANTIZERS, leave_out
+from ..files import read_json
 
-# What diffusers and peft import wherever it is installed, and a command uses only if the model was saved quantized.
-QUANTIZERS = ("bitsandbytes", "torchao")
+
 # What the pipeline has where `model_index.json` says nothing.
 DEFAULTS = {"frames_per_clip": 16, "max_context_frames": 80, "longest_side": 320}
 NOTE = """note: this model was trained on {trained_on}, and on nothing else: whatever it is given, it goes on as that would.
@@ -142,12 +142,7 @@ def _read_json(name: str, file: str) -> dict[str, Any]:
             path = Path(hf_hub_download(name, file))
         except EntryNotFoundError:
             return {}
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object of settings.")
-    return content
+    return read_json(path) if path.is_file() else {}
 
 
 @contextmanager
@@ -175,7 +170,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """Refuses what is no LoRA, before anything is loaded.
 
     Returns:
-        What each was trained with, as `save_lora_weights` takes it; empty where it does not tell, or is not here yet.
+        What each was trained with, as `save_lora_weights` takes it; empty where it does not tell.
 
     Raises:
         OSError: one is no file or folder, and the Hub does not have it or could not be asked.
@@ -183,7 +178,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ..saved_models import LORA_WEIGHTS, kind_of, refuse_unreachable
+    from ..saved_models import LORA_WEIGHTS, kind_of, read_trained_with, refuse_unreachable
 
     found = []
     for source, _ in loras:
@@ -195,7 +190,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
                 refuse_unreachable(source)
             except OSError as error:
                 raise OSError(f"--lora: {error}") from error
-            path = path / LORA_WEIGHTS
+            path = path / LORA_WEIGHTS if path.is_dir() else _fetched_lora(source) or path
         if path.suffix == ".safetensors" and path.is_file():
             try:
                 with safe_open(path, "numpy") as file:
@@ -203,21 +198,22 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
             except SafetensorError as error:
                 raise ValueError(f"--lora: '{path}' is not a safetensors file, or is cut off ({error}).") from error
         with told_of(f"--lora: {source}"):
-            found.append(_read_trained_with(metadata))
+            found.append(read_trained_with(metadata))
     return found
 
 
-def _read_trained_with(metadata: dict[str, str] | None) -> dict[str, Any]:
-    from ..config_values import check_trained_with
-    from ..saved_models import TRAINED_WITH
+def _fetched_lora(repo_id: str) -> Path | None:
+    """The weights in a repository on the Hub, fetched into its cache if they are not there; `None` if they have another name
+    than diffusers gives them."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
-    settings = json.loads((metadata or {}).get("lora_adapter_metadata", "{}"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"its metadata is {type(settings).__name__}, not an object: save it again.")
-    prefix = f"{TRAINED_WITH}."
-    trained_with = {name.removeprefix(prefix): x for name, x in settings.items() if name.startswith(prefix)}
-    check_trained_with(trained_with)
-    return trained_with
+    from ..saved_models import LORA_WEIGHTS
+
+    try:
+        return Path(hf_hub_download(repo_id, LORA_WEIGHTS))
+    except EntryNotFoundError:
+        return None
 
 
 def usable_device(text: str | None) -> str:
@@ -236,16 +232,6 @@ def usable_device(text: str | None) -> str:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"--device: '{text}' cannot be used here ({reason}); cpu always can.") from error
     return text
-
-
-def leave_out(packages: tuple[str, ...]) -> None:
-    """Makes `packages` look as if they were not installed, if diffusers has not been imported yet.
-
-    diffusers and peft import them wherever they are, which takes seconds and prints warnings of theirs.
-    """
-    if "diffusers" not in sys.modules:
-        for name in packages:
-            sys.modules.setdefault(name, None)
 
 
 def load_pipeline(
@@ -282,7 +268,8 @@ def load_pipeline(
     names = [f"lora_{index}" for index in range(len(loras))]
     for name, (source, _) in zip(names, loras, strict=True):
         with told_of(f"--lora: {source}"):
-            pipe.load_lora_weights(source, adapter_name=name)
+            fetched = None if Path(source).exists() else _fetched_lora(source)
+            pipe.load_lora_weights(fetched or source, adapter_name=name)
     if loras:
         pipe.set_adapters(names, [weight for _, weight in loras])
     return pipe

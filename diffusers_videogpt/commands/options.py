@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import BUNDLED_MODEL
 from ..arguments import finite_float, positive_int
@@ -74,10 +75,9 @@ def parse_lora(text: str) -> tuple[str, float]:
     return source, weight
 
 
-def add_model_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", default=BUNDLED_MODEL, help="folder or Hub id of a pipeline; default: the bundled one"
-    )
+def add_model_argument(command, *, help: str = "folder or Hub id of a pipeline") -> None:
+    """`--model`, of a command or of a group of its options; `help` says what it is, the default is added."""
+    command.add_argument("--model", default=BUNDLED_MODEL, help=f"{help}; default: the bundled one")
 
 
 def add_lora_argument(command: argparse.ArgumentParser) -> None:
@@ -115,6 +115,15 @@ def add_steps_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
     )
+
+
+def rollout_options(args: argparse.Namespace) -> dict[str, Any]:
+    """`--steps`, `--guidance-scale` and `--frames-per-clip`, as arguments of the pipeline."""
+    return {
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "frames_per_clip": args.frames_per_clip,
+    }
 
 
 def add_output_argument(command: argparse.ArgumentParser, default: str, *, help: str = "folder") -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..arguments import check_output, finite_float, natural_int, positive_float, positive_int
 from ..console import say
-from .models import check_loras, load_pipeline, look_at_model, refuse_missing
+from .models import QUANTIZERS, check_loras, leave_out, load_pipeline, look_at_model, refuse_missing
 from .options import (
     add_command,
     add_device_argument,
@@ -41,9 +41,8 @@ def play(args: argparse.Namespace) -> None:
             f"--model: the model in {saved.name} was not trained on discrete actions, so no key can steer it: train one with "
             "training_scripts/configs/physics_steered.yaml."
         )
-    from ..tasks.playing import Player, check_names, read_actions
+    from ..tasks.action_names import check_names, read_actions
     from ..tasks.window import Window
-    from ..tasks.world_model import WorldModel
     from ..worlds import ACTIONS
 
     names = args.names or (ACTIONS if num_actions == len(ACTIONS) else ())
@@ -54,6 +53,10 @@ def play(args: argparse.Namespace) -> None:
         raise ValueError("There is no screen for a window here: give --actions, as in --actions 'right*8 up*4'.")
     check_loras(args.lora)
     given = read_start(args, saved)
+    leave_out(() if saved.is_quantized else QUANTIZERS)
+    from ..tasks.playing import Player
+    from ..tasks.world_model import WorldModel
+
     pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora)
     pipe.set_progress_bar_config(disable=True)
     world = WorldModel(

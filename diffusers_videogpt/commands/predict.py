@@ -25,6 +25,7 @@ from .options import (
     add_output_argument,
     add_steps_argument,
     parse_source,
+    rollout_options,
 )
 from .outputs import enlarge, is_video_file, output_paths, scale_to_show
 
@@ -129,6 +130,9 @@ def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
 def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_history: int | None) -> Given:
     """Reads the video at the model's size: the frames that fit into its window, and the truth behind them.
 
+    Args:
+        num_history: frames that are given, from the first on; by default the last that fit.
+
     Raises:
         ValueError: it can't be read, or is shorter than `num_history`.
     """
@@ -150,9 +154,13 @@ def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_hi
     else:
         video = read(max_frames=num_history + (args.num_frames or MOST_FRAMES))
     if len(video.frames) < num_history:
+        found = f"{source} has {len(video.frames)} frames{f' at --fps {args.fps:g}' if args.fps else ''}"
+        if args.num_history_frames is None:  # they are the sample's, whose rate alone can have been asked for
+            raise ValueError(
+                f"{found}, and the first {num_history} are given: ask for a higher --fps, or for fewer by --num-history-frames."
+            )
         raise ValueError(
-            f"{source} has {len(video.frames)} frames{f' at --fps {args.fps:g}' if args.fps else ''}, fewer than "
-            f"--num-history-frames {num_history}: give a longer video, or ask for fewer."
+            f"{found}, fewer than --num-history-frames {num_history}: give a longer video, or ask for fewer."
         )
     first = max(num_history - window, 0)
     frames, truth = video.frames[first:num_history], video.frames[num_history:]
@@ -248,9 +256,7 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
                 num_frames=given.num_predicted,
                 height=height,
                 width=width,
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance_scale,
-                frames_per_clip=args.frames_per_clip,
+                **rollout_options(args),
                 max_context_frames=window,
                 generator=generator,
                 output_type="latent",

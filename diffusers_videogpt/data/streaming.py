@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..extras import require
+from ..files import hash_of
 from ..video_io import VideoReadError
 from .batches import collate
 from .sampling import Sampling, seeded_generator
-from .videos import DroppedVideos, check_usable, undecoded, video_of
+from .videos import DroppedVideos, check_usable, content_digest, undecoded, video_of
 from .workers import check_shared_memory, until_timeout, worker_options
 
 
@@ -50,7 +51,8 @@ class StreamedBatches:
         dropped: the unusable videos so far.
 
     Raises:
-        ValueError: there is no such column, there are fewer shards than workers, or they have too little shared memory.
+        ValueError: there is no such column, there are fewer shards than workers, or they have too little shared memory; while it
+            is read, too many videos are unusable, or a stream that goes on finds other content than it had.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class _SampleStream(IterableDataset):
     """The batches of one worker.
 
     Its state says where the stream stood before the oldest sample of the pool, and which samples the pool holds, by
-    their numbers in the order of reading. To resume, these are read again.
+    their numbers in the order of reading. To resume, these are read again, and must have the content that they had.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class _SampleStream(IterableDataset):
     ):
         self.stream, self.sampling, self.batch_size, self.seed, self.rank = stream, sampling, batch_size, seed, rank
         self.columns, self.pool_size, self.max_bad_fraction = columns, max(pool_size, batch_size), max_bad_fraction
-        self.state = {"epoch": 0, "stream": None, "number": 0, "next": 0, "pool": [], "num_batches": 0}
+        self.state = {"epoch": 0, "stream": None, "number": 0, "next": 0, "pool": [], "num_batches": 0, "content": []}
 
     def state_dict(self) -> dict:
         return self.state
@@ -177,6 +179,8 @@ class _SampleStream(IterableDataset):
         begun, num_batches = self.state, self.state["num_batches"]
         # (where the stream stood before it, the sample), in the order of reading.
         pool: list[tuple[dict, dict]] = []
+        # Empty in the states of runs from before.
+        contents = dict(zip(begun["pool"], begun.get("content", ()), strict=False))
         dropped, broken, num_seen, num_usable = DroppedVideos(self.max_bad_fraction), [], 0, begun["next"]
         for place, row in self._rows(begun):
             number = place["number"]
@@ -190,6 +194,12 @@ class _SampleStream(IterableDataset):
             if not is_new and number not in begun["pool"]:
                 continue
             name = self._name(row, seeds, number)
+            content = self._content(row)
+            if contents.get(number, content) != content:
+                raise ValueError(
+                    f"{name} is not what it was when the run was begun: another video, caption or label is in its place. A "
+                    "stream goes on only over the same data; begin anew in another folder."
+                )
             sample, reason = self._sample(row, seeded_generator(*seeds, number))
             num_seen += is_new
             dropped.num_seen += is_new
@@ -200,7 +210,7 @@ class _SampleStream(IterableDataset):
                     dropped.check()
                 continue
             num_usable += 1
-            pool.append((place, {**sample, "id": name}))
+            pool.append((place, {**sample, "id": name, "content": content}))
             # One sample always stays, which tells where to begin again.
             if not is_new or len(pool) <= self.pool_size:
                 continue
@@ -211,6 +221,7 @@ class _SampleStream(IterableDataset):
                 "next": number + 1,
                 "pool": [place["number"] for place, _ in pool],
                 "num_batches": num_batches,
+                "content": [sample["content"] for _, sample in pool],
             }
             yield {**collate(batch), "broken": broken, "num_seen": num_seen}
             broken, num_seen = [], 0
@@ -256,6 +267,14 @@ class _SampleStream(IterableDataset):
             column = self.columns[name]
             sample[name] = None if column is None or row[column] is None else str(row[column])
         return sample, ""
+
+    def _content(self, row: dict) -> str:
+        """A hash of a row: of its video's bytes, its caption and its label; of a video that can't be had none of the first."""
+        try:
+            video = content_digest(video_of(row[self.columns["video"]]))
+        except (VideoReadError, OSError):
+            video = None
+        return hash_of(video, *(row[self.columns[name]] for name in ("caption", "label") if self.columns[name]))
 
     def _name(self, row: dict, seeds: tuple[int, ...], number: int) -> str:
         if "__key__" in row:

@@ -121,8 +121,7 @@ class ClassifierTraining(Training):
         pipe: whose transformer and VAE the classifier takes.
         feed: of the run; a sample is one clip.
         classifier: what it is.
-        dataset_file: the table that the videos are of; `classInd.txt` may be beside it.
-        output_dir: of the run.
+        data: of the run, from which `feed` was made; beside its `--dataset_file` there may be a `classInd.txt`.
 
     Raises:
         ValueError: a video has no class, or there is but one.
@@ -135,11 +134,10 @@ class ClassifierTraining(Training):
         *,
         feed: LatentFeed,
         classifier: ClassifierSettings,
-        dataset_file: Path | None,
-        output_dir: Path,
+        data: DataSettings,
     ):
-        self.accelerator, self.feed, self.vae, self.output_dir = accelerator, feed, pipe.vae, output_dir
-        names = class_names([record.label for record in all_records(feed)], dataset_file)
+        self.accelerator, self.feed, self.vae, self.output_dir = accelerator, feed, pipe.vae, data.output_dir
+        names = class_names([record.label for record in all_records(feed)], data.videos.dataset_file)
         layer = None if classifier.layer is None else classifier.layer[0]
         self.model = VideoGPTForVideoClassification.from_transformer(
             pipe.transformer, names, layer, classifier.pooling, make_sampling(feed.sampling)

@@ -6,7 +6,6 @@ Shapes: B videos or texts, N clips of a video, W width of the video feature, E w
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,8 +136,7 @@ class RetrievalTraining(Training):
         pipe: whose transformer and VAE the retriever takes.
         feed: of the run, from [`make_retrieval_feed`].
         retrieval: what it is.
-        batch_size: videos of a micro-batch on one process.
-        output_dir: of the run.
+        data: of the run, from which `feed` was made.
 
     Attributes:
         model: the retriever that is trained.
@@ -156,12 +154,11 @@ class RetrievalTraining(Training):
         *,
         feed: LatentFeed,
         retrieval: RetrievalSettings,
-        batch_size: int,
-        output_dir: Path,
+        data: DataSettings,
     ):
-        self.accelerator, self.feed, self.vae, self.output_dir = accelerator, feed, pipe.vae, output_dir
+        self.accelerator, self.feed, self.vae, self.output_dir = accelerator, feed, pipe.vae, data.output_dir
         self.retrieval = retrieval
-        if batch_size * accelerator.num_processes < 2:
+        if data.batches.train_batch_size * accelerator.num_processes < 2:
             raise ValueError("A video needs others beside it to be told from: raise --train_batch_size to 2 at least.")
         self.text_encoder, self.tokenizer = pipe.text_encoder, pipe.tokenizer
         if retrieval.pretrained_text_encoder_path is not None:
@@ -187,7 +184,7 @@ class RetrievalTraining(Training):
         if isinstance(feed.source, StreamSource):
             return
         with accelerator.main_process_first():
-            read = cache_texts(output_dir / "texts", list(self.known), self.text_encoder, self.tokenizer)
+            read = cache_texts(data.output_dir / "texts", list(self.known), self.text_encoder, self.tokenizer)
         captions = list(self.known)
         parts = [read(captions[first : first + 64]) for first in range(0, len(captions), 64)]
         device = accelerator.device

@@ -336,7 +336,7 @@ def load_segmentation_table(videos: VideoSettings, sampling: SamplingSettings) -
     if videos.num_simulated_scenes is None:
         found = read_masked_videos(videos.instance_data_root, videos.dataset_split)
     else:
-        num_frames = videos.frames_per_scene or sampling.max_num_frames
+        num_frames = videos.frames_per_scene or sampling.num_frames
         found = [
             SimulatedMasks(FIRST_TRAINING_SEED + index, num_frames, sampling.longest_pixels)
             for index in range(videos.num_simulated_scenes)

@@ -230,7 +230,7 @@ class VideoObjectSegmentationTraining(NextClipTraining):
     def __init__(self, accelerator: Accelerator, pipe: VideoGPTPipeline, **training):
         super().__init__(accelerator, pipe, **training)
         sampling = self.feed.sampling
-        pipe.register_to_config(max_context_frames=sampling.max_num_frames + 1, longest_side=sampling.longest_pixels)
+        pipe.register_to_config(max_context_frames=sampling.num_frames + 1, longest_side=sampling.longest_pixels)
 
     def objective_fields(self) -> dict:
         return {"min_retention": self.objective.min_retention, **self.objective.noise_fields()}

@@ -14,7 +14,7 @@ from .loading import load_vae, settle_from_base, widen_window
 from .loop import TrainingLoop
 from .objective import parse_clips
 from .recipe import NextClipTraining
-from .settings import AdapterSettings, BaseModelSettings, ObjectiveSettings, SamplingSettings
+from .settings import AdapterSettings, BaseModelSettings, ObjectiveSettings, RolloutSettings, SamplingSettings
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -23,7 +23,12 @@ PATCHES = ["noisy_patch_embed", "clean_patch_embed"]
 
 
 def load_base(
-    model: BaseModelSettings, objective: ObjectiveSettings, *, sampling: SamplingSettings, accelerator: Accelerator
+    model: BaseModelSettings,
+    objective: ObjectiveSettings,
+    *,
+    sampling: SamplingSettings,
+    rollouts: RolloutSettings,
+    accelerator: Accelerator,
 ) -> VideoGPTPipeline:
     """The pipeline with frozen weights, quantized if asked to; it predicts clips as they are trained.
 
@@ -34,7 +39,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    settle_from_base(sampling, model, objective, clips="first:1")
+    settle_from_base(sampling, model, objective, clips="first:1", rollouts=rollouts)
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":
@@ -57,7 +62,7 @@ def load_base(
     if model.quantize_base is not None:
         prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
     pipe.register_to_config(frames_per_clip=predicted_clip(model, objective, sampling=sampling, pipe=pipe))
-    widen_window(pipe, sampling.max_num_frames)
+    widen_window(pipe, sampling.num_frames)
     pipe.set_progress_bar_config(disable=True)
     if model.vae_group_offload:
         pipe.vae.enable_group_offload(accelerator.device, offload_type="leaf_level")
@@ -74,7 +79,7 @@ def predicted_clip(
         return model.frames_per_clip
     if objective.clips == "random":
         return pipe.config.frames_per_clip
-    lengths = parse_clips(objective.clips)(sampling.max_num_frames, None)
+    lengths = parse_clips(objective.clips)(sampling.num_frames, None)
     return lengths[-1] if objective.clips.startswith("first") else lengths[0]
 
 

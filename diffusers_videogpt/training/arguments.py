@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from ..extras import QUANTIZERS, leave_out
 from .run_folder import release_folders
 
 
@@ -177,9 +178,30 @@ def parse_settings(settings: type[T], doc: str, command_line: list[str] | None =
                 values[field.name] = read_options(args, hints[field.name], **fixed)
             else:
                 values[field.name] = getattr(args, field.name)
-        return settings(**values)
+        read = settings(**values)
     except ValueError as error:
         parser.error(str(error))
+    leave_out(unused_quantizers(plain_values(read)))
+    return read
+
+
+def unused_quantizers(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Packages that a run does not need, which diffusers would import with warnings of theirs: none if the run quantizes, or
+    starts from a model that is quantized, or from one on the Hub, of which that is not known.
+
+    Args:
+        values: of all options, by name.
+    """
+    if values.get("use_8bit_adam") or values.get("quantize_base"):
+        return ()
+    for name, value in values.items():
+        if name.startswith("pretrained_") and value is not None:
+            configs = [
+                path for path in (Path(value, "config.json"), *Path(value).glob("*/config.json")) if path.is_file()
+            ]
+            if not configs or any("quantization_config" in path.read_text(errors="replace") for path in configs):
+                return ()
+    return QUANTIZERS
 
 
 def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argparse.Namespace:

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,31 @@ STATE, MANIFEST = "state.json", "manifest.json"
 MODELS = ("model_index.json", "config.json", "pytorch_lora_weights.safetensors")
 
 
+@dataclass(frozen=True)
+class RunParts:
+    """What is trained and what trains it: all that has a state of its own.
+
+    Attributes:
+        model, optimizers, schedulers, ema: prepared by `accelerator` or not. The average is over the parameters that
+            require gradients, in the model's order.
+        trainable_only: leave out weights that are not trained (a base under adapters).
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    schedulers: Sequence[Any]
+    ema: EMAModel | None = None
+    trainable_only: bool = False
+
+
 def save_checkpoint(
     output_dir: str | Path,
     step: int,
+    parts: RunParts,
     *,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    schedulers: Sequence[Any],
-    ema: EMAModel | None = None,
     state: dict[str, Any],
     total_limit: int | None = None,
-    trainable_only: bool = False,
 ) -> Path:
     """Writes `output_dir/checkpoint-<step>`. Called by all processes; the main one writes.
 
@@ -58,12 +72,10 @@ def save_checkpoint(
 
     Args:
         output_dir: a folder that all processes see.
-        model, optimizers, schedulers, ema: as they are trained, prepared by `accelerator` or not. The average is over the
-            parameters that require gradients, in the model's order.
+        parts: of the run, as they are now.
         state: what else the run needs, as JSON can hold it (tuples come back as lists). `state["run"]` tells what a run
             that resumes must agree with.
         total_limit: checkpoints kept, at least 1; all if `None`.
-        trainable_only: leave out weights that are not trained (a base under adapters).
 
     Returns:
         The folder.
@@ -74,7 +86,8 @@ def save_checkpoint(
         TypeError: `state` holds what JSON can't.
         ValueError: the run is under DeepSpeed.
     """
-    output_dir, network = Path(output_dir), _network(accelerator, model)
+    accelerator, ema = parts.accelerator, parts.ema
+    output_dir, network = Path(output_dir), _network(accelerator, parts.model)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f"checkpoint-{step}.partial"
 
     def write(name, tensors):
@@ -83,9 +96,9 @@ def save_checkpoint(
 
     try:
         _on_main(accelerator, lambda: _start(partial))
-        weights = _weights(network, trainable_only)
+        weights = _weights(network, parts.trainable_only)
         write(MODEL, weights)
-        packed = [_pack_optimizer(network, optimizer) for optimizer in optimizers]
+        packed = [_pack_optimizer(network, optimizer) for optimizer in parts.optimizers]
         for index, (tensors, _) in enumerate(packed):
             write(OPTIMIZER.format(index), tensors)
         if ema is not None:
@@ -93,7 +106,7 @@ def save_checkpoint(
         notes = {
             "state": state,
             "optimizers": [rest for _, rest in packed],
-            "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+            "schedulers": [scheduler.state_dict() for scheduler in parts.schedulers],
             "ema": None if ema is None else {k: v for k, v in ema.state_dict().items() if k != "shadow_params"},
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
             "random": gather_object([_random_state()]),
@@ -159,18 +172,8 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
     return path
 
 
-def load_checkpoint(
-    path: str | Path,
-    *,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    schedulers: Sequence[Any],
-    ema: EMAModel | None = None,
-    expected: dict[str, Any],
-    trainable_only: bool = False,
-) -> dict[str, Any]:
-    """Brings everything back to what it was when `path` was saved; returns the `state` that was given to it.
+def load_checkpoint(path: str | Path, parts: RunParts, *, expected: dict[str, Any]) -> dict[str, Any]:
+    """Brings all `parts` back to what it was when `path` was saved; returns the `state` that was given to it.
 
     The number of processes and how they share the model may be another. Then the values are still the same ones, but each
     process's own random state goes only to a process of the same number.
@@ -183,10 +186,11 @@ def load_checkpoint(
         ValueError: the checkpoint is incomplete or damaged, or of another configuration: the message names the fields
             with old and new values. Nothing was loaded.
     """
-    path, network = Path(path), _network(accelerator, model)
+    accelerator, ema, optimizers = parts.accelerator, parts.ema, parts.optimizers
+    path, network = Path(path), _network(accelerator, parts.model)
     try:
         notes = _on_main(accelerator, lambda: _read_notes(path, expected))
-        weights = _weights(network, trainable_only)
+        weights = _weights(network, parts.trainable_only)
         targets = {MODEL: weights}
         if ema is not None:
             targets[EMA] = _averages(network, ema)
@@ -233,7 +237,7 @@ def load_checkpoint(
         for index, (optimizer, rest) in enumerate(zip(optimizers, notes["optimizers"], strict=True)):
             with _open(path / OPTIMIZER.format(index)) as file:
                 _unpack_optimizer(network, optimizer, file, rest)
-        for scheduler, values in zip(schedulers, notes["schedulers"], strict=True):
+        for scheduler, values in zip(parts.schedulers, notes["schedulers"], strict=True):
             scheduler.load_state_dict(values)
         if ema is not None:
             ema.load_state_dict(notes["ema"])

@@ -118,6 +118,18 @@ def split_off(ids: Sequence[str], num_validation: int, seed: int) -> tuple[list[
     return sorted(order[num_validation:]), sorted(order[:num_validation])
 
 
+def share_of_samples(accelerator: Accelerator, batches: BatchSettings) -> dict[str, int]:
+    """Which share of a step's samples is this process's, as `rank` and `num_processes` that have samples of their own.
+
+    The processes of one group of context parallelism have the same samples, and draw the same noise.
+    """
+    group_size = batches.context_parallel_size
+    return {
+        "rank": accelerator.process_index // group_size,
+        "num_processes": accelerator.num_processes // group_size,
+    }
+
+
 class PlannedBatches:
     """Batches of videos that are all known: what a step trains on follows from its number.
 
@@ -141,13 +153,12 @@ class PlannedBatches:
         self.dataset, self.dropped = dataset, dropped
         self.shares = {
             "batch_size": batches.train_batch_size,
-            "rank": accelerator.process_index,
-            "num_processes": accelerator.num_processes,
+            **share_of_samples(accelerator, batches),
             "accumulation": batches.gradient_accumulation_steps,
             "num_workers": batches.dataloader_num_workers,
         }
         samples_a_process = batches.train_batch_size * batches.gradient_accumulation_steps
-        self.plan = BatchPlan(table_of(dataset), samples_a_process * accelerator.num_processes, seed=seed)
+        self.plan = BatchPlan(table_of(dataset), samples_a_process * self.shares["num_processes"], seed=seed)
 
     def run_fields(self) -> dict:
         """What a checkpoint must agree with: which videos, and what is in them."""
@@ -167,20 +178,21 @@ class PlannedBatches:
 
 
 class StreamSource:
-    """Batches of a stream, which goes on where it stood: each process keeps its own place."""
+    """Batches of a stream, which goes on where it stood: each process keeps its own place, those of one group the same."""
 
     def __init__(self, accelerator: Accelerator, stream: StreamedBatches):
         self.accelerator, self.stream = accelerator, stream
+        self.group_size = accelerator.num_processes // stream.run["num_processes"]
 
     def run_fields(self) -> dict:
         run = {name: value for name, value in self.stream.run.items() if name != "rank"}
         return {f"streaming.{name}": value for name, value in run.items()}
 
     def state_dict(self) -> dict:
-        return {"places": gather_object([self.stream.state_dict()])}
+        return {"places": gather_object([self.stream.state_dict()])[:: self.group_size]}
 
     def load_state_dict(self, state: dict) -> None:
-        self.stream.load_state_dict(state["places"][self.accelerator.process_index])
+        self.stream.load_state_dict(state["places"][self.stream.run["rank"]])
 
     def batches(self, start_step: int, end_step: int) -> Iterator[dict]:
         return iter(self.stream)
@@ -292,7 +304,7 @@ class LatentFeed:
             return []
         table, samples = table_of(self.validation), []
         for index in range(len(table)):
-            if table.length(index) == self.sampling.max_num_frames and len(samples) < count:
+            if table.length(index) == self.sampling.num_frames and len(samples) < count:
                 sample = self.validation[index, 0]
                 frames = sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"])
                 actions = sample["actions"].numpy() if "actions" in sample else None
@@ -421,16 +433,15 @@ def make_feed(
         stream = StreamedBatches(
             videos.dataset_name,
             frames,
-            batch_size=batches.train_batch_size,
-            seed=seed,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            accumulation=batches.gradient_accumulation_steps,
-            num_workers=batches.dataloader_num_workers,
             split=videos.dataset_split,
             config_name=videos.dataset_config_name,
             **videos.columns,
             max_bad_fraction=videos.max_bad_fraction,
+            batch_size=batches.train_batch_size,
+            seed=seed,
+            **share_of_samples(accelerator, batches),
+            accumulation=batches.gradient_accumulation_steps,
+            num_workers=batches.dataloader_num_workers,
         )
         report_dropped(stream.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         return feed(source=StreamSource(accelerator, stream), validation=validation, fps=frames.fps)

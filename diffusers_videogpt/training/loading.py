@@ -15,10 +15,12 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from .phi3 import load_phi3_decoder
 from .settings import (
     LONGEST_SIDE,
+    NUM_FRAMES,
     ActionSettings,
     AutoencoderSettings,
     ModelSettings,
     ObjectiveSettings,
+    RolloutSettings,
     SamplingSettings,
     VideoSettings,
 )
@@ -27,7 +29,7 @@ from .settings import (
 def make_sampling(sampling: SamplingSettings) -> Sampling:
     interval = sampling.frame_interval or (1,)
     return Sampling(
-        max_num_frames=sampling.max_num_frames,
+        max_num_frames=sampling.num_frames,
         min_num_frames=sampling.min_num_frames,
         frame_interval=(interval[0], interval[-1]),
         fps=sampling.target_fps,
@@ -43,18 +45,22 @@ def settle_from_base(
     objective: ObjectiveSettings | None = None,
     *,
     clips: str = "random",
+    rollouts: RolloutSettings | None = None,
 ) -> None:
-    """Sets what was not given to what the pipeline to start from was trained with: size, frame rate, form of the clips.
+    """Sets what was not given to what the pipeline to start from was trained with: size, frame rate and number of frames
+    of the samples, form of the clips.
 
     A model that was trained on small pictures learns slowly from large ones, and predicts at another size than it learnt;
-    so with the others.
+    so with the others. Where the number of frames is the pipeline's, videos of half as many are used, too.
 
     Args:
         objective: of the run, if it has one whose clips may be chosen.
         clips: their form where no pipeline tells one.
+        rollouts: of the run, if it predicts held-out samples.
 
     Raises:
-        OSError, ValueError: there is no such pipeline, or what it tells is no size, rate or form.
+        OSError, ValueError: there is no such pipeline, or what it tells is no size, rate, length or form; or its samples are
+            too short for what was asked for.
     """
     base, config = model.pretrained_model_name_or_path, {}
     if base is not None:
@@ -67,11 +73,20 @@ def settle_from_base(
     if sampling.frame_interval is None and sampling.target_fps is None:
         sampling.target_fps = trained_with.get("fps")
         sampling.frame_interval = (1,) if sampling.target_fps is None else None
+    if sampling.max_num_frames is None:
+        sampling.max_num_frames = trained_with.get("num_frames") or NUM_FRAMES
+        if trained_with.get("num_frames") and sampling.min_num_frames is None:
+            # Nobody asked for just so many frames, so it is no reason to leave out a video that is a little shorter.
+            sampling.min_num_frames = max(sampling.max_num_frames // 2, 1)
     if objective is not None and objective.clips is None:
         objective.clips = trained_with.get("clips") or clips
         if objective.max_clips is None and objective.clips == "random":
             objective.max_clips = trained_with.get("max_clips")
         objective.__post_init__()
+    if objective is not None:
+        objective.check_sampling(sampling)
+    if rollouts is not None:
+        rollouts.check_given_frames(sampling)
 
 
 def load_video_table(
@@ -82,8 +97,8 @@ def load_video_table(
     Raises:
         ValueError: what its readers refuse; or the source has no actions.
     """
-    frames = make_sampling(sampling)
-    told = {"actions": action_space_of(actions)}
+    frames, told = make_sampling(sampling), {"actions": action_space_of(actions)}
+    reading = {**videos.columns, "max_bad_fraction": videos.max_bad_fraction}
     if videos.lerobot_root is not None:
         if actions is not None and actions.action_column is not None:
             told["action_column"] = actions.action_column
@@ -92,27 +107,19 @@ def load_video_table(
     if videos.num_simulated_scenes is not None:
         if actions is not None:
             raise ValueError("Simulated scenes follow physics alone: train without --num_actions and --action_dim.")
-        num_frames = videos.frames_per_scene or sampling.max_num_frames
+        num_frames = videos.frames_per_scene or sampling.num_frames
         return VideoTable.simulated(videos.num_simulated_scenes, num_frames, frames, world=videos.simulated_world)
     if videos.dataset_file is not None or videos.dataset_name is not None:
         told["action_column"] = None if actions is None else actions.action_column
     if videos.dataset_file is not None:
-        return VideoTable.from_table(
-            videos.dataset_file,
-            frames,
-            **videos.columns,
-            root=videos.instance_data_root,
-            max_bad_fraction=videos.max_bad_fraction,
-            **told,
-        )
+        return VideoTable.from_table(videos.dataset_file, frames, root=videos.instance_data_root, **reading, **told)
     if videos.dataset_name is not None:
         return VideoTable.from_dataset(
             videos.dataset_name,
             frames,
             split=videos.dataset_split,
-            **videos.columns,
             config_name=videos.dataset_config_name,
-            max_bad_fraction=videos.max_bad_fraction,
+            **reading,
             **told,
         )
     return VideoTable.from_folder(videos.instance_data_root, frames, max_bad_fraction=videos.max_bad_fraction, **told)
@@ -150,7 +157,7 @@ def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTP
         # Weights that are trained are kept in fp32, whatever they were published in.
         pipe.transformer.float()
         pipe.register_to_config(**given, longest_side=sampling.longest_pixels)
-        widen_window(pipe, sampling.max_num_frames)
+        widen_window(pipe, sampling.num_frames)
         return pipe
     config = read_json(model.transformer_config) if model.transformer_config else {}
     transformer = VideoGPTTransformerModel(**config)
@@ -162,7 +169,7 @@ def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTP
         vae=vae,
         transformer=transformer,
         scheduler=NextClipFlowMatchScheduler(),
-        max_context_frames=max(sampling.max_num_frames - inference["frames_per_clip"], 1),
+        max_context_frames=max(sampling.num_frames - inference["frames_per_clip"], 1),
         longest_side=sampling.longest_pixels,
         **inference,
     )

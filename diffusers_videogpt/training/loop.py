@@ -15,16 +15,19 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, reduce
+from diffusers import ContextParallelConfig
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from tqdm.auto import tqdm
 
+from ..context_parallel import check_context_parallel
 from ..extras import require
 from ..files import written_whole
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import RunParts, find_checkpoint, load_checkpoint, save_checkpoint
 from .feed import LatentFeed, MicroBatch
 from .noise_levels import ErrorsByAlpha
 from .settings import BatchSettings, LoopSettings, OptimizerSettings
@@ -38,7 +41,8 @@ def make_accelerator(loop: LoopSettings, *, batches: BatchSettings, optimizer: O
     """The accelerator, with devices and sharding as `accelerate launch` configured them.
 
     Raises:
-        SystemExit: under DeepSpeed, whose checkpoints are pickles, which this project does not load.
+        SystemExit: under DeepSpeed, whose checkpoints are pickles, which this project does not load; under accelerate's own
+            context, sequence or tensor parallelism; or if the processes can't form groups of `--context_parallel_size`.
     """
     accelerator = Accelerator(
         mixed_precision=loop.mixed_precision,
@@ -53,8 +57,45 @@ def make_accelerator(loop: LoopSettings, *, batches: BatchSettings, optimizer: O
         )
     if accelerator.distributed_type == DistributedType.FSDP and optimizer.use_8bit_adam:
         raise SystemExit("--use_8bit_adam does not work with FSDP2: bitsandbytes takes no sharded parameters.")
+    foreign = accelerator.parallelism_config
+    if foreign is not None and foreign.non_data_parallel_size > 1:
+        raise SystemExit(
+            f"accelerate's configuration asks for its own parallelism (cp_size {foreign.cp_size}, sp_size {foreign.sp_size}, "
+            f"tp_size {foreign.tp_size}), which knows neither this model's mask nor its layers: leave these out, and give "
+            "--context_parallel_size N."
+        )
+    size, num_processes = batches.context_parallel_size, accelerator.num_processes
+    if num_processes % size:
+        raise SystemExit(
+            f"--context_parallel_size {size} does not divide the {num_processes} process(es) of this run into groups: launch "
+            f"a multiple of {size} (accelerate launch --num_processes), or choose another size."
+        )
     hold_process_group()
     return accelerator
+
+
+def check_heads(transformer: nn.Module, group_size: int) -> None:
+    """Raises a `ValueError` if `group_size` processes can't have as many attention heads each: before anything is encoded."""
+    if group_size > 1:
+        config = ContextParallelConfig(ulysses_degree=group_size)
+        check_context_parallel(config, transformer.config.num_attention_heads)
+
+
+def join_processes(model: nn.Module, group_size: int) -> None:
+    """Makes every `group_size` neighbouring processes compute the model's batches together, by Ulysses context parallelism.
+
+    Data parallelism stays over all processes: DDP and FSDP2 take the mean of all gradients, and FSDP2 shards the parameters
+    over all, whatever the groups.
+
+    Raises:
+        ValueError: if the heads of the model are not divided by `group_size`.
+    """
+    mesh = init_device_mesh(
+        "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator().type,
+        (torch.distributed.get_world_size() // group_size, 1, group_size),
+        mesh_dim_names=("data", "ring", "ulysses"),
+    )
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=group_size, mesh=mesh))
 
 
 def hold_process_group() -> None:
@@ -124,7 +165,7 @@ class TrainingLoop:
         run: what identifies this run, plain values by name: only a checkpoint with the same values is resumed.
         validate: called as `validate(loop, step)` with the averaged weights in place, on all processes, every
             `--validation_steps`; its dictionary of numbers goes into the log and to the tracker.
-        gradient_accumulation_steps: micro-batches of a step.
+        batches: micro-batches of a step, and how many processes compute one together.
         trainable_only: checkpoints hold only the trained parameters (adapters).
         options: of the run, plain values by name, which a tracker shows.
         errors: filled by `loss` as it runs: the errors by noise level, for the log.
@@ -141,15 +182,18 @@ class TrainingLoop:
         optimizer: OptimizerSettings,
         run: dict,
         validate: Callable[["TrainingLoop", int], dict[str, float]],
-        gradient_accumulation_steps: int = 1,
+        batches: BatchSettings,
         trainable_only: bool = False,
         options: dict | None = None,
         errors: ErrorsByAlpha | None = None,
     ):
         self.accelerator, self.feed, self.loss = accelerator, feed, loss
         self.settings, self.max_grad_norm, self.options = settings, optimizer.max_grad_norm, options or {}
-        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.gradient_accumulation_steps = batches.gradient_accumulation_steps
+        self.group_size = batches.context_parallel_size
         self.run_fields, self.validate, self.trainable_only = run, validate, trainable_only
+        if self.group_size > 1:
+            join_processes(model, self.group_size)
         if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if settings.torch_compile:
@@ -199,7 +243,7 @@ class TrainingLoop:
         progress = tqdm(
             total=settings.max_train_steps, initial=self.step, disable=not accelerator.is_main_process, mininterval=5
         )
-        throughput = Throughput(accelerator, accelerator.unwrap_model(self.model))
+        throughput = Throughput(accelerator, accelerator.unwrap_model(self.model), group_size=self.group_size)
         batches = iter(self.feed.micro_batches(self.step, settings.max_train_steps))
         while self.step < settings.max_train_steps:
             self._train_step(batches, throughput)
@@ -256,7 +300,7 @@ class TrainingLoop:
         )
         numbers = reduce(torch.cat([numbers, self.errors.take(loss.device)]), reduction="sum").cpu()
         mean_loss, num_bad, asked = numbers[:3].tolist()
-        self.error_sums += numbers[3:]
+        self.error_sums += numbers[3:] / self.group_size  # each process of a group has counted the same frames
         if num_bad:
             mine = None if finite else f"process {self.accelerator.process_index}: {', '.join(names)}"
             bad = [mine]
@@ -321,23 +365,16 @@ class TrainingLoop:
             "feed": self.feed.source.state_dict(),
         }
 
-    def _parts(self) -> dict:
-        return {
-            "accelerator": self.accelerator,
-            "model": self.model,
-            "optimizers": self.optimizers,
-            "schedulers": self.schedulers,
-            "ema": self.ema,
-        }
+    def _parts(self) -> RunParts:
+        return RunParts(self.accelerator, self.model, self.optimizers, self.schedulers, self.ema, self.trainable_only)
 
     def _checkpoint(self) -> None:
         save_checkpoint(
             self.settings.output_dir,
             self.step,
-            **self._parts(),
+            self._parts(),
             state=self._state(),
             total_limit=self.settings.checkpoints_total_limit,
-            trainable_only=self.trainable_only,
         )
 
     def _resume(self) -> None:
@@ -346,7 +383,7 @@ class TrainingLoop:
             if self.settings.resume_from_checkpoint is not None:
                 self.accelerator.print(f"no complete checkpoint in {self.settings.output_dir}: starting at step 0")
             return
-        state = load_checkpoint(path, **self._parts(), expected=self.run_fields, trainable_only=self.trainable_only)
+        state = load_checkpoint(path, self._parts(), expected=self.run_fields)
         self.step, self.losses = state["step"], state["losses"]
         if "error_sums" in state:  # not in checkpoints from before
             self.error_sums = torch.tensor(state["error_sums"], dtype=torch.float64)

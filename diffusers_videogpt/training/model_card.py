@@ -15,6 +15,7 @@ from ..hub import (
     CLASSIFICATION_EXAMPLE,
     LORA_EXAMPLE,
     PAPER,
+    PLAYED_FPS,
     PREDICTION_EXAMPLE,
     RETRIEVAL_EXAMPLE,
     export_to_hub_folder,
@@ -23,7 +24,6 @@ from .settings import hub_id
 from .validation import RolloutScores
 
 
-PLAYED_FPS = 12  # in the examples, where the rate of the training videos is not known
 PREDICTION, CURVE, LOG = "prediction.png", "loss_curve.png", "train_log.csv"
 
 SEGMENTATION_EXAMPLE = """```python
@@ -152,7 +152,6 @@ def write_model_card(
     origin = f"started from `{start}`" if start else "started from random weights"
     material = f"trained on {trained_on}" if trained_on else f"trained on `{dataset}`" if dataset else "trained"
     trained_with = trained_with or {}
-    fps = trained_with.get("fps") or PLAYED_FPS
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
@@ -166,8 +165,9 @@ def write_model_card(
     if noise_levels:
         parts += ["## One denoising of held-out latents, by noise level", noise_levels]
     used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
+    used["fps"] = trained_with.get("fps") or PLAYED_FPS
     use = (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)
-    parts += ["## How to use it", use.replace(f"fps={PLAYED_FPS}", f"fps={fps:g}")]
+    parts += ["## How to use it", use]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
     if samples := _describe_samples(trained_with):
         parts.append(samples)

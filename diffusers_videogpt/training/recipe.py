@@ -1,7 +1,7 @@
 """What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,21 @@ from ..scheduling_next_clip_flow_match import sample_alphas
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .arguments import plain_values
 from .checkpoints import find_checkpoint
-from .feed import ClipDrawer, LatentFeed, MicroBatch, actions_of
+from .feed import ClipDrawer, LatentFeed, MicroBatch, actions_of, make_feed
 from .loading import load_pipeline, settle_from_base
-from .loop import TrainingLoop, command_of, make_accelerator
+from .loop import TrainingLoop, check_heads, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
-from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer
+from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer, make_clip_drawer
 from .run_folder import hold_folder
 from .settings import (
     ActionSettings,
     HubSettings,
     ModelSettings,
     ObjectiveSettings,
+    PipelineSettings,
     RecipeSettings,
+    RolloutSettings,
     RunSettings,
     SamplingSettings,
     TrainingSettings,
@@ -277,7 +279,7 @@ class NextClipTraining(Training):
                 self.pipe,
                 [sample["frames"] for sample in samples],
                 actions=None if self.actions is None else [sample["actions"] for sample in samples],
-                num_given=self.rollouts.validation_given_frames or max(sampling.max_num_frames // 2, 1),
+                num_given=self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
                 num_inference_steps=self.rollouts.validation_inference_steps,
                 fps=8,
                 seed=sampling.seed,
@@ -291,7 +293,7 @@ class NextClipTraining(Training):
         """Samples and clips, for who trains the model further or predicts with it."""
         return {
             "fps": self.feed.fps,
-            "num_frames": self.feed.sampling.max_num_frames,
+            "num_frames": self.feed.sampling.num_frames,
             "clips": self.objective.clips,
             "max_clips": self.objective.max_clips,
         }
@@ -404,15 +406,21 @@ def start_processes(run: RunSettings, *, seed: int) -> Accelerator:
 
 
 def start_run(
-    model: ModelSettings, sampling: SamplingSettings, *, run: RunSettings, objective: ObjectiveSettings | None = None
+    model: ModelSettings,
+    sampling: SamplingSettings,
+    *,
+    run: RunSettings,
+    objective: ObjectiveSettings | None = None,
+    rollouts: RolloutSettings | None = None,
 ) -> tuple[Accelerator, VideoGPTPipeline]:
     """What every run begins with: its processes, its folder, and the pipeline to train.
 
-    Size, frame rate and, of an `objective`, clips that were not given become those of the pipeline to start from.
+    Size, frame rate, length and, of an `objective`, clips that were not given become those of the pipeline to start from.
     """
     accelerator = start_processes(run, seed=sampling.seed)
-    settle_from_base(sampling, model, objective)
+    settle_from_base(sampling, model, objective, rollouts=rollouts)
     pipe = load_pipeline(model, sampling)
+    check_heads(pipe.transformer, run.batches.context_parallel_size)
     pipe.vae.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     return accelerator, pipe
@@ -438,7 +446,7 @@ def settle_unused_parameters(
     for name in ("class_embed", "text_projection", "action_embed"):
         if name not in used and getattr(transformer, name) is not None:
             getattr(transformer, name).requires_grad_(False)
-    lengths = range(sampling.least_num_frames, sampling.max_num_frames + 1)
+    lengths = range(sampling.least_num_frames, sampling.num_frames + 1)
     num_clips = {len(draw_clips(length, torch.Generator())) for length in lengths}
     clean = transformer.clean_patch_embed  # samples of one clip have no clean frames
     if num_clips == {1}:
@@ -470,7 +478,7 @@ def run_training(
         optimizer=run.optimizer,
         run=training.run_fields() | feed.run_fields(),
         validate=training.validate,
-        gradient_accumulation_steps=run.batches.gradient_accumulation_steps,
+        batches=run.batches,
         trainable_only=training.trainable_only,
         options=record.options,
         errors=training.errors,
@@ -480,3 +488,25 @@ def run_training(
     if accelerator.is_main_process:
         publish(run.loop.output_dir, run.hub, record=record, **training.save(trainer, weights))
     accelerator.end_training()
+
+
+def train_pipeline(
+    make_training: Callable[..., NextClipTraining], settings: PipelineSettings, *, script: str, **learned
+) -> None:
+    """A script that trains a pipeline's transformer, from its start to its end.
+
+    Args:
+        make_training: the class of what is trained.
+        script: its path, for the card.
+        learned: what is learned beside videos, as `make_training` takes it.
+    """
+    accelerator, pipe = start_run(
+        settings.model,
+        settings.sampling,
+        run=settings.run,
+        objective=settings.objective,
+        rollouts=settings.validation,
+    )
+    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
+    training = make_training(accelerator, pipe, feed=feed, recipe=settings.recipe, **learned)
+    run_training(accelerator, training, feed=feed, run=settings.run, record=record_run(settings, script))

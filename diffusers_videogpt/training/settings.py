@@ -21,6 +21,7 @@ SCHEDULES = typing.get_args(Schedule)
 # What simulated scenes show, for who gives other videos to a model that was trained on them.
 SIMULATED = {"physics": "simulated balls, boxes and pendulums", "orders": "simulated balls and boxes, made to order"}
 LONGEST_SIDE = 320  # of a new model's samples, in pixels
+NUM_FRAMES = 48  # of a sample, where no pipeline to start from tells
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -256,9 +257,15 @@ class VideoSettings:
 class SamplingSettings:
     """Which frames a sample takes, at which size, and the seed of all that is drawn."""
 
-    max_num_frames: int = option(48, "frames of one training sample", type=positive_int)
+    max_num_frames: int | None = option(
+        None,
+        "frames of one training sample; default: those of the pipeline to start from, where it tells, else 48",
+        type=positive_int,
+    )
     min_num_frames: int | None = option(
-        None, "shorter videos are used down to this; default: not at all", type=positive_int
+        None,
+        "shorter videos are used down to this; default: half of max_num_frames where that is the pipeline's, else not at all",
+        type=positive_int,
     )
     frame_interval: tuple[int, ...] | None = option(
         None,
@@ -289,9 +296,14 @@ class SamplingSettings:
             raise ValueError("--target_fps and --frame_interval both set the rate: give one")
 
     @property
+    def num_frames(self) -> int:
+        """Frames of the longest sample."""
+        return NUM_FRAMES if self.max_num_frames is None else self.max_num_frames
+
+    @property
     def least_num_frames(self) -> int:
         """Frames of the shortest sample."""
-        return self.min_num_frames or self.max_num_frames
+        return self.min_num_frames or self.num_frames
 
     @property
     def longest_pixels(self) -> int:
@@ -437,10 +449,15 @@ class ObjectiveSettings:
 
 @dataclass(kw_only=True)
 class BatchSettings:
-    """What a step trains on at once."""
+    """What a step trains on at once, and how many processes share it."""
 
-    train_batch_size: int = option(1, "videos a micro-batch and process", type=positive_int)
+    train_batch_size: int = option(
+        1, "videos a micro-batch and process, or group of --context_parallel_size processes", type=positive_int
+    )
     gradient_accumulation_steps: int = option(1, type=positive_int)
+    context_parallel_size: int = option(
+        1, "processes that compute a micro-batch together, each a share of its tokens (Ulysses)", type=positive_int
+    )
     dataloader_num_workers: int = option(0, type=natural_int)
 
 
@@ -500,9 +517,19 @@ class RolloutSettings:
                 f"--validation_rollout_steps {self.validation_rollout_steps} must be a multiple of --validation_steps "
                 f"{loop.validation_steps}: predictions are made when the validation loss is"
             )
-        given = self.validation_given_frames
-        if given is not None and not 1 <= given < sampling.max_num_frames:
-            raise ValueError(f"--validation_given_frames {given} must lie in 1..{sampling.max_num_frames - 1}")
+        if sampling.max_num_frames is not None:
+            self.check_given_frames(sampling)
+
+    def check_given_frames(self, sampling: SamplingSettings) -> None:
+        """
+        Raises:
+            ValueError: nothing of a sample would be left to predict.
+        """
+        given, most = self.validation_given_frames, sampling.num_frames - 1
+        if given is not None and not 1 <= given <= most:
+            raise ValueError(
+                f"--validation_given_frames {given} must lie in 1..{most}: samples have {sampling.num_frames} frames"
+            )
 
 
 @dataclass(kw_only=True)
@@ -562,6 +589,12 @@ class RecipeSettings:
 # What the scripts compose
 
 
+WITHOUT_CONTEXT_PARALLEL = {
+    "context_parallel_size": "--context_parallel_size is for scripts that train by next clip diffusion: here a process has all "
+    "tokens of its samples"
+}
+
+
 @dataclass(kw_only=True)
 class TrainingSettings:
     """What every training run has. A script's settings are a subclass: it adds parts, and leaves out single options."""
@@ -570,7 +603,7 @@ class TrainingSettings:
     videos: VideoSettings = part()
     sampling: SamplingSettings = part()
     latents: LatentSettings = part()
-    batches: BatchSettings = part()
+    batches: BatchSettings = part(without=WITHOUT_CONTEXT_PARALLEL)
     optimizer: OptimizerSettings = part()
     loop: LoopSettings = part()
     hub: HubSettings = part()
@@ -597,6 +630,7 @@ class TrainingSettings:
 class NextClipSettings(TrainingSettings):
     """Of a run that trains by next clip diffusion, and predicts held-out videos."""
 
+    batches: BatchSettings = part()
     objective: ObjectiveSettings = part()
     validation: RolloutSettings = part()
 

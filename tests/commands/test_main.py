@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from fake_hub import hub  # noqa: F401
 from safetensors.torch import load_file
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 
@@ -276,7 +278,22 @@ def test_a_rate_above_the_videos_own_asks_for_no_thousands_of_frames(fps):
     assert given.num_predicted == 16 and not any("note:" in line or "no more" in line for line in given.about)
 
 
-def test_predict_as_a_lora_was_trained(tmp_path, capsys):
+@pytest.mark.parametrize("num_history", [8, None], ids=["from the first on", "the last"])
+def test_memory_follows_the_frames_that_are_used(num_history):
+    """Not those that there would be: at 1000 a second the sample has 1,917, of 23 MB; 16 of them are 0.2 MB."""
+    args = argparse.Namespace(max_context_frames=8, height=None, width=None, num_frames=8, frames_per_clip=None)
+    args.num_history_frames = num_history
+    saved, peaks = look_at_model(BUNDLED_MODEL), []
+    for args.fps in (12, 12, 1000):  # the first imports what is needed
+        tracemalloc.start()
+        read_given(args, saved, Path(SAMPLE_VIDEO), num_history)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.5 * peaks[1] + 1e6, peaks
+
+
+@pytest.mark.parametrize("is_on_hub", [False, True], ids=["folder", "hub"])
+def test_predict_as_a_lora_was_trained(tmp_path, capsys, monkeypatch, hub, is_on_hub):  # noqa: F811
     """Rate, size and clips are the adapter's, unless others are asked for, which is said."""
     frames = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
     video = str(write_video(tmp_path / "video.mp4", frames, fps=24))
@@ -285,9 +302,13 @@ def test_predict_as_a_lora_was_trained(tmp_path, capsys):
     layers = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     known = {"fps": 8.0, "height": 32, "width": 48, "clips": "first:1", "frames_per_clip": 3, "num_frames": 4}
     VideoGPTPipeline.save_lora_weights(tmp_path / "lora", layers, trained_with=known | {"trained_on": None})
+    lora = str(tmp_path / "lora")
+    if is_on_hub:
+        lora, hub.files = "me/toy", {path.name: path.read_bytes() for path in (tmp_path / "lora").iterdir()}
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
     def predict(name, *options):
-        words = ["predict", video, "--lora", str(tmp_path / "lora"), "--output", str(tmp_path / name), *FEW_STEPS]
+        words = ["predict", video, "--lora", lora, "--output", str(tmp_path / name), *FEW_STEPS]
         main([*words, *options])
         return read_video(tmp_path / name / "video_prediction.mp4"), capsys.readouterr().out
 

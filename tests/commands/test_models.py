@@ -81,6 +81,9 @@ DAMAGE = {
     "a class of nobody's": setting("model_index.json", transformer=["diffusers_videogpt", "Nothing"]),
     "a part that is no pair": setting("model_index.json", transformer="big"),
     "a library that is none": setting("model_index.json", vae=["os", "system"]),
+    "a scheduler of another class": lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text(
+        '{"_class_name": "EulerDiscreteScheduler"}'
+    ),
     "names that are a list": setting("model_index.json", id2label=[1, 2]),
 }
 

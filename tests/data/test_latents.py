@@ -1,10 +1,7 @@
 import contextlib
 import json
-import os
 import pickle
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 
 import av
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from run_scripts import run_file
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -254,13 +252,9 @@ write_latent_cache(cache_dir, table, vae, make_cache_key(vae, sampling, seed=0),
 def test_killed_while_writing(tmp_path, folder, vae):
     cache_dir = tmp_path / "cache"
     vae.save_pretrained(tmp_path / "vae")
-    arguments = [str(x) for x in (cache_dir, folder, tmp_path / "vae", SHARD)]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_IN_THE_FOURTH_VIDEO, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_IN_THE_FOURTH_VIDEO)
+    killed = run_file(script, cache_dir, folder, tmp_path / "vae", SHARD, check=False)
     assert killed.returncode == -9, killed.stderr
     first = cache_dir / "latents-00000.safetensors"
     written = first.stat().st_mtime_ns

@@ -136,6 +136,32 @@ def test_a_state_of_another_stream_is_refused(shards, tmp_path):
         make(shards, column="video")
 
 
+@pytest.mark.parametrize("changed", ["mp4", "txt"])
+def test_other_content_under_the_same_names_is_refused(films, shards, tmp_path, changed):
+    """Of what waited in the pool, which is read again, another video or another caption."""
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    options = {"caption_column": "txt", "pool_size": 30}
+    batches = make(folder, **options)
+    take(batches, 1)
+    state = json.loads(json.dumps(batches.state_dict()))
+    make(folder, **options).load_state_dict(state)
+    for path in folder.iterdir():
+        with tarfile.open(path) as tar:
+            members = [(member, tar.extractfile(member).read()) for member in tar]
+        with tarfile.open(path, "w") as tar:
+            for member, data in members:
+                if member.name.endswith(changed):  # as long as it was
+                    data = {"mp4": films[-1], "txt": b"a horse..."}[changed][: len(data)].ljust(len(data), b"\0")
+                tar.addfile(member, io.BytesIO(data))
+    resumed = make(folder, **options)
+    resumed.load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"clip\d\d is not what it was when the run was begun: another video, caption"
+    ):
+        take(resumed, 1)
+
+
 def test_rare_shapes_do_not_wait_for_ever(shards):
     """Batches of 5 of a shape that one video in six has: filled up when it has waited too long."""
     batches = take(make(shards, batch_size=5, pool_size=5), 40)

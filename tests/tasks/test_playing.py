@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from diffusers_videogpt.tasks.playing import Player, check_names, read_actions
+from diffusers_videogpt.tasks.action_names import check_names, read_actions
+from diffusers_videogpt.tasks.playing import Player
 from diffusers_videogpt.tasks.world_model import WorldModel
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from diffusers_videogpt.tasks.retrieval_training import RetrievalTraining
 from diffusers_videogpt.tasks.settings import RetrievalSettings
 from diffusers_videogpt.training.arguments import parse_settings
+from diffusers_videogpt.training.settings import BatchSettings
 
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "train_retrieval.py"
@@ -45,12 +46,6 @@ def test_arguments(line, error, capsys):
 @pytest.mark.parametrize("size, error", [(1, "raise --train_batch_size to 2"), (2, "There is no text encoder")])
 def test_videos_need_others_and_a_text_encoder(size, error):
     pipe = SimpleNamespace(text_encoder=None, tokenizer=None, vae=None)
+    data = SimpleNamespace(batches=BatchSettings(train_batch_size=size), output_dir=Path("out"))
     with pytest.raises(ValueError, match=error):
-        RetrievalTraining(
-            Accelerator(cpu=True),
-            pipe,
-            feed=None,
-            retrieval=RetrievalSettings(),
-            batch_size=size,
-            output_dir=Path("out"),
-        )
+        RetrievalTraining(Accelerator(cpu=True), pipe, feed=None, retrieval=RetrievalSettings(), data=data)

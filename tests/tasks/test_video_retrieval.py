@@ -1,8 +1,6 @@
 """Video retrieval: pooled texts against the encoders themselves, the loss against loops, also over processes, and the folder."""
 
 import logging
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
-from run_scripts import TWO_PROCESSES, make_videos, script_environment
+from run_scripts import TEST_FOLDERS, make_videos, run_file
 from text_encoders import MAX_TOKENS, WIDTH, make_text_encoder, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import normalize
@@ -133,11 +131,7 @@ def in_two_processes(folder):
 
 
 def test_two_processes_are_one_with_the_whole_batch(tmp_path):
-    command = [sys.executable, *TWO_PROCESSES, __file__, str(tmp_path)]
-    tests = Path(__file__).parents[1]
-    environment = script_environment(PYTHONPATH=f"{tests}{os.pathsep}{tests / 'training_scripts'}")
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_file(__file__, tmp_path, num_processes=2, path=TEST_FOLDERS)
     loss, gradients = train_step(slice(None))
     for rank in range(2):
         found_loss, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -1,5 +1,6 @@
 """Settings: what a YAML file sets and the command line takes back, what is refused, and the pipeline that they name."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -7,14 +8,16 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from diffusers.optimization import SchedulerType
 
+from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
-from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values
-from diffusers_videogpt.training.loading import load_pipeline, make_sampling, settle_from_base
+from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values, unused_quantizers
+from diffusers_videogpt.training.loading import load_pipeline, load_video_table, make_sampling, settle_from_base
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
     LatentSettings,
@@ -22,9 +25,11 @@ from diffusers_videogpt.training.settings import (
     ModelSettings,
     ObjectiveSettings,
     PipelineSettings,
+    RolloutSettings,
     SamplingSettings,
     VideoSettings,
 )
+from diffusers_videogpt.video_io import write_video
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -123,6 +128,22 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("num_gpus", [8, 64])
+@pytest.mark.parametrize("stage", ["stage3", "stage4"])
+def test_recipes_for_fewer_gpus_are_the_papers(stage, num_gpus):
+    """They differ in how a step of 320 samples is computed, in nothing else."""
+    paper, recipe = (
+        yaml.safe_load((SCRIPTS / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in (stage, f"{stage}_{num_gpus}_gpus")
+    )
+    num_groups = num_gpus // recipe.pop("context_parallel_size")
+    assert num_groups * recipe["train_batch_size"] * recipe.pop("gradient_accumulation_steps") == 320
+    assert recipe == paper | {"gradient_checkpointing": False}
+    name = "fsdp2" if num_gpus == 8 else "fsdp2_64_gpus"
+    launched = yaml.safe_load((SCRIPTS / "configs" / "accelerate" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert launched["num_processes"] == num_gpus
+
+
 @pytest.mark.parametrize(
     "script",
     sorted({path.name for path in SCRIPTS.glob("train_*.py")} - {"train_autoencoder.py"} | {"cache_latents.py"}),
@@ -145,6 +166,31 @@ def test_help_imports_neither_torch_nor_diffusers(script):
         [*command, str(SCRIPTS / script), root, "--help"], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "[]" and "usage: " in result.stdout
+
+
+def test_a_script_is_silent_about_packages_that_it_does_not_use(tmp_path):
+    """torchao and bitsandbytes, which diffusers imports wherever they are: they warn of themselves."""
+    base = {"pretrained_model_name_or_path": BUNDLED_MODEL}
+    assert unused_quantizers(base) == ("bitsandbytes", "torchao")
+    assert (
+        unused_quantizers(base | {"use_8bit_adam": True}) == unused_quantizers(base | {"quantize_base": "nf4"}) == ()
+    )
+    assert unused_quantizers({"pretrained_model_name_or_path": "on/the_hub"}) == ()
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"quantization_config": {}}')
+    assert unused_quantizers({"pretrained_model_name_or_path": str(tmp_path)}) == ()
+    code = (
+        "import sys\n"
+        "from diffusers_videogpt.training.arguments import parse_settings\n"
+        "from diffusers_videogpt.training.settings import PipelineSettings\n"
+        "parse_settings(PipelineSettings, 'Trains.')\n"
+        "import diffusers_videogpt.training.adapter, diffusers_videogpt.training.feed\n"
+        "print([name for name in ('bitsandbytes', 'torchao') if sys.modules.get(name)])"
+    )
+    given = ["--pretrained_model_name_or_path", BUNDLED_MODEL, "--instance_data_root", ".", "--output_dir", tmp_path]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, given)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert not re.search("torchao|bitsandbytes|kernels|pytree", done.stderr), done.stderr
 
 
 def test_choices_are_those_that_there_are():
@@ -181,7 +227,7 @@ def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_
         settle_from_base(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
 
 
-def test_rate_and_clips_are_those_that_the_base_was_trained_with(tmp_path, make_tiny_pipe):
+def test_rate_length_and_clips_are_those_that_the_base_was_trained_with(tmp_path, make_tiny_pipe):
     trained_with = {"fps": 8.0, "clips": "random", "max_clips": 3, "num_frames": 6}
     make_tiny_pipe(trained_with=trained_with).save_pretrained(tmp_path / "told")
     make_tiny_pipe().save_pretrained(tmp_path / "untold")
@@ -190,16 +236,40 @@ def test_rate_and_clips_are_those_that_the_base_was_trained_with(tmp_path, make_
         model = ModelSettings(pretrained_model_name_or_path=str(tmp_path / base))
         settle_from_base(sampling, model, objective, clips="first:1")
         made = make_sampling(sampling)
-        return made.fps, made.frame_interval, objective.clips, objective.max_clips
+        frames = (made.min_num_frames, made.max_num_frames)
+        return made.fps, made.frame_interval, frames, objective.clips, objective.max_clips
 
-    assert settle("told", SamplingSettings(), ObjectiveSettings()) == (8.0, (1, 1), "random", 3)
-    assert settle("untold", SamplingSettings(), ObjectiveSettings()) == (None, (1, 1), "first:1", None)
-    given = SamplingSettings(frame_interval=(2,)), ObjectiveSettings(clips="equal:2")
-    assert settle("told", *given) == (None, (2, 2), "equal:2", None)
+    assert settle("told", SamplingSettings(), ObjectiveSettings()) == (8.0, (1, 1), (3, 6), "random", 3)
+    assert settle("untold", SamplingSettings(), ObjectiveSettings()) == (None, (1, 1), (None, 48), "first:1", None)
+    given = SamplingSettings(frame_interval=(2,), max_num_frames=5), ObjectiveSettings(clips="equal:2")
+    assert settle("told", *given) == (None, (2, 2), (None, 5), "equal:2", None)
     index = tmp_path / "told" / "model_index.json"
     index.write_text(index.read_text().replace("8.0", '"fast"'))
     with pytest.raises(ValueError, match="`trained_with.fps` must be a finite number above 0, got 'fast'"):
         settle("told", SamplingSettings(), ObjectiveSettings())
+
+
+def test_short_animations_are_used_as_the_bundled_model_was_trained(tmp_path):
+    """24 frames at 12 a second, or a little less: none of the GIFs that the README's LoRA command is given is left out."""
+    for index, (num_frames, fps) in enumerate(((24, 25), (24, 12.5), (31, 12), (40, 12))):
+        frames = np.zeros((num_frames, 256, 256, 3), np.uint8)
+        for t, frame in enumerate(frames):
+            frame[:, 6 * t : 6 * t + 9] = 255
+        write_video(tmp_path / f"{index}.gif", frames, fps=fps)
+    sampling, rollouts = SamplingSettings(), RolloutSettings(validation_given_frames=23)
+    settle_from_base(sampling, ModelSettings(pretrained_model_name_or_path=BUNDLED_MODEL), rollouts=rollouts)
+    table = load_video_table(VideoSettings(instance_data_root=tmp_path), sampling)
+    assert not table.dropped and [table.length(index) for index in range(4)] == [12, 22, 24, 24]
+    assert table.size(0) == (64, 64)
+    # What only the base's length makes impossible is told as soon as that is known.
+    rollouts = RolloutSettings(validation_given_frames=24)
+    rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings())
+    with pytest.raises(ValueError, match=r"--validation_given_frames 24 must lie in 1\.\.23: samples have 24 frames"):
+        settle_from_base(
+            SamplingSettings(), ModelSettings(pretrained_model_name_or_path=BUNDLED_MODEL), rollouts=rollouts
+        )
+    with pytest.raises(ValueError, match=r"must lie in 1\.\.3"):
+        rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings(max_num_frames=4))
 
 
 def test_settings_are_refused_in_python_as_on_the_command_line():

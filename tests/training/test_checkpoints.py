@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,12 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
+from run_scripts import TEST_FOLDERS, run_file
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffusers_videogpt.training.checkpoints import (
+    RunParts,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -95,12 +96,16 @@ def train(run, first_step, last_step):
     return losses
 
 
-def save(run, folder, step, **kwargs):
-    return save_checkpoint(folder, step, **vars(run), state={"step": step, "run": FIELDS}, **kwargs)
+def parts_of(run, trainable_only=False):
+    return RunParts(**vars(run), trainable_only=trainable_only)
 
 
-def load(run, path, expected=FIELDS, **kwargs):
-    return load_checkpoint(path, **vars(run), expected=expected, **kwargs)
+def save(run, folder, step, trainable_only=False, **kwargs):
+    return save_checkpoint(folder, step, parts_of(run, trainable_only), state={"step": step, "run": FIELDS}, **kwargs)
+
+
+def load(run, path, expected=FIELDS, trainable_only=False):
+    return load_checkpoint(path, parts_of(run, trainable_only), expected=expected)
 
 
 def draws():
@@ -267,7 +272,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_debris(tmp_path):
 
 def test_state_that_json_cannot_hold_leaves_no_debris(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_checkpoint(tmp_path, 1, **vars(make_run()), state={"run": {}, "loss": torch.zeros(1)})
+        save_checkpoint(tmp_path, 1, parts_of(make_run()), state={"run": {}, "loss": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,7 +296,7 @@ def test_another_configuration_is_refused_by_field(tmp_path):
 
 def test_changed_files_are_refused_as_such(tmp_path):
     run = make_run()
-    path = save_checkpoint(tmp_path, 1, **vars(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}})
+    path = save_checkpoint(tmp_path, 1, parts_of(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}})
     with pytest.raises(ValueError, match="content.sources: ab there, cd now .content: hashes of what is in the files"):
         load(run, path, FIELDS | {"content.sources": "cd"})
 
@@ -381,19 +386,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         load(make_run(), path)
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_in_the_folder_is_never_executed(tmp_path):
+def test_a_pickle_in_the_folder_is_never_executed(tmp_path, malicious_pickle):
     marker = tmp_path / "executed"
     run = make_run()
     path = save(run, tmp_path, 1)
-    attack = pickle.dumps(Malicious(marker))
+    attack = malicious_pickle(marker)
     names = ("random_states_0.pkl", "optimizer.bin", "scheduler.bin", "pytorch_model.bin", "model.pt", "state.pkl")
     for name in names:
         (path / name).write_bytes(attack)
@@ -414,16 +411,8 @@ def test_a_pickle_in_the_folder_is_never_executed(tmp_path):
     assert marker.exists()  # it would have told
 
 
-def run_this_file(*args, launcher=(), **environment):
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, *launcher, __file__, *map(str, args)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
-    return result.stdout
-
-
 def test_kill_while_a_checkpoint_is_written(tmp_path):
-    num_kills = int(run_this_file("kill", tmp_path).split()[-1])
+    num_kills = int(run_file(__file__, "kill", tmp_path, path=TEST_FOLDERS).stdout.split()[-1])
     assert num_kills >= 8  # five files, the folder, its new name, that name in the folder above
 
 
@@ -483,8 +472,7 @@ def test_two_processes(tmp_path, environment):
     path = save(single, tmp_path / "single", 2)
     losses += train(single, 2, 4)
 
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    run_this_file("two", tmp_path, launcher=launcher, **environment)
+    run_file(__file__, "two", tmp_path, num_processes=2, path=TEST_FOLDERS, **environment)
     two = json.loads((tmp_path / "losses.json").read_text())
     assert two["straight"] == pytest.approx(losses, abs=1e-5)
     assert two["resumed"] == two["straight"][2:]

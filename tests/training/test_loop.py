@@ -1,14 +1,16 @@
 """The optimizers and the steps of the training loop, against a loop written out."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from diffusers_videogpt.training.feed import MicroBatch
-from diffusers_videogpt.training.loop import TrainingLoop, make_optimizers
-from diffusers_videogpt.training.settings import LoopSettings, OptimizerSettings
+from diffusers_videogpt.training.loop import TrainingLoop, check_heads, make_accelerator, make_optimizers
+from diffusers_videogpt.training.settings import BatchSettings, LoopSettings, OptimizerSettings
 
 
 def test_what_decays_and_what_muon_takes(tiny_transformer):
@@ -99,7 +101,7 @@ def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, 
         optimizer=optimizer_settings,
         run={},
         validate=validate,
-        gradient_accumulation_steps=2,
+        batches=BatchSettings(gradient_accumulation_steps=2),
     ).run()
     torch.testing.assert_close(trained.proj_out.state_dict(), model.proj_out.state_dict())
     torch.testing.assert_close(seen, {step: averages[step] for step in (2, 4, 5)})
@@ -115,3 +117,21 @@ def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, 
     means = [sum(losses[:2]) / 2, losses[2], losses[3], losses[4]]
     assert [float(row["loss"]) for row in rows] == pytest.approx(means, rel=1e-4)
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([rates[step] for step in (2, 3, 4, 5)])
+
+
+def test_heads_that_processes_can_not_share_are_refused(tiny_transformer):
+    check_heads(tiny_transformer, 1)
+    check_heads(tiny_transformer, 2)
+    with pytest.raises(ValueError, match="`ulysses_degree=3` does not divide the 2 attention heads"):
+        check_heads(tiny_transformer, 3)
+
+
+def test_parallelism_of_accelerate_is_refused(monkeypatch, tmp_path):
+    """It would exchange this model's attention for one without its mask."""
+    foreign = SimpleNamespace(cp_size=2, sp_size=1, tp_size=1, non_data_parallel_size=2)
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.MULTI_CPU, num_processes=2, parallelism_config=foreign
+    )
+    monkeypatch.setattr("diffusers_videogpt.training.loop.Accelerator", lambda **_: accelerator)
+    with pytest.raises(SystemExit, match=r"cp_size 2, sp_size 1, tp_size 1.* give --context_parallel_size N"):
+        make_accelerator(LoopSettings(output_dir=tmp_path), batches=BatchSettings(), optimizer=OptimizerSettings())

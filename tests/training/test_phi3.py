@@ -1,7 +1,6 @@
 """Phi-3's decoder in our transformer, from the real `transformers` class, small and random."""
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
@@ -149,18 +148,10 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
         load_phi3_decoder(make_transformer(), tmp_path)
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_pickled_weights_are_not_read(tmp_path):
+def test_pickled_weights_are_not_read(tmp_path, malicious_pickle):
     make_phi3().config.save_pretrained(tmp_path)
     marker = tmp_path / "executed"
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Malicious(marker)))
+    (tmp_path / "pytorch_model.bin").write_bytes(malicious_pickle(marker))
     with pytest.raises(FileNotFoundError, match="has no model.safetensors .* Pickled weights are not read"):
         load_phi3_decoder(make_transformer(), tmp_path)
     assert not marker.exists()

@@ -1,7 +1,8 @@
-"""Running a training script as a user does, on videos made for it."""
+"""Running scripts as a user does, on videos made for them, without starting an interpreter for each."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 FSDP2_ON_CPU = str(Path(__file__).with_name("fsdp2_on_cpu.py"))
 WARM_PROCESS = str(Path(__file__).with_name("warm_process.py"))
+TEST_FOLDERS = (Path(__file__).parents[1], Path(__file__).parent)  # that a file of tests imports from
 SECONDS = 300  # that a script may take
 TINY = {
     "num_layers": 2,
@@ -48,35 +50,44 @@ def script_environment(**variables) -> dict[str, str]:
 
 
 class WarmProcess:
-    """A process of `warm_process.py`, of the environment that it was started in."""
+    """A process of `warm_process.py` that has imported `what`, in the environment that it was started in."""
 
-    def __init__(self):
+    def __init__(self, what: str = "everything"):
         self.environment = comparable(script_environment())
         # What it prints beside its answers, an error above all, is the tests' own.
         self.process = subprocess.Popen(
-            [sys.executable, WARM_PROCESS],
+            [sys.executable, WARM_PROCESS, what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=script_environment(),
         )
 
-    def run(self, command: list[str]) -> subprocess.CompletedProcess:
+    def run(
+        self, command: list[str], *, num_processes: int = 1, path: tuple = (), variables: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
+        """What a command of Python, a file and its arguments, prints: of several processes, one after the other."""
         with tempfile.TemporaryDirectory() as folder:
-            stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
             request = {
                 "script": command[1],
                 "arguments": command[2:],
                 "folder": os.getcwd(),
-                "stdout": str(stdout),
-                "stderr": str(stderr),
+                "path": [str(entry) for entry in path],
+                "output": folder,
                 "seconds": SECONDS,
+                "variables": variables or {},
+                "num_processes": num_processes,
+                "port": free_port() if num_processes > 1 else None,
             }
             self.process.stdin.write(f"{json.dumps(request)}\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
             assert answer, "the warm process has ended"
-            return subprocess.CompletedProcess(command, int(answer), stdout.read_text(), stderr.read_text())
+            stdout, stderr = (
+                "".join(Path(folder, f"{name}-{rank}").read_text() for rank in range(num_processes))
+                for name in ("stdout", "stderr")
+            )
+            return subprocess.CompletedProcess(command, int(answer), stdout, stderr)
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -84,33 +95,74 @@ class WarmProcess:
         self.process.stdout.close()
 
 
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 def comparable(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
 
 
-def warm_process() -> WarmProcess:
+def warm_process(what: str = "everything") -> WarmProcess:
     """The one of this process of tests. Started anew where the environment has changed since, as imports read it."""
-    global _warm
-    if _warm is not None and _warm.environment != comparable(script_environment()):
-        _warm.close()
-        _warm = None
-    if _warm is None:
-        _warm = WarmProcess()
-    return _warm
+    warm = _warm.get(what)
+    if warm is not None and warm.environment != comparable(script_environment()):
+        warm.close()
+        warm = None
+    if warm is None:
+        warm = _warm[what] = WarmProcess(what)
+    return warm
 
 
-_warm: WarmProcess | None = None
+_warm: dict[str, WarmProcess] = {}
 
 
-def run_script(script: str, *args, launcher=(), check=True, is_real=False) -> subprocess.CompletedProcess:
-    """Runs a training script to its end: in a fork of a process that has imported what it needs, or as a user starts it.
+def run_file(
+    file: str | Path,
+    *args,
+    launcher=(),
+    check=True,
+    is_real=False,
+    num_processes: int = 1,
+    path: tuple = (),
+    **variables: str,
+) -> subprocess.CompletedProcess:
+    """Runs a file of Python to its end: in a fork of a process that has imported what it needs, or as a user starts it.
 
-    `is_real`, and any `launcher`, start an interpreter of its own, which takes seconds.
+    Args:
+        launcher: what stands before the file, with an interpreter of its own, which takes seconds; so does `is_real`.
+        num_processes: forks of one process group, with the variables that `torch.distributed.run` gives its own.
+        path: further folders to import from.
+        variables: of the environment; a fork gets them after its imports.
     """
-    command = script_command(script, *args, launcher=launcher)
+    command = [sys.executable, *launcher, *map(str, (file, *args))]
     if launcher or is_real or not hasattr(os, "fork"):
-        result = subprocess.run(command, capture_output=True, text=True, env=script_environment(), timeout=SECONDS)
+        if num_processes > 1:
+            command[1:1] = [*TWO_PROCESSES[:-1], str(num_processes)]
+        environment = script_environment(**variables)
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join([*map(str, path), environment.get("PYTHONPATH", "")])
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SECONDS)
     else:
-        result = warm_process().run(command)
+        result = warm_process().run(command, num_processes=num_processes, path=path, variables=variables)
     assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return result
+
+
+def run_script(script: str, *args, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a training script to its end, as [`run_file`]."""
+    return run_file(SCRIPTS / script, *args, **kwargs)
+
+
+def run_code(code: str, *args, process: WarmProcess | None = None) -> subprocess.CompletedProcess:
+    """Runs code that is the first to import diffusers or this package: in a fork of a process that has imported neither, but
+    the libraries below them, which take most of the time. `process` is one of another environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "code.py")
+        file.write_text(code)
+        command = [sys.executable, str(file), *map(str, args)]
+        if hasattr(os, "fork"):
+            return (process or warm_process("libraries")).run(command)
+        return subprocess.run(command, capture_output=True, text=True, env=script_environment())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from run_scripts import TWO_PROCESSES, run_script
+from run_scripts import run_script
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.data.latents import LatentCache, encode_moments, make_cache_key
@@ -24,10 +24,10 @@ OPTIONS = {
 }
 
 
-def cache_latents(output_dir, *more, launcher=(), **options):
+def cache_latents(output_dir, *more, num_processes=1, **options):
     arguments = [f"--{name}={value}" for name, value in (OPTIONS | options).items()]
     arguments = ["--output_dir", output_dir, "--frame_interval", 1, 2, *arguments, *more]
-    return run_script("cache_latents.py", *arguments, launcher=launcher, check=False)
+    return run_script("cache_latents.py", *arguments, num_processes=num_processes, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 def test_two_processes_encode_a_folder(tmp_path, folder, vae_dir):
-    done = cache_latents(tmp_path, launcher=TWO_PROCESSES, instance_data_root=folder, pretrained_vae_path=vae_dir)
+    done = cache_latents(tmp_path, num_processes=2, instance_data_root=folder, pretrained_vae_path=vae_dir)
     assert done.returncode == 0, done.stderr
     assert "2 of 7 videos dropped" in done.stdout and "5 videos encoded, 2 windows each" in done.stdout
     with (tmp_path / "dropped_videos.csv").open() as file:

@@ -4,11 +4,11 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from run_scripts import SCRIPTS
+from run_scripts import SCRIPTS, run_file
 
 from diffusers_videogpt.training.feed import MicroBatch
 from diffusers_videogpt.training.next_frame_regression import NextFrameRegression
@@ -101,6 +101,9 @@ def toy(script, preset, tmp_path_factory):
     folder, patch = tmp_path_factory.mktemp("findings"), pytest.MonkeyPatch()
     patch.setenv("ACCELERATE_USE_CPU", "1")
     patch.setenv("OMP_NUM_THREADS", "1")
+    # The scripts run in forks of a process that has imported what they need.
+    start = SimpleNamespace(run=lambda command, **_: run_file(*command[1:]))
+    patch.setattr(script, "subprocess", start)
     vae = str(Path(script.BUNDLED_MODEL) / "vae")
     scenes = script.make_scenes(
         preset.num_test_scenes, preset.num_given, num_predicted=preset.num_predicted, size=preset.size

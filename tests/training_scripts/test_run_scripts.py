@@ -2,11 +2,12 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import run_scripts
-from run_scripts import run_script
+from run_scripts import run_code, run_script
 
 
 SCRIPT = """
@@ -83,11 +84,47 @@ def test_a_script_that_does_not_end_is_ended(script, monkeypatch):
     assert run_script(script, check=False).returncode == -signal.SIGALRM
 
 
+GROUP = """
+import sys, time
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+if sys.argv[1:] == ["fails"]:
+    if rank == 1:
+        sys.exit(3)
+    time.sleep(60)
+total = torch.tensor(10 ** rank)
+dist.all_reduce(total)
+print(rank, total.item(), file=sys.stderr if rank == 2 else sys.stdout)
+dist.destroy_process_group()
+"""
+
+
+def test_several_processes_are_one_group(script):
+    Path(script).write_text(GROUP)
+    result = run_script(script, num_processes=3)
+    assert result.stdout == "0 111\n1 111\n" and "2 111\n" in result.stderr
+
+
+def test_where_one_of_several_processes_fails_the_others_are_ended(script):
+    Path(script).write_text(GROUP)
+    begin = time.monotonic()
+    assert run_script(script, "fails", num_processes=2, check=False).returncode == 3
+    assert time.monotonic() - begin < 50  # the other would have slept for longer
+
+
+def test_code_is_the_first_to_import_diffusers_and_this_package():
+    look = "import sys; print([name in sys.modules for name in sys.argv[1:]])"
+    assert run_code(look, "transformers", "diffusers", "diffusers_videogpt").stdout == "[True, False, False]\n"
+
+
 def test_another_environment_is_another_process(tmp_path, monkeypatch):
     """Imports read variables, so that a fork of a process that has imported would come too late."""
     (tmp_path / "no_imports.py").write_text("import sys\nfor line in sys.stdin: pass")
     monkeypatch.setattr(run_scripts, "WARM_PROCESS", str(tmp_path / "no_imports.py"))
-    monkeypatch.setattr(run_scripts, "_warm", None)
+    monkeypatch.setattr(run_scripts, "_warm", {})
     first = run_scripts.warm_process()
     assert run_scripts.warm_process() is first
     monkeypatch.setenv("OF_ONE_TEST", "set")

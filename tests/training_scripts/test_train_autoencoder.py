@@ -188,6 +188,17 @@ def test_goes_on_from_an_autoencoder_with_more_latent_channels(trained, tmp_path
     assert changed == {"encoder.conv_out", "quant_conv", "post_quant_conv", "decoder.conv_in"}
 
 
+def test_a_decoder_alone_leaves_the_latents_as_they_are(trained, tmp_path):
+    done = train(tmp_path, "--decoder_only", pretrained_model_name_or_path=trained[0], max_train_steps=2)
+    assert done.returncode == 0, done.stderr
+    assert "whitened" in trained[1] and "whitened" not in done.stdout
+    given = AutoencoderKL.from_pretrained(trained[0]).state_dict()
+    same = {
+        name: torch.equal(w, given[name]) for name, w in AutoencoderKL.from_pretrained(tmp_path).state_dict().items()
+    }
+    assert all(same[name] == name.startswith(("encoder.", "quant_conv.")) for name in same), same
+
+
 def test_an_autoencoder_without_quant_conv_is_refused(tmp_path, refusal_of):
     tiny_autoencoder(use_quant_conv=False).save_pretrained(tmp_path / "vae")
     options = arguments(pretrained_model_name_or_path=tmp_path / "vae")
@@ -200,6 +211,10 @@ def test_too_few_videos_and_odd_sizes_are_errors(tmp_path, refusal_of):
         (arguments(resolution=17), "--resolution 17 must be divisible by 2"),
         ([*arguments(), "--resume_from_checkpoint", "latest"], "no complete checkpoint-N folder"),
         ([*arguments(), "--ema_decay", "1"], "give less than 1"),
+        (
+            [*arguments(), "--decoder_only"],
+            "--decoder_only keeps the latents of --pretrained_model_name_or_path: give it",
+        ),
     ):
         given = ["--output_dir", tmp_path, *args]
         assert message in refusal_of(SCRIPT.name, *given)

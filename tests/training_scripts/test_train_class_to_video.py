@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from run_scripts import TWO_PROCESSES, run_script
+from run_scripts import run_script
 from safetensors.torch import load_file
 from script_data import losses, make_ucf
 
@@ -31,7 +31,7 @@ def test_from_ucf101_to_videos_of_a_class(tmp_path, new_model, ucf, refusal_of):
     one, two = tmp_path / "one", tmp_path / "two"
     result = train(one, *args, "--train_batch_size", 2, "--validation_rollout_steps", 4)
     assert "2 classes: Basketball, Archery" in result.stdout and "0 of 5 videos dropped" in result.stdout
-    train(two, *args, "--checkpointing_steps", 2, launcher=TWO_PROCESSES)
+    train(two, *args, "--checkpointing_steps", 2, num_processes=2)
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     weights = [load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (one, two)]
     torch.testing.assert_close(*weights, atol=1e-4, rtol=0)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from run_scripts import TWO_PROCESSES, run_script
+from run_scripts import run_script
 from script_data import make_ucf
 
 from diffusers_videogpt.commands.main import main
@@ -36,7 +36,7 @@ def test_probe(tmp_path, ucf, arguments, capsys, refusal_of):
     out = tmp_path / "probe"
     result = run_script(
         *(SCRIPT, "--output_dir", out, *arguments, "--layer", 1, -1, "--num_clips", 2, "--num_validation_videos", 3),
-        launcher=TWO_PROCESSES,
+        num_processes=2,
     )
     assert "layer 2: " in result.stdout  # not by its number from the end
     assert "0 of 8 videos dropped" in result.stdout and "% of held-out videos" in result.stdout
@@ -79,7 +79,7 @@ def test_finetuning(tmp_path, arguments):
     """Under two processes, which wait for the gradient of every weight that may have one: all that the layer needs moves."""
     out = tmp_path / "whole"
     args = ["--mode", "finetune", "--layer", 1, "--max_train_steps", 6, "--validation_steps", 3]
-    run_script(SCRIPT, "--output_dir", out, *arguments, *args, launcher=TWO_PROCESSES)
+    run_script(SCRIPT, "--output_dir", out, *arguments, *args, num_processes=2)
     model, _ = load_classifier(out)
     new = VideoGPTTransformerModel(**model.config.transformer_config)
     new.init_weights(torch.Generator().manual_seed(0))  # other blocks would be drawn after these

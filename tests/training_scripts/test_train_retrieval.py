@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from run_scripts import TINY, TWO_PROCESSES, run_script
+from run_scripts import TINY, run_script
 from script_data import losses, save_text_encoder, write_captions
 
 from diffusers_videogpt import VideoGPTForVideoRetrieval, VideoGPTTransformerModel
@@ -49,7 +49,7 @@ def test_from_captions_to_a_search(tmp_path, arguments, videos, captions, capsys
     one, two = tmp_path / "one", tmp_path / "two"
     train(one, *arguments, "--num_clips", 2, "--train_batch_size", 4, "--checkpointing_steps", 2)
     resumed = ("--num_clips", 2, "--train_batch_size", 2, "--resume_from_checkpoint", one / "checkpoint-2")
-    train(two, *arguments, *resumed, launcher=TWO_PROCESSES)
+    train(two, *arguments, *resumed, num_processes=2)
     assert losses(two) == pytest.approx(losses(one)[2:], abs=1e-5)
     pipes = [DiffusionPipeline.from_pretrained(folder) for folder in (one, two)]
     assert torch.equal(pipes[1].retriever.transformer.transformer_blocks[0].attn.to_q.weight, initial_weights())

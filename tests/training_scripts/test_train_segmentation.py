@@ -7,7 +7,7 @@ import pytest
 from diffusers import DiffusionPipeline
 from masked_videos import make_davis, make_masked_video
 from PIL import Image
-from run_scripts import TWO_PROCESSES, run_script
+from run_scripts import run_script
 from safetensors.torch import load_file
 from script_data import losses
 from torch.testing import assert_close
@@ -58,7 +58,7 @@ def test_what_a_run_leaves(trained):
 
 
 def test_two_processes_on_frames_train_as_one_on_cached_latents(trained, tmp_path, arguments):
-    run_script(SCRIPT, "--output_dir", tmp_path, *arguments, "--train_batch_size", 1, launcher=TWO_PROCESSES)
+    run_script(SCRIPT, "--output_dir", tmp_path, *arguments, "--train_batch_size", 1, num_processes=2)
     assert losses(trained[0]) == pytest.approx(losses(tmp_path), abs=1e-5)
     weights = [load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (trained[0], tmp_path)]
     assert_close(*weights, atol=1e-4, rtol=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from run_scripts import TWO_PROCESSES, run_script
+from run_scripts import run_script
 from script_data import losses, save_text_encoder, write_captions
 
 
@@ -39,7 +39,7 @@ def test_from_captions_to_videos_of_a_prompt(tmp_path, new_model, videos, captio
         *(one, *args, "--train_batch_size", 2, "--windows_per_video", 4),
         *("--validation_rollout_steps", 4, "--validation_inference_steps", 2),
     )
-    train(two, *args, launcher=TWO_PROCESSES)
+    train(two, *args, num_processes=2)
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     assert len(list((two / "texts").glob("*.arrow"))) == 1
     assert {"0.mp4", "0.png"} <= {p.name for p in (one / "validation" / "step-000004").iterdir()}

@@ -21,8 +21,10 @@ from filelock import FileLock
 from run_scripts import (
     FSDP2_ON_CPU,
     SCRIPTS,
+    SECONDS,
     TWO_PROCESSES,
     make_videos,
+    run_file,
     run_script,
     script_command,
     script_environment,
@@ -66,7 +68,8 @@ def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, launcher):
     args = [*new_model, "--instance_data_root", videos, "--train_batch_size", batch, "--max_train_steps", 40]
     args += ["--checkpointing_steps", 20, "--validation_steps", 10, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
     args += ["--logging_steps", 3]  # a checkpoint falls between two rows of the log
-    train(tmp_path / "straight", *args, launcher=launcher)
+    num_processes = 2 if launcher else 1
+    train(tmp_path / "straight", *args, num_processes=num_processes)
 
     killed = tmp_path / "killed"
     command = script_command("train_videogpt.py", "--output_dir", killed, *args, launcher=launcher)
@@ -83,7 +86,7 @@ def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, launcher):
     process.communicate()
     assert not (killed / "model_index.json").exists()
 
-    result = train(killed, *args, "--resume_from_checkpoint", "latest", launcher=launcher)
+    result = train(killed, *args, "--resume_from_checkpoint", "latest", num_processes=num_processes)
     assert "resumed from" in result.stdout
     columns = ("step", "loss", "validation_loss", "loss_at_0.4", "velocity_error_at_0.8", "validation_loss_at_0.2")
     assert read_log(killed, columns) == read_log(tmp_path / "straight", columns)
@@ -102,8 +105,11 @@ def test_two_processes_train_as_one(tmp_path, new_model, videos, strategy):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 10, "--train_batch_size", 2]
     args += ["--ema_decay", 0.9, "--validation_steps", 5]
     train(tmp_path / "one", *args, "--gradient_accumulation_steps", 2)
-    launcher = TWO_PROCESSES if strategy == "ddp" else (*TWO_PROCESSES, FSDP2_ON_CPU)
-    result = train(tmp_path / "two", *args, launcher=launcher)
+    if strategy == "ddp":
+        result = train(tmp_path / "two", *args, launcher=TWO_PROCESSES)
+    else:
+        command = (FSDP2_ON_CPU, SCRIPTS / "train_videogpt.py", "--output_dir", tmp_path / "two", *args)
+        result = run_file(*command, num_processes=2)
     assert ("FSDP2 on the CPU" in result.stdout) == (strategy == "fsdp2")
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert len(one) == 10
@@ -218,7 +224,7 @@ def test_loss_that_is_not_finite_stops_all_processes(tmp_path, new_model, cache)
     (poisoned / "index.json").write_text(json.dumps(index))
     args = [*new_model, "--cached_latents", poisoned, "--max_train_steps", 50, "--checkpointing_steps", 1]
     args += ["--num_validation_videos", 1, "--validation_steps", 1000]
-    result = train(tmp_path / "run", *args, launcher=TWO_PROCESSES, check=False)
+    result = train(tmp_path / "run", *args, num_processes=2, check=False)
     assert result.returncode != 0
     (step,) = set(re.findall(r"The loss is not finite at step (\d+)", result.stderr))
     assert re.search(rf"Its videos: process \d: {re.escape(video)}\.", result.stderr)  # one process's, not both
@@ -294,11 +300,33 @@ def test_one_run_at_a_time_in_a_folder_and_none_is_left_empty(tmp_path, new_mode
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+def test_two_processes_of_two_runs_in_one_folder(tmp_path, new_model, videos, refusal_of, run_here):
+    """The second is refused, and changes nothing; when the first is killed, its folder is free."""
+    args = ["--output_dir", tmp_path / "run", *new_model, "--instance_data_root", videos, "--checkpointing_steps", 2]
+    command = script_command("train_videogpt.py", *args, "--max_train_steps", 100_000)
+    first = subprocess.Popen(command, env=script_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + SECONDS
+        while not list(tmp_path.glob("run/checkpoint-*")):
+            assert first.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        resume = ["--resume_from_checkpoint", "latest", "--max_train_steps", 100_000]
+        said = refusal_of("train_videogpt.py", *args, *resume)
+        assert "is in use by another run" in said and "Nothing was changed" in said
+        assert first.poll() is None and list(tmp_path.glob("run/checkpoint-*"))
+    finally:
+        first.kill()
+        first.wait()
+    steps = max(int(path.name.rpartition("-")[2]) for path in tmp_path.glob("run/checkpoint-*")) + 2
+    run_here("train_videogpt.py", *args, "--resume_from_checkpoint", "latest", "--max_train_steps", steps)
+    assert len(losses(tmp_path / "run")) == steps
+
+
 def test_resume_with_another_number_of_processes(tmp_path, new_model, videos):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 6, "--checkpointing_steps", 3]
     train(tmp_path / "straight", *args, "--train_batch_size", 2)
     other = tmp_path / "other"
-    train(other, *args[:-3], 3, "--checkpointing_steps", 3, "--train_batch_size", 1, launcher=TWO_PROCESSES)
+    train(other, *args[:-3], 3, "--checkpointing_steps", 3, "--train_batch_size", 1, num_processes=2)
     train(other, *args, "--train_batch_size", 2, "--resume_from_checkpoint", "latest")
     assert losses(other) == pytest.approx(losses(tmp_path / "straight"), abs=1e-5)
 
@@ -500,7 +528,7 @@ def test_two_processes_on_samples_of_one_clip_and_of_more(tmp_path, new_model):
     make_videos(tmp_path / "videos" / "short", 3, num_frames=4)
     args = [*new_model, "--instance_data_root", tmp_path / "videos", "--num_validation_videos", 1]
     args += ["--max_num_frames", 6, "--min_num_frames", 4, "--clips", "first:4", "--max_train_steps", 6]
-    result = train(tmp_path / "run", *args, launcher=TWO_PROCESSES)
+    result = train(tmp_path / "run", *args, num_processes=2)
     assert len(losses(tmp_path / "run")) == 6
     assert "% of an epoch are further windows of rare videos: each of 2 sizes and lengths" in result.stdout
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline
 from PIL import Image
-from run_scripts import TINY, TWO_PROCESSES, make_videos, run_script
+from run_scripts import TINY, make_videos, run_script
 from safetensors import safe_open
 from safetensors.torch import load_file
 from script_data import losses
@@ -155,7 +155,7 @@ def test_kinds_of_adapters(tmp_path, base, arguments, options):
 
 def test_two_processes_train_as_one(tmp_path, arguments):
     train(tmp_path / "one", *arguments, "--train_batch_size", 2)
-    train(tmp_path / "two", *arguments, launcher=TWO_PROCESSES)
+    train(tmp_path / "two", *arguments, num_processes=2)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
 
 

@@ -1,13 +1,17 @@
 """A process that has imported what the scripts import, and runs each script in a fork of itself.
 
 Importing PyTorch, diffusers and transformers takes most of the time of a script at toy size, and here it is done once.
-`run_scripts.run_script` starts this process and writes a JSON object a line to its standard input: `script` (a path),
-`arguments`, `folder` (to work in), `stdout` and `stderr` (files to write), and `seconds` (after which the script is killed).
-A line of standard output tells how each script ended: its exit code, or minus the number of the signal that ended it. The
-process ends with its input.
+The argument says what is imported: `everything`, or the `libraries` below diffusers and this package, but neither of these.
+
+`run_scripts.run_file` starts this process and writes a JSON object a line to its standard input: `script` (a path),
+`arguments`, `folder` (to work in), `path` (further folders to import from), `output` (a folder for the files `stdout-RANK`
+and `stderr-RANK`), `seconds` (after which the script is killed), `variables` (of the environment), `num_processes` (as many
+forks run the script together) and `port` (where these find each other). A line of standard output tells how the script
+ended: its exit code, or minus the number of the signal that ended it. The process ends with its input.
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -19,17 +23,35 @@ import sys
 import threading
 from pathlib import Path
 
-import accelerate  # noqa: F401
-import diffusers
 import numpy as np
-import peft  # noqa: F401
 import torch
-import transformers
-
-import diffusers_videogpt
 
 
-def import_all() -> None:
+def import_libraries() -> None:
+    """What diffusers imports when its pipelines and models are asked for. What comes with an extra may not be there."""
+    for name in (
+        "accelerate",
+        "transformers",
+        "peft",
+        "scipy.stats",
+        "bitsandbytes",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+        "torch.distributed.fsdp",
+        "torch.nn.attention.flex_attention",
+    ):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for name in ("PreTrainedModel", "CLIPTextModel", "CLIPImageProcessor", "AutoTokenizer"):
+        getattr(sys.modules["transformers"], name)
+    assert not {"diffusers", "diffusers_videogpt"} & sys.modules.keys()
+
+
+def import_everything() -> None:
+    import_libraries()
+    diffusers, transformers, diffusers_videogpt = map(
+        importlib.import_module, ("diffusers", "transformers", "diffusers_videogpt")
+    )
     for name in diffusers_videogpt.__all__:
         getattr(diffusers_videogpt, name)
     for folder in ("data", "training", "tasks", "metrics", "evaluation", "worlds"):
@@ -43,32 +65,59 @@ def import_all() -> None:
         for name in names:
             getattr(library, name)
     importlib.import_module("torch.utils.data")
-    importlib.import_module("torch._dynamo")  # by the optimizers
 
 
 def next_request() -> dict | None:
-    """Forks for every request, and returns it in the fork alone; `None` at the end of the requests."""
+    """Forks for every request, and returns it in the forks alone, with their `rank`; `None` at the end of the requests."""
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            return json.loads(line)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        request, children = json.loads(line), []
+        for rank in range(request["num_processes"]):
+            child = os.fork()
+            if child == 0:
+                return request | {"rank": rank}
+            children.append(child)
+        print(wait_for_all(children), flush=True)
     return None
+
+
+def wait_for_all(children: list[int]) -> int:
+    """The exit code of the first that failed, or 0. Where one has failed the others, which would wait for it, are ended."""
+    first = 0
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not first:
+            first = code
+            for other in children:
+                os.kill(other, signal.SIGTERM)
+    return first
+
+
+def process_group(rank: int, num_processes: int, port: int) -> dict[str, str]:
+    """The variables by which `torch.distributed.run` tells a process of one machine its place."""
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank))
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(num_processes))
+    return ranks | sizes | {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def become(request: dict) -> None:
     """What a new interpreter would find: files, folder, arguments, path, and random numbers that no other run has."""
     signal.alarm(request["seconds"])  # ends it then
     write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    files = ((os.devnull, os.O_RDONLY), (request["stdout"], write), (request["stderr"], write))
+    outputs = [(f"{request['output']}/{name}-{request['rank']}", write) for name in ("stdout", "stderr")]
+    files = ((os.devnull, os.O_RDONLY), *outputs)
     for number, (path, flags) in enumerate(files):
         file = os.open(path, flags, 0o600)
         os.dup2(file, number)
         os.close(file)
     os.chdir(request["folder"])
+    os.environ |= request["variables"]
+    if request["num_processes"] > 1:
+        os.environ |= process_group(request["rank"], request["num_processes"], request["port"])
     sys.argv = [request["script"], *request["arguments"]]
     sys.path[0] = str(Path(request["script"]).parent)
+    sys.path += request["path"]
     # From the system's randomness, as in a new process; Python's own generator is seeded anew by the fork.
     np.random.seed()  # noqa: NPY002
     torch.seed()
@@ -95,7 +144,7 @@ def run_to_the_end(script: str) -> None:
 
 
 if __name__ == "__main__":
-    import_all()
+    {"everything": import_everything, "libraries": import_libraries}[sys.argv[1]]()
     # A fork has none of the threads of its parent, and waits for ever where one of them held a lock.
     assert len(os.listdir("/proc/self/task")) == 1, "an import started a thread"
     assert not torch.cuda.is_initialized()

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from ... import BUNDLED_MODEL
 from ...arguments import check_output, finite_float, positive_int
 from ...console import say
 from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing, usable_device
@@ -12,8 +11,10 @@ from ..options import (
     add_device_argument,
     add_frames_per_clip_argument,
     add_guidance_argument,
+    add_model_argument,
     add_output_argument,
     add_steps_argument,
+    rollout_options,
 )
 
 
@@ -54,9 +55,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
             real,
             output=args.output,
             seed=args.seed,
-            num_inference_steps=args.steps,
-            frames_per_clip=args.frames_per_clip,
-            guidance_scale=args.guidance_scale,
+            **rollout_options(args),
             condition_guidance_scale=args.condition_guidance_scale,
         )
     distance = fvd.evaluate_fvd(i3d, real, made, cache_dir=args.cache, batch_size=args.batch_size)
@@ -74,11 +73,7 @@ def add_fvd_benchmark(benchmarks) -> None:
     command.add_argument("--data", type=Path, required=True, help="folder of real videos")
     source = command.add_mutually_exclusive_group()
     source.add_argument("--videos", type=Path, help="folder of made videos, each of at least a clip")
-    source.add_argument(
-        "--model",
-        default=BUNDLED_MODEL,
-        help="folder or Hub id of a pipeline that continues the real clips; default: the bundled one",
-    )
+    add_model_argument(source, help="folder or Hub id of a pipeline that continues the real clips")
     command.add_argument(
         "--protocol",
         choices=["kinetics600", "ucf101"],

@@ -38,13 +38,13 @@ def evaluate_physics_box(args: argparse.Namespace) -> None:
     results = evaluate_models(
         args.model,
         args.output,
+        device=device,
         settings=RolloutSettings(args.steps, guidance_scale=args.guidance_scale, seed=args.seed),
         frames_per_clip=args.frames_per_clip,
         compare=args.compare,
         num_scenes=args.num_scenes,
         num_given=args.num_given,
         num_predicted=args.num_frames,
-        device=device,
     )
     say(format_scores(results))
     say("", *(where_not_ahead(results, name) for name in results if name.startswith("clips of")))

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...arguments import check_output, finite_float, positive_int
 from ...console import progress_options, say
 from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing
-from ..options import add_command, add_device_argument, add_dtype_argument, add_output_argument
+from ..options import add_command, add_device_argument, add_dtype_argument, add_output_argument, rollout_options
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -55,9 +55,7 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
         pipe = load_pipeline(saved, device=args.device, dtype=args.dtype)
         pipe.set_progress_bar_config(**progress_options())
         settings = PredictionSettings(
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            frames_per_clip=args.frames_per_clip,
+            **rollout_options(args),
             max_context_frames=args.max_context_frames,
             height=args.height,
             width=args.width,

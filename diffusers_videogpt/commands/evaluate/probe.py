@@ -44,9 +44,9 @@ def evaluate_probe(args: argparse.Namespace) -> None:
             args.data,
             dataset_file=args.dataset_file,
             label_column=args.label_column,
+            device=device,
             num_clips=args.num_clips,
             num_workers=args.workers,
-            device=device,
         )
         probe.write_scores(scores, args.output)
         say(f"top-1: {100 * scores.top1:.2f} %\ntop-5: {100 * scores.top5:.2f} %")

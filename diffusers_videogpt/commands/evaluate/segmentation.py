@@ -6,7 +6,7 @@ from pathlib import Path
 from ...arguments import check_output, finite_float, positive_int
 from ...console import say
 from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing
-from ..options import add_command, add_device_argument, add_output_argument
+from ..options import add_command, add_device_argument, add_output_argument, rollout_options
 
 
 def evaluate_segmentation(args: argparse.Namespace) -> None:
@@ -25,23 +25,18 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
     from ...evaluation import segmentation_masks
     from ...metrics.segmentation import format_scores
 
-    settings = {
-        "frames_per_clip": args.frames_per_clip,
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "height": args.height,
-        "width": args.width,
-    }
     results = segmentation_masks.evaluate_segmentation(
         pipe,
         args.data,
         split=args.split,
         masks=args.masks,
+        **rollout_options(args),
+        height=args.height,
+        width=args.width,
         num_simulated=args.simulated,
         num_frames=args.num_frames,
         seed=args.seed,
         folder=args.output,
-        **settings,
     )
     if results:
         say(format_scores(results))

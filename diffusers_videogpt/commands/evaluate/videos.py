@@ -15,6 +15,7 @@ from ..options import (
     add_model_argument,
     add_output_argument,
     add_steps_argument,
+    rollout_options,
 )
 
 
@@ -52,10 +53,8 @@ def evaluate_videos(args: argparse.Namespace) -> None:
         pipe,
         videos,
         num_given=args.num_given,
-        num_inference_steps=args.steps,
+        **rollout_options(args),
         fps=args.fps,
-        frames_per_clip=args.frames_per_clip,
-        guidance_scale=args.guidance_scale,
         seed=args.seed,
         folder=args.output,
         measures=measures,
