@@ -18,9 +18,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .conditions import ConditionEncoder, class_numbers
+from .conditions import ConditionEncoder, PreTrainedModel, PreTrainedTokenizerBase, class_numbers
 from .config_values import check_pipeline_config
 from .diffusers_internals import (
     execution_device,
