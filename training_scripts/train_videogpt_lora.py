@@ -19,15 +19,15 @@ from diffusers_videogpt.training.settings import (
     AdapterSettings,
     BaseModelSettings,
     LoopSettings,
-    NextClipSettings,
     OptimizerSettings,
     RolloutSettings,
-    hub_id,
+    SteeredSettings,
+    require_base_on_hub,
 )
 
 
 @dataclass(kw_only=True)
-class Settings(NextClipSettings):
+class Settings(SteeredSettings):
     """Of a training by next clip diffusion whose model is a frozen base and an adapter."""
 
     model: BaseModelSettings = part()
@@ -38,12 +38,7 @@ class Settings(NextClipSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        base = self.model.pretrained_model_name_or_path
-        if self.hub.push_to_hub and hub_id(base) is None:
-            raise ValueError(
-                f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{base}' is not there. Train without it, "
-                "then `videogpt export-hub … --base-model ID --push`"
-            )
+        require_base_on_hub(self.hub, self.model.pretrained_model_name_or_path)
         latents = self.latents
         if latents.windows_per_video is None and latents.cached_latents is None and not self.videos.streaming:
             latents.windows_per_video = 8
@@ -79,6 +74,7 @@ def main():
         base_hash=base_hash,
         config=config,
         recipe=settings.recipe,
+        actions=settings.actions,
     )
     record = record_run(settings, "training_scripts/train_videogpt_lora.py")
     run_training(accelerator, training, feed=feed, run=settings.run, record=record)

@@ -29,8 +29,12 @@ def load_base(
     sampling: SamplingSettings,
     rollouts: RolloutSettings,
     accelerator: Accelerator,
+    clips: str = "first:1",
 ) -> VideoGPTPipeline:
     """The pipeline with frozen weights, quantized if asked to; it predicts clips as they are trained.
+
+    Args:
+        clips: their form where neither the options nor the pipeline tell one.
 
     Raises:
         SystemExit: weights in bfloat16, and training that is not.
@@ -39,7 +43,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    settle_from_base(sampling, model, objective, clips="first:1", rollouts=rollouts)
+    settle_from_base(sampling, model, objective, clips=clips, rollouts=rollouts)
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":

@@ -7,24 +7,34 @@ scene = simulate("fall", seed=7)  # scene.frames is uint8 (24, 64, 64, 3)
 print(scene.caption)
 ```
 
+`steer` simulates one in which a ball obeys actions.
+
 Needs `pip install ".[worlds]"` in the repository: pymunk for the dynamics, pygame-ce for the picture. No display is opened.
 """
 
 from .orders import Group, Order, draw_order
 from .picture import PALETTE, count_objects, find_objects
 from .scenes import SCENE_KINDS, Scene, SceneObject, plan_scene, simulate
+from .steered import ACTIONS, SteeredScene, SteeredSimulation, begin_scene, reach_target, read_positions, steer
 
 
 __all__ = [
+    "ACTIONS",
     "PALETTE",
     "SCENE_KINDS",
     "Group",
     "Order",
     "Scene",
     "SceneObject",
+    "SteeredScene",
+    "SteeredSimulation",
+    "begin_scene",
     "count_objects",
     "draw_order",
     "find_objects",
     "plan_scene",
+    "reach_target",
+    "read_positions",
     "simulate",
+    "steer",
 ]

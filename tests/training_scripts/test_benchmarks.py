@@ -41,3 +41,8 @@ def test_loader(tmp_path):
     options = ("--instance_data_root", videos, "--max_num_frames", 4, "--steps", 4, "--rounds", 1)
     run_script("benchmark_loader.py", *options, "--output_json", tmp_path / "loader.json")
     assert json.loads((tmp_path / "loader.json").read_text())["frames_decoded_twice"] == 0
+
+
+def test_folder_without_the_authors_code_is_refused(tmp_path):
+    result = run_script("benchmark_against_reference.py", "--reference", tmp_path, check=False)
+    assert result.returncode and "there is no LVM/model.py in it: clone the authors' repository" in result.stderr
