@@ -13,7 +13,7 @@ from PIL import Image
 from run_scripts import make_videos, run_script
 from safetensors import safe_open
 from safetensors.torch import load_file
-from script_data import losses, save_base
+from script_data import losses
 
 from diffusers_videogpt import VideoGPTTransformerModel
 from diffusers_videogpt.training import recipe
@@ -27,17 +27,9 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, tiny_parts):
-    return save_base(tmp_path_factory.mktemp("base"), tiny_parts / "vae")
-
-
-@pytest.fixture(scope="module")
-def arguments(base, videos):
-    return [
-        *("--pretrained_model_name_or_path", base, "--instance_data_root", videos, "--height", 32, "--width", 32),
-        *("--max_num_frames", 4, "--rank", 4, "--learning_rate", 1e-2, "--lr_warmup_steps", 1, "--logging_steps", 1),
-        *("--num_validation_videos", 2, "--windows_per_video", 2, "--max_train_steps", 6, "--checkpointing_steps", 3),
-    ]
+def arguments(base, short_run):
+    options = ("--pretrained_model_name_or_path", base, "--rank", 4, "--learning_rate", 1e-2, "--windows_per_video", 2)
+    return [*short_run, *options]
 
 
 def train(output_dir, *args, **kwargs):

@@ -56,7 +56,8 @@ def import_everything() -> None:
         getattr(diffusers_videogpt, name)
     for folder in ("data", "training", "tasks", "metrics", "evaluation", "worlds"):
         for module in pkgutil.iter_modules([str(Path(diffusers_videogpt.__file__).with_name(folder))]):
-            importlib.import_module(f"diffusers_videogpt.{folder}.{module.name}")
+            with contextlib.suppress(ImportError):  # one that needs an extra, which may not be there
+                importlib.import_module(f"diffusers_videogpt.{folder}.{module.name}")
     # diffusers and transformers import a class when it is first asked for.
     for library, names in {
         diffusers: ("AutoencoderTiny", "AutoencoderKL", "AutoModel", "DiffusionPipeline"),
