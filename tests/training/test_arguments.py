@@ -24,6 +24,7 @@ from diffusers_videogpt.training.settings import (
     ModelSettings,
     PipelineSettings,
     SamplingSettings,
+    SteeredPipelineSettings,
     VideoSettings,
 )
 
@@ -92,7 +93,7 @@ def test_a_file_with_an_option_of_another_script(tmp_path, capsys):
 def settings_of(script: Path):
     """The settings that a script composes."""
     names = runpy.run_path(str(script))
-    return names["__doc__"], names.get("Settings", PipelineSettings)
+    return names["__doc__"], names.get("Settings", SteeredPipelineSettings)
 
 
 @pytest.mark.parametrize("config", sorted(path.name for path in (SCRIPTS / "configs").glob("*.yaml")))
