@@ -64,7 +64,7 @@ setup(
         "diffusers>=0.42.1",
         "transformers>=5.3",
         "accelerate>=1.10",
-        "peft>=0.18",
+        "peft>=0.20",  # before, hot swapping a LoRA of a lower rank gave up the room for a higher one
         "huggingface-hub>=1.32",
         "safetensors>=0.8",
         "numpy>=1.26",

@@ -12,17 +12,23 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.hotswap import check_hotswap_configs_compatible
-from peft.utils.other import get_pattern_key
+from diffusers.utils import is_peft_available
 from safetensors import SafetensorError
 
 from .config_values import check_finite_number, check_whole_number
 from .diffusers_internals import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, fetch_lora_state_dict, unscale_lora_layers
 from .saved_models import TRAINED_WITH
 from .transformer_videogpt import VideoGPTTransformerModel
+
+
+if is_peft_available():
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.hotswap import check_hotswap_configs_compatible
+    from peft.utils.other import get_pattern_key
+else:  # a command that was given no LoRA has left PEFT out: no module is a layer of it
+    BaseTunerLayer = LoraLayer = ()
 
 
 LORA_KEY = re.compile(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")

@@ -17,10 +17,9 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .actions import Actions
-from .conditions import ConditionEncoder, class_numbers
+from .conditions import ConditionEncoder, PreTrainedModel, PreTrainedTokenizerBase, class_numbers
 from .config_values import check_pipeline_config
 from .denoising import denoise_steps
 from .diffusers_internals import execution_device, refuse_incomplete_vae, refuse_unread_tensors
@@ -135,7 +134,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "VideoGPTPipeline":
-        """Loads as diffusers does, and says so where a folder holds something else.
+        """Loads as diffusers does, and says so where a folder holds something else; also with `low_cpu_mem_usage=False`, where a
+        plain `DiffusionPipeline.from_pretrained` fills what a VAE's file lacks with random numbers, without an error.
 
         Args:
             pretrained_model_name_or_path: a folder, or an id on the Hub.

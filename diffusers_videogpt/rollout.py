@@ -12,11 +12,18 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import BlockState
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .actions import Actions, ActionSpace, space_for
 from .clips import TOKENS_AROUND_PATCHES
-from .conditions import ConditionEncoder, Conditions, class_numbers, condition_lengths, text_width
+from .conditions import (
+    ConditionEncoder,
+    Conditions,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    class_numbers,
+    condition_lengths,
+    text_width,
+)
 from .frame_latents import check_size, count_videos, encode_given
 from .guidance_next_clip import condition_scale
 from .history import History

@@ -228,7 +228,8 @@ def predict(args: argparse.Namespace) -> None:
         say(note)
 
     with stopwatch(timings, "load the model"):
-        pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=("scipy",))
+        unused = ("scipy",) if args.lora or saved.needs_transformers else ("scipy", "peft", "transformers")
+        pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=unused)
         pipe.set_progress_bar_config(**progress_options())
         if args.solver is not None:
             from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler

@@ -1,5 +1,6 @@
 """The page of `videogpt demo`: its work without a browser, then the page in a real one."""
 
+import asyncio
 import re
 import shutil
 import socket
@@ -285,6 +286,38 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match=re.escape('pip install ".[demo]"')):
         main(["demo"])
+
+
+HOSTS = {
+    "localhost:7860": True,
+    "127.0.0.1": True,
+    "[::1]:7860": True,
+    "192.168.0.9:7860": True,
+    "Film.Example:80": True,  # allowed by --name
+    "rebound.example:80": False,
+    "film.example.rebound.example": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("host", [*HOSTS, None])
+def test_the_page_is_served_under_known_names_alone(host):
+    """A page of another site, whose name was made to lead here, reads nothing; neither by HTTP nor by a socket."""
+    pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
+    from diffusers_videogpt.commands.demo_page import OnlyTheseNames
+
+    sent = []
+
+    async def page(scope, receive, send):
+        sent.append("the page")
+
+    async def send(message):
+        sent.append(message.get("status", message.get("code")))
+
+    headers = [] if host is None else [(b"host", host.encode())]
+    for kind in ("http", "websocket"):
+        asyncio.run(OnlyTheseNames(page, ["film.example"])({"type": kind, "headers": headers}, None, send))
+    assert sent == (["the page"] * 2 if HOSTS.get(host) else [403, None, 1008])
 
 
 @pytest.fixture

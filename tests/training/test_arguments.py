@@ -117,7 +117,7 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
     more = ["--output_dir", "out"]
     if not given.keys() & {"pretrained_model_name_or_path", "pretrained_vae_path"}:
         more += ["--pretrained_model_name_or_path", "base"]
-    if not given.keys() & {"num_simulated_scenes", "cached_latents"}:
+    if not given.keys() & {"instance_data_root", "num_simulated_scenes", "cached_latents"}:
         more += ["--instance_data_root", "videos"]
     read = plain_values(parse_settings(settings, doc, ["--config", str(path), *more]))
     for name, value in given.items():
