@@ -79,7 +79,7 @@ def test_regression_sees_nothing_of_the_frame_it_predicts(make_tiny_transformer)
     transformer.register_forward_hook(note, with_kwargs=True)
     training = NextFrameRegression.__new__(NextFrameRegression)
     training.objective, training.patch_size = ObjectiveSettings(min_retention=0.9), 2
-    training.errors = ErrorsByAlpha()
+    training.errors, training.actions = ErrorsByAlpha(), None
 
     def loss(latents):
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
