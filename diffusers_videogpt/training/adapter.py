@@ -1,5 +1,7 @@
 """Training a LoRA adapter on a frozen pipeline: the base, the new adapter, and what is kept of a run."""
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,14 @@ from .loading import load_vae, settle_from_base, widen_window
 from .loop import TrainingLoop
 from .objective import parse_clips
 from .recipe import NextClipTraining
-from .settings import AdapterSettings, BaseModelSettings, ObjectiveSettings, RolloutSettings, SamplingSettings
+from .settings import (
+    AdapterSettings,
+    BaseModelSettings,
+    ObjectiveSettings,
+    RolloutSettings,
+    SamplingSettings,
+    hub_id,
+)
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -144,6 +153,22 @@ class AdapterTraining(NextClipTraining):
             size = {"height": sampling.height, "width": sampling.width}
         return super().trained_with() | size | {"frames_per_clip": self.pipe.config.frames_per_clip}
 
+    def header(self) -> dict[str, str]:
+        """What the head of the adapter's file says of it, by the names that tools for LoRA files show: kohya's and
+        modelspec's. A base that is a folder goes by its name: where it lies is of this machine alone."""
+        return {
+            "modelspec.architecture": "video-gpt/lora",
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": self.settings.output_dir.resolve().name,
+            "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "modelspec.usage_hint": "one picture is given" if self.trained_on is None else self.trained_on,
+            "ss_base_model_version": hub_id(self.base) or Path(self.base).resolve().name,
+            "ss_new_sd_model_hash": self.base_hash,
+            "ss_network_dim": str(self.config.r),
+            "ss_network_alpha": str(self.config.lora_alpha),
+            "ss_dataset_name": self.dataset or "",
+        }
+
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         transformer = self.accelerator.unwrap_model(loop.model)
         layers = get_peft_model_state_dict(transformer, state_dict=weights, adapter_name="default")
@@ -153,5 +178,6 @@ class AdapterTraining(NextClipTraining):
             layers,
             transformer_lora_adapter_metadata=metadata,
             trained_with=self.trained_with() | {"trained_on": self.trained_on},
+            header=self.header(),
         )
         return self.card(loop)
