@@ -166,7 +166,7 @@ class AdapterTraining(NextClipTraining):
             "ss_new_sd_model_hash": self.base_hash,
             "ss_network_dim": str(self.config.r),
             "ss_network_alpha": str(self.config.lora_alpha),
-            "ss_dataset_name": self.dataset or "",
+            "ss_dataset_name": hub_id(self.dataset) or Path(self.dataset or "").name,
         }
 
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:

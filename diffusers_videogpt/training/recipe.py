@@ -47,9 +47,11 @@ class Training:
         trainable_only: whether checkpoints leave out the weights that are not trained.
         errors: what the loss counts beside, for the log.
         trained_on: what the videos show, in a few words, where that is known; [`run_training`] sets it.
+        dataset: the name of the videos, as [`RunRecord`] has it; [`run_training`] sets it.
     """
 
     trained_on: str | None = None
+    dataset: str | None = None
     model: nn.Module
     trainable_only = False
     errors: ErrorsByAlpha | None = None
@@ -387,7 +389,7 @@ def run_training(
 
     Pipelines, adapters and heads all go this way; what differs is in `training`.
     """
-    training.trained_on = record.trained_on
+    training.trained_on, training.dataset = record.trained_on, record.dataset
     training.settle_parameters()
     trainer = TrainingLoop(
         accelerator,
