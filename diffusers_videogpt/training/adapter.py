@@ -1,5 +1,6 @@
 """Training a LoRA adapter on a frozen pipeline: the base, the new adapter, and what is kept of a run."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from diffusers import BitsAndBytesConfig
 from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.utils import get_peft_model_state_dict
 
+from ..files import write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..transformer_videogpt import VideoGPTTransformerModel
+from .adapter_report import AdapterReport, held_out_errors, write_comparison
 from .loading import load_vae, settle_from_base, widen_window
 from .loop import TrainingLoop
 from .objective import parse_clips
@@ -24,6 +27,7 @@ from .settings import (
     SamplingSettings,
     hub_id,
 )
+from .validation import predict_rest
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -122,6 +126,7 @@ class AdapterTraining(NextClipTraining):
         base: the path or id of the pipeline. A checkpoint must agree with its weights, not with where they lie.
         base_hash: of the frozen transformer's weights.
         config: of the adapter, from [`add_adapter`].
+        patience: of [`~loop.TrainingLoop`].
     """
 
     trainable_only = True
@@ -135,11 +140,13 @@ class AdapterTraining(NextClipTraining):
         base: str,
         base_hash: str,
         config: LoraConfig,
+        patience: int = 0,
         **training,
     ):
         super().__init__(accelerator, pipe, **training)
         self.base, self.config = base, config
-        self.base_hash = base_hash
+        self.base_hash, self.patience = base_hash, patience
+        self.comparison: Path | None = None
 
     def model_fields(self) -> dict[str, Any]:
         adapter = {name: getattr(self.config, name) for name in ("r", "lora_alpha", "use_dora", "use_rslora")}
@@ -152,6 +159,57 @@ class AdapterTraining(NextClipTraining):
         if sampling.height is not None:
             size = {"height": sampling.height, "width": sampling.width}
         return super().trained_with() | size | {"frames_per_clip": self.pipe.config.frames_per_clip}
+
+    @torch.no_grad()
+    def report(self, loop: TrainingLoop) -> None:
+        """Compares base and adapter on the held-out videos: their loss, and predictions of some of them."""
+        # Compiling passes for a few predictions would take longer than they do, and all processes compute a sharded model.
+        network = self.accelerator.unwrap_model(loop.model, keep_torch_compile=False)
+        network.eval()
+        self.pipe.transformer = network
+        losses, predictions = {}, {}
+        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
+        num_given = self.rollouts.validation_given_frames
+        with torch.compiler.set_stance("force_eager"):
+            for name, switch in (("base", network.disable_lora), ("LoRA", network.enable_lora)):
+                switch()
+                losses[name], _ = self.held_out_losses(network)
+                with self.accelerator.autocast():
+                    predictions[name] = [
+                        predict_rest(
+                            self.pipe,
+                            video,
+                            num_given=num_given,
+                            num_inference_steps=self.rollouts.validation_inference_steps,
+                            generator=torch.Generator().manual_seed(self.feed.sampling.seed + index),
+                        )
+                        for index, video in enumerate(videos)
+                    ]
+        if not self.accelerator.is_main_process:
+            return
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        found = AdapterReport(
+            rank=self.config.r,
+            trained_parameters=trained,
+            num_videos=self.feed.num_videos,
+            learning_rate=loop.schedulers[0].base_lrs[0],
+            last_step=loop.step,
+            kept_step=loop.step if loop.best is None else loop.best["step"],
+            loss={name: sum(values) / len(values) for name, values in losses.items() if values},
+            num_predicted=len(videos),
+            error=held_out_errors(videos, predictions, num_given=num_given),
+        )
+        write_json(self.folder / "report.json", asdict(found), indent=2)
+        print(found.text)
+        if videos:
+            self.comparison = write_comparison(
+                self.folder / "held_out.png", videos, predictions, num_given=num_given, fps=self.feed.fps
+            )
+            print(f"held-out first frames, still, base, LoRA and truth: {self.comparison}")
+
+    def card(self, loop: TrainingLoop) -> dict[str, Any]:
+        card = super().card(loop)
+        return card if self.comparison is None else card | {"strip": self.comparison}
 
     def header(self) -> dict[str, str]:
         """What the head of the adapter's file says of it, by the names that tools for LoRA files show: kohya's and

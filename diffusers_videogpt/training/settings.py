@@ -5,6 +5,7 @@ refused when the dataclass is made. Nothing heavy is imported here, so that a sc
 """
 
 import argparse
+import math
 import re
 import typing
 from dataclasses import dataclass, replace
@@ -121,10 +122,10 @@ class BaseModelSettings(AutoencoderSettings):
 class AdapterSettings:
     """A LoRA adapter and what it adapts beside the attention."""
 
-    rank: int = option(16, type=positive_int)
+    rank: int = option(32, type=positive_int)
     lora_alpha: float | None = option(None, "default: the rank")
     lora_dropout: float = option(0.0)
-    train_mlp: bool = option(False, "adapt the MLPs too")
+    train_mlp: bool = option(True, "adapt the MLPs too")
     train_patch_embeddings: bool = option(False, "adapt the patch embeddings too")
     use_dora: bool = option(False)
     use_rslora: bool = option(False)
@@ -461,10 +462,12 @@ class RolloutSettings:
         Raises:
             ValueError: predictions would fall between validations, or nothing would be left to predict.
         """
-        if self.validation_rollout_steps and self.validation_rollout_steps % loop.validation_steps:
+        # Of a run whose steps follow from its videos, these are not known yet.
+        every = loop.validation_steps or self.validation_rollout_steps
+        if self.validation_rollout_steps and self.validation_rollout_steps % every:
             raise ValueError(
                 f"--validation_rollout_steps {self.validation_rollout_steps} must be a multiple of --validation_steps "
-                f"{loop.validation_steps}: predictions are made when the validation loss is"
+                f"{every}: predictions are made when the validation loss is"
             )
         if sampling.max_num_frames is not None:
             self.check_given_frames(sampling)
@@ -479,6 +482,51 @@ class RolloutSettings:
             raise ValueError(
                 f"--validation_given_frames {given} must lie in 1..{most}: samples have {sampling.num_frames} frames"
             )
+
+
+@dataclass(kw_only=True)
+class SmallSetLoopSettings(LoopSettings):
+    """Of a run on a small set of videos: it goes on as long as it helps with those that were held out."""
+
+    max_train_steps: int | None = option(
+        None,
+        "at most; default: as many as show each video 100 times, 500 at least, and of a stream 2000",
+        type=positive_int,
+    )
+    validation_steps: int | None = option(
+        None, "between two validation losses; default: a twentieth of max_train_steps", type=positive_int
+    )
+    patience: int = option(
+        5,
+        "validations in a row without a lower loss of held-out videos, after which the run ends; the adapter with the lowest is "
+        "saved; 0 for none: it goes to max_train_steps and saves the last",
+        type=natural_int,
+    )
+
+    def settle(self, num_videos: int | None, samples_a_step: int, *, rollouts: RolloutSettings) -> None:
+        """Sets what was not given by the number of videos to train on, which of a stream is not known."""
+        if self.max_train_steps is None:
+            passes = 2000 if num_videos is None else math.ceil(100 * num_videos / samples_a_step)
+            self.max_train_steps = max(passes, 500)
+        if self.validation_steps is None:
+            # Predictions are made when the validation loss is.
+            self.validation_steps = rollouts.validation_rollout_steps or max(self.max_train_steps // 20, 1)
+
+
+@dataclass(kw_only=True)
+class AdapterOptimizerSettings(OptimizerSettings):
+    """The optimizer of an adapter."""
+
+    learning_rate: float | None = option(None, "default: 5e-4 for a model 2000 wide, and more for narrower ones")
+
+    def settle(self, width: int) -> None:
+        """Sets a rate that was not given by the width of the model.
+
+        The best rate of a LoRA hardly depends on its rank, as its α grows with that, and falls with the width: Schulman et al.,
+        "LoRA Without Regret" (2025), fit (2000 / width)^0.78 to models of many sizes.
+        """
+        if self.learning_rate is None:
+            self.learning_rate = 5e-4 * (2000 / width) ** 0.78
 
 
 @dataclass(kw_only=True)

@@ -73,17 +73,15 @@ def validation_rollout(
         given, truth = video[:num_given], video[num_given:]
         generator = torch.Generator().manual_seed(seed + index)
         size = {"height": video.shape[1], "width": video.shape[2]}
-        predicted = pipe(
-            video=given,
-            num_frames=num_predicted,
+        predicted = predict_rest(
+            pipe,
+            video,
+            num_given=num_given,
             frames_per_clip=frames_per_clip,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=generator,
-            output_type="np",
-            **size,
-        ).frames[0]
-        predicted = to_uint8_frames(predicted)
+        )
         latents = pipe.encode_given(video=truth, max_context_frames=num_predicted, generator=generator, **size)
         decoded = to_uint8_frames(pipe.decode_latents(latents, "np")[0])
         for name, function in compare.items():
@@ -113,6 +111,31 @@ def validation_rollout(
     if folder is not None:
         write_json(Path(folder) / "scores.json", asdict(scores), indent=2)
     return scores
+
+
+def predict_rest(
+    pipe: VideoGPTPipeline,
+    video: np.ndarray,
+    *,
+    num_given: int,
+    num_inference_steps: int,
+    generator: torch.Generator,
+    frames_per_clip: int | None = None,
+    guidance_scale: float | None = None,
+) -> np.ndarray:
+    """What a pipeline predicts of a video, uint8 (F + N, H, W, 3), after its first F frames: uint8 (N, H, W, 3)."""
+    predicted = pipe(
+        video=video[:num_given],
+        num_frames=len(video) - num_given,
+        frames_per_clip=frames_per_clip,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=generator,
+        output_type="np",
+        height=video.shape[1],
+        width=video.shape[2],
+    ).frames[0]
+    return to_uint8_frames(predicted)
 
 
 def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:
