@@ -188,6 +188,7 @@ def test_a_run_ends_when_the_held_out_loss_has_stopped_falling(tmp_path, base, a
 def test_steps_and_rate_follow_from_the_set_and_the_model(tmp_path, base, videos, run_here, monkeypatch):
     begun = []
     monkeypatch.setattr(TrainingLoop, "run", lambda loop: begun.append(loop))
+    monkeypatch.setattr(NextClipTraining, "card", lambda training, loop: {})
     monkeypatch.setattr(recipe, "publish", lambda *args, **options: None)
     args = ["--pretrained_model_name_or_path", base, "--instance_data_root", videos, "--max_num_frames", 4]
     run_here("train_videogpt_lora.py", *args, "--windows_per_video", 1, "--output_dir", tmp_path / "run")
