@@ -168,6 +168,7 @@ class AdapterTraining(NextClipTraining):
         network.eval()
         self.pipe.transformer = network
         losses, predictions = {}, {}
+        trained = [p for p in network.parameters() if p.requires_grad]
         videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
         num_given = self.rollouts.validation_given_frames
         with torch.compiler.set_stance("force_eager"):
@@ -185,12 +186,15 @@ class AdapterTraining(NextClipTraining):
                         )
                         for index, video in enumerate(videos)
                     ]
+        # PEFT's switch also sets what requires gradients, of layers that the run had frozen as well.
+        network.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         if not self.accelerator.is_main_process:
             return
-        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         found = AdapterReport(
             rank=self.config.r,
-            trained_parameters=trained,
+            trained_parameters=sum(p.numel() for p in trained),
             num_videos=self.feed.num_videos,
             learning_rate=loop.schedulers[0].base_lrs[0],
             last_step=loop.step,

@@ -104,10 +104,8 @@ def test_two_adapters_are_mixed_fused_and_unloaded(make_tiny_pipe, tmp_path):
     assert len(videos) == 1 + len(MIXTURES) + 3
     assert differences["unloaded"] == 0 and differences["fused"] <= 2
     distinct = {video.tobytes() for name, video in videos.items() if name not in ("unloaded", "both, fused")}
-    assert len(distinct) == 1 + len(MIXTURES) + 1
+    assert len(distinct) == 1 + len(MIXTURES)  # at half scale both are the mixture at half their weights
     assert all(video.shape == (3, 32, 32, 3) and (video[0] == 90).all() for video in videos.values())
-    # Half of both is the mixture at half the weights.
-    gap = abs(videos["both, scale 0.5"].astype(int) - videos["0.5 lie_down + 0.5 fly_off"]).max()
-    assert gap <= 2
+    assert np.array_equal(videos["both, scale 0.5"], videos["0.5 lie_down + 0.5 fly_off"])
     with pytest.raises(ValueError, match="Two adapters are mixed, got 1: fly_off"):
         mix_adapters(pipe, {"fly_off": loras["fly_off"]}, picture)
