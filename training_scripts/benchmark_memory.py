@@ -9,23 +9,23 @@ top. A LoRA's frozen base is counted in bf16, or in NF4: half a byte a weight an
 layer (a layer's weights in bf16 while it works come on top). On a GPU with enough memory, `--measure` also runs a step and reports the peak.
 
 With `--adapter_of PIPELINE` nothing of this is done: `train_videogpt_lora.py` with its defaults is counted in the same way on that
-pipeline, which fits into this machine's memory, and two of its steps are run with every tensor followed from its making to its
-end, to see whether the count can be trusted.
+pipeline, which fits into this machine's memory, and two of its steps are run while PyTorch writes down every allocation, to see
+whether the count can be trusted.
 
 At last the memory of a GPU among 8 and 64 under FSDP2, as `configs/stage3.yaml` and `stage4.yaml` train and as those for 8 and 64
 GPUs do: its share of weights, gradients, optimizer state and average; two blocks' weights gathered in bf16; and the activations
 that one process of a group of `--context_parallel_size` keeps, counted as above, with checkpointing those of one block besides.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
 from diffusers import ContextParallelConfig
 from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
-
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import write_results
@@ -166,14 +166,15 @@ def check_adapter(name: str) -> dict[str, int]:
     optimizer = torch.optim.AdamW(adapter)
     average = [p.detach().clone() for p in adapter]
     latents = torch.randn(ADAPTER_BATCH, transformer.config.in_channels, num_frames, side // 8, side // 8)
-    tracker = MemTracker()
-    tracker.track_external(transformer, optimizer, *average)
-    with tracker:
+    held = sum(tensor.nbytes for tensor in (*transformer.state_dict().values(), *average, latents))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         for _ in range(2):
             next_clip_loss(transformer, latents, clip_lengths=[[1, num_frames - 1]] * ADAPTER_BATCH).backward()
             optimizer.step()
             optimizer.zero_grad()
-    peak = next(iter(tracker.get_tracker_snapshot("peak").values()))["Total"]
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    peak = held + max(itertools.accumulate(event.nbytes() for event in events))
     counted = sum(sizes.values())
     print(f"{name}: {counted / 2**20:.1f} MiB counted, {peak / 2**20:.1f} MiB at the peak ({peak / counted - 1:+.1%})")
     print(*(f"  {part}: {size / 2**20:.1f} MiB" for part, size in sizes.items()), sep="\n")
