@@ -31,6 +31,7 @@ EVAL = [
     "datasets>=4.0",
     *WORLDS,
 ]
+ENV = ["gymnasium>=1.1", *WORLDS]
 SEARCH = ["datasets>=4.0", "faiss-cpu>=1.9"]
 DEMO = ["gradio>=6.0"]
 QUANTIZE = ["torchao>=0.15", "bitsandbytes>=0.45"]
@@ -63,7 +64,7 @@ setup(
         "diffusers>=0.42.1",
         "transformers>=5.3",
         "accelerate>=1.10",
-        "peft>=0.18",
+        "peft>=0.20",  # before, hot swapping a LoRA of a lower rank gave up the room for a higher one
         "huggingface-hub>=1.32",
         "safetensors>=0.8",
         "numpy>=1.26",
@@ -74,11 +75,12 @@ setup(
         "worlds": WORLDS,
         "train": TRAIN,
         "eval": EVAL,
+        "env": ENV,
         "search": SEARCH,
         "demo": DEMO,
         "quantize": QUANTIZE,
         # Each requirement once, though several extras have it.
-        "test": list(dict.fromkeys(TOOLS + TRAIN + EVAL + SEARCH + DEMO + QUANTIZE)),
+        "test": list(dict.fromkeys(TOOLS + TRAIN + EVAL + ENV + SEARCH + DEMO + QUANTIZE)),
     },
     cmdclass={"sdist": SourcesAlone},
     entry_points={"console_scripts": ["videogpt=diffusers_videogpt.commands.main:main"]},

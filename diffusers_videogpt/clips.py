@@ -12,7 +12,7 @@ order in memory.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
 from typing import NamedTuple
@@ -176,6 +176,27 @@ class ClipLayout:
         """Noisy patches, padding included."""
         return self.num_tokens - self.first_output
 
+    @property
+    def has_one_clip(self) -> bool:
+        """Whether all tokens are of one clip; taken to be so while a graph is traced, when their values are not known."""
+        return torch.compiler.is_compiling() or bool((self.clip == self.clip[:, :1]).all())
+
+    def check_inputs(self, passed: tuple[int, int, int, tuple[int, int]], batch_size: int) -> None:
+        """
+        Args:
+            passed: condition tokens, clean frames, noisy frames and grid of patches (rows, columns) of what goes with the layout.
+            batch_size: its samples.
+
+        Raises:
+            ValueError: this is the layout of something else.
+        """
+        described = (self.num_condition_tokens, self.num_clean_frames, self.num_noisy_frames, self.padded_grid)
+        if described != passed or self.batch_size not in (1, batch_size):
+            raise ValueError(
+                "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
+                f"{described} for {self.batch_size} samples in it, {passed} for {batch_size} in what was passed."
+            )
+
     def to(self, device: torch.device | str) -> "ClipLayout":
         """The same layout on `device`; its masks are made anew there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -312,6 +333,38 @@ def make_clip_layout(
         # From the sizes, not from the tokens, whose values are not known while `torch.export` traces.
         has_padding=any(sizes != per_sample_sizes[0] for sizes in per_sample_sizes),
     )
+    return layout if torch.device(device).type == "cpu" else layout.to(device)
+
+
+def make_guidance_layout(
+    clip_lengths: Sequence[Sequence[int]], patch_grid: tuple[int, int], *, device: torch.device | str = "cpu"
+) -> ClipLayout:
+    """Training's layout with every noisy clip a second time, alone: both predictions of guidance for all clips in one pass.
+
+    The noisy stream has 2 N frames: those of a video of N, which see the clean clips before them, and the same once more, each
+    clip seeing itself only. Nothing is padded for it, as a second batch of clips without a past would be.
+
+    Args:
+        clip_lengths: frames in each clip, one list a sample; all sum to N.
+        patch_grid: rows and columns of patches in a frame.
+        device: where the tensors are made.
+    """
+    once = make_clip_layout(clip_lengths, patch_grid)
+    twice = make_clip_layout([[*lengths, *lengths] for lengths in clip_lengths], patch_grid, clean=slice(0))
+    num_clips = torch.tensor([len(lengths) for lengths in clip_lengths])[:, None]
+    is_alone = twice.clip >= num_clips
+    # No clean clip has a number below 0, so these see none. What RoPE tells does not change when a whole clip moves.
+    alone = {
+        "clip": torch.where(is_alone, num_clips - 1 - twice.clip, twice.clip).to(torch.int16),
+        "frame": torch.where(is_alone, twice.frame - once.num_noisy_frames, twice.frame).to(torch.int16),
+        "position_ids": twice.position_ids - is_alone * (twice.num_tokens // 2),
+    }
+    num_clean = once.num_tokens - twice.num_tokens // 2
+    tokens = {
+        name: torch.cat([getattr(once, name)[:, :num_clean], alone.get(name, getattr(twice, name))], dim=1)
+        for name in ("stream", "clip", "frame", "rank", "position_ids")
+    }
+    layout = replace(once, **tokens, num_noisy_frames=twice.num_noisy_frames)
     return layout if torch.device(device).type == "cpu" else layout.to(device)
 
 

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import torch
-from diffusers.utils import logging
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from diffusers.utils import is_transformers_available, logging
+
+
+if is_transformers_available():
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+else:  # a command has left it out, whose model has no text encoder
+    PreTrainedModel = PreTrainedTokenizerBase = type(None)
 
 
 logger = logging.get_logger(__name__)

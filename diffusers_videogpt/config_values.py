@@ -31,6 +31,8 @@ def check_pipeline_config(config: Mapping[str, Any]) -> None:
     """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none."""
     for name in ("frames_per_clip", "max_context_frames", "longest_side"):
         check_whole_number(name, config[name])
+    if config["num_inference_steps"] is not None:
+        check_whole_number("num_inference_steps", config["num_inference_steps"])
     for name in ("guidance_scale", "condition_guidance_scale"):
         check_finite_number(name, config[name])
     check_label_names(config["id2label"])
@@ -43,12 +45,15 @@ def check_trained_with(trained_with: Any) -> None:
         return
     if not isinstance(trained_with, Mapping):
         raise ValueError(f"`trained_with` must map settings to values, got {_shown(trained_with)}.")
-    for name in ("num_frames", "max_clips", "frames_per_clip", "longest_side", "height", "width"):
+    sizes = ("num_frames", "max_clips", "frames_per_clip", "longest_side", "height", "width", "num_inference_steps")
+    for name in sizes:
         if trained_with.get(name) is not None:
             check_whole_number(f"trained_with.{name}", trained_with[name])
+    if trained_with.get("guidance_scale") is not None:
+        check_finite_number("trained_with.guidance_scale", trained_with["guidance_scale"])
     if trained_with.get("fps") is not None:
         check_positive_number("trained_with.fps", trained_with["fps"])
-    for name in ("clips", "trained_on"):
+    for name in ("clips", "trained_on", "solver"):
         if not isinstance(trained_with.get(name), str | None):
             raise ValueError(f"`trained_with.{name}` must be text, got {_shown(trained_with[name])}.")
 
@@ -96,9 +101,10 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         check_whole_number(name, config[name], at_most=largest.get(name, 10**6))
     for name in ("max_position_embeddings", "original_max_position_embeddings"):
         check_whole_number(name, config[name], at_most=10**9)
-    for name in ("num_classes", "text_embed_dim"):
+    for name in ("num_classes", "text_embed_dim", "num_actions", "action_dim"):
         if config[name] is not None:
             check_whole_number(name, config[name])
+    _check_action_space(config)
     for name in ("norm_eps", "rope_theta"):
         check_positive_number(name, config[name])
     factors = config["rope_long_factor"]
@@ -106,6 +112,25 @@ def check_network_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"`rope_long_factor` must be a list of numbers or null, got {_shown(factors)}.")
     for factor in factors or ():
         check_positive_number("rope_long_factor", factor)
+
+
+def _check_action_space(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if a network has both kinds of actions, or a scale that does not belong to its actions."""
+    if config["num_actions"] is not None and config["action_dim"] is not None:
+        raise ValueError(
+            "`num_actions` is for discrete actions and `action_dim` for continuous ones: give one of them."
+        )
+    if config["action_mean"] is None and config["action_std"] is None:
+        return
+    for name in ("action_mean", "action_std"):
+        if not isinstance(config[name], list | tuple) or len(config[name]) != config["action_dim"]:
+            raise ValueError(
+                f"`{name}` must be a list of `action_dim`={config['action_dim']} numbers, given with the other of mean and "
+                f"standard deviation, got {_shown(config[name])}."
+            )
+    for mean, std in zip(config["action_mean"], config["action_std"], strict=True):
+        check_finite_number("action_mean", mean)
+        check_positive_number("action_std", std)
 
 
 def _shown(value: Any) -> str:

@@ -134,7 +134,8 @@ def refuse_incomplete_vae(name: str | Path, *, low_cpu_mem_usage: bool = True, *
     """Raises a `ValueError` if the file of a pipeline's VAE lacks tensors, where `low_cpu_mem_usage=False` would make diffusers
     fill them with random numbers, which nobody could tell afterwards: for this, the VAE is loaded once more.
 
-    Without that option such tensors have no memory, which [`refuse_unread_tensors`] finds.
+    Without that option such tensors have no memory, which [`refuse_unread_tensors`] finds. `DiffusionPipeline.from_pretrained`
+    with it hands the pipeline a VAE that is filled already: there they are not found.
 
     Args:
         name: of the saved pipeline.

@@ -1,6 +1,9 @@
 """The packages that only some uses need, which come with an extra: imported, or a sentence that says how to get them."""
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -29,3 +32,20 @@ def leave_out(packages: tuple[str, ...]) -> None:
     if "diffusers" not in sys.modules:
         for name in packages:
             sys.modules.setdefault(name, None)
+
+
+@contextmanager
+def importing_libraries() -> Iterator[None]:
+    """Without garbage collection, which looks through everything that an import has made again and again and finds nothing to
+    throw away: of the 7 s of CPU that PyTorch, diffusers and transformers take to be imported, 1 s. What is imported stays for
+    good, so that later collections pass it over too. Nothing changes where diffusers has been imported before.
+    """
+    if "diffusers" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

@@ -1,10 +1,12 @@
-"""Guidance by history, class and text: which predictions of a clip are made, and what becomes of them.
+"""Guidance by history, class and text, and actions: which predictions of a clip are made, and what becomes of them.
 
-With h the history, y what is asked for, n what guidance leads away from and c, d the two scales, the guided clip is
+With h the history, y what is asked for, n what guidance leads away from, a the clip's actions and c, d, e the three scales,
+the guided clip is
 
-    x̂ = x̂(y) + c (x̂(h, y) − x̂(y)) + (d − 1) (x̂(h, y) − x̂(h, n))
+    x̂ = x̂(y, a) + c (x̂(h, y, a) − x̂(y, a)) + (d − 1) (x̂(h, y, a) − x̂(h, n, a)) + (e − 1) (x̂(h, y, a) − x̂(h, y))
 
-x̂(y) is the clip predicted without any history. A scale of 1 leaves out its prediction. All of x̂ are of one noise level,
+x̂(y, a) is the clip predicted without any history; x̂(h, y) that without actions of its own, after a history with its actions.
+Without actions, they and the last term are left out. A scale of 1 leaves out its prediction. All of x̂ are of one noise level,
 so this is the same as guiding the velocity.
 
 Any guider of diffusers that takes two predictions, such as `AdaptiveProjectedGuidance`, can stand in the place of this one:
@@ -25,7 +27,7 @@ from .diffusers_internals import is_guider_enabled, quiet_guiders
 
 
 class NextClipGuidance(BaseGuidance):
-    """Guidance by history (scale c) and by class and text (scale d); the formula stands at the head of this file.
+    """Guidance by history (scale c), by class and text (scale d) and by actions (scale e); the formula stands at the head of this file.
 
     ```py
     pipe.guider = NextClipGuidance(guidance_scale=3.0, condition_guidance_scale=4.0, stop=0.5)
@@ -36,14 +38,17 @@ class NextClipGuidance(BaseGuidance):
         condition_guidance_scale (`float`, defaults to `4.0`): d, by class and text; 1 turns it off.
         start, stop (`float`, default to `0.0` and `1.0`): history guides only the steps from `start` on and before
             `stop`, both shares of all steps (Kynkäänniemi et al., arXiv 2404.07724).
-        enabled (`bool`, defaults to `True`): `False` turns off both.
+        enabled (`bool`, defaults to `True`): `False` turns off all of it.
+        action_guidance_scale (`float`, defaults to `1.0`): e, by the clip's actions; 1 turns it off. It needs a model that was
+            trained with some of its actions left out.
 
     Raises:
         ValueError: if a scale is no finite number, or not 0 ≤ start ≤ stop ≤ 1.
     """
 
-    # Conditioned on history and what is asked for; on what is asked for alone; on history and what is led away from.
-    _input_predictions = ["pred_cond", "pred_uncond", "pred_negative"]
+    # Conditioned on history and what is asked for; on what is asked for alone; on history and what is led away from;
+    # on history and what is asked for, without actions.
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_negative", "pred_no_action"]
 
     @register_to_config
     def __init__(
@@ -53,13 +58,16 @@ class NextClipGuidance(BaseGuidance):
         start: float = 0.0,
         stop: float = 1.0,
         enabled: bool = True,
+        action_guidance_scale: float = 1.0,
     ):
         check_scale("guidance_scale", guidance_scale)
         check_scale("condition_guidance_scale", condition_guidance_scale)
+        check_scale("action_guidance_scale", action_guidance_scale)
         with quiet_guiders():
             super().__init__(start, stop, enabled)
         self.guidance_scale = guidance_scale
         self.condition_guidance_scale = condition_guidance_scale
+        self.action_guidance_scale = action_guidance_scale
         self._wanted = ["pred_cond"]
 
     @property
@@ -76,13 +84,14 @@ class NextClipGuidance(BaseGuidance):
         """What the model is called with in this step, once for each prediction that is wanted.
 
         Args:
-            data: for every input of the model three values: conditioned, without history, and led away from. `conditions`
-                is one of them, and has `None` where there is no such prediction.
+            data: for every input of the model four values: conditioned, without history, led away from, and without
+                action. `conditions` is one of them, and has `None` where there is no such prediction.
         """
         uses = {
             "pred_cond": True,
             "pred_uncond": self._guides_by_history(),
             "pred_negative": self._guides_by_condition(),
+            "pred_no_action": self._enabled and self.action_guidance_scale != 1.0,
         }
         self._wanted = [
             name
@@ -96,6 +105,7 @@ class NextClipGuidance(BaseGuidance):
         pred_cond: torch.Tensor,
         pred_uncond: torch.Tensor | None = None,
         pred_negative: torch.Tensor | None = None,
+        pred_no_action: torch.Tensor | None = None,
     ) -> GuiderOutput:
         """The guided prediction, (B, C, F, h, w) as all arguments.
 
@@ -103,12 +113,15 @@ class NextClipGuidance(BaseGuidance):
             pred_cond: predicted with history and conditions.
             pred_uncond: predicted without the history.
             pred_negative: predicted with the history and the negative conditions.
+            pred_no_action: predicted with the history and the conditions, without actions of its own.
         """
         pred = pred_cond
         if pred_uncond is not None:
             pred = pred_uncond + self.guidance_scale * (pred_cond - pred_uncond)
         if pred_negative is not None:
             pred = pred + (self.condition_guidance_scale - 1) * (pred_cond - pred_negative)
+        if pred_no_action is not None:
+            pred = pred + (self.action_guidance_scale - 1) * (pred_cond - pred_no_action)
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     def _guides_by_history(self) -> bool:
@@ -133,14 +146,15 @@ def guider_for_call(
     guidance_scale: float | None = None,
     condition_guidance_scale: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    action_guidance_scale: float | None = None,
 ) -> BaseGuidance:
     """The guider of one call: a copy, since guiders count steps, and a component is never changed by a call.
 
     Args:
         guider: the pipeline's component; `None` for a [`NextClipGuidance`] of the default scales.
         default_guidance_scale, default_condition_guidance_scale: of the pipeline's configuration.
-        guidance_scale, condition_guidance_scale, guidance_interval: arguments of the call, in place of what `guider` says;
-            the interval is (start, stop).
+        guidance_scale, condition_guidance_scale, guidance_interval, action_guidance_scale: arguments of the call, in place
+            of what `guider` says; the interval is (start, stop).
 
     Raises:
         ValueError: if a value is not possible, or `guider` has no such option.
@@ -149,6 +163,7 @@ def guider_for_call(
     for name, value in (
         ("guidance_scale", guidance_scale),
         ("condition_guidance_scale", condition_guidance_scale),
+        ("action_guidance_scale", action_guidance_scale),
     ):
         if value is not None:
             check_scale(name, value)
@@ -165,7 +180,8 @@ def guider_for_call(
     if not changes:
         return copy.deepcopy(guider)
     for name in changes:
-        if name not in guider.config and not (name == "condition_guidance_scale" and changes[name] == 1.0):
+        is_off = name in ("condition_guidance_scale", "action_guidance_scale") and changes[name] == 1.0
+        if name not in guider.config and not is_off:
             raise ValueError(
                 f"`{name}` was passed, but the pipeline's guider, {type(guider).__name__}, has no such option: set "
                 f"`pipe.guider` to one with the values you want, or to `NextClipGuidance()`, and leave `{name}` out."

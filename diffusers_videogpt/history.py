@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .actions import join_actions
 from .transformer_videogpt import VideoGPTKVCache
 
 
@@ -21,6 +22,7 @@ class History:
     Attributes:
         max_frames: length of the window.
         latents: (B, C, F, h, w); `None` while there are none.
+        actions: that led to these frames, (B, F) or (B, F, D) of [`~actions.ActionSpace.encode`]; `None` for "no action".
         kv_cache: what the transformer keeps of them, brought up to date by [`~rollout.encode_history`]; `None`
             to compute the whole history anew at every step.
         rolling: whether the caches only forget the frames that leave the window, instead of being filled anew. What the
@@ -37,6 +39,7 @@ class History:
     conditions: dict[str, torch.Tensor] = field(default_factory=dict)
     negative_conditions: dict[str, torch.Tensor] | None = None
     negative_kv_cache: VideoGPTKVCache | None = None
+    actions: torch.Tensor | None = None
 
     @property
     def num_frames(self) -> int:
@@ -47,22 +50,25 @@ class History:
     def _num_past_frames(self) -> int:
         return max((c.next_frame for c in (self.kv_cache, self.negative_kv_cache) if c is not None), default=0)
 
-    def append(self, latents: torch.Tensor) -> None:
-        """Adds (B, C, F, h, w) frames behind the last; the oldest that no longer fit are dropped."""
+    def append(self, latents: torch.Tensor, actions: torch.Tensor | None = None) -> None:
+        """Adds (B, C, F, h, w) frames, and the actions that led to them, behind the last; the oldest that no longer fit are
+        dropped."""
+        actions = join_actions(self.actions, self.num_frames, actions, latents.shape[2])
         latents = latents if self.latents is None else torch.cat([self.latents, latents], dim=2)
         num_dropped = max(latents.shape[2] - self.max_frames, 0)
+        actions = None if actions is None else actions[:, num_dropped:]
         if num_dropped and (not self.rolling or self._num_past_frames > MAX_PAST_FRAMES):
-            self.replace(latents[:, :, num_dropped:])
+            self.replace(latents[:, :, num_dropped:], actions)
             return
-        self.latents = latents[:, :, num_dropped:]
+        self.latents, self.actions = latents[:, :, num_dropped:], actions
         for cache in (self.kv_cache, self.negative_kv_cache):
             if cache is not None and min(num_dropped, cache.num_frames):
                 cache.drop_oldest(min(num_dropped, cache.num_frames))
 
-    def replace(self, latents: torch.Tensor | None) -> None:
-        """Makes `latents` the whole history, in the place of what it was. The caches are emptied: every later frame was
-        computed from the frames that stood before it."""
-        self.latents = latents
+    def replace(self, latents: torch.Tensor | None, actions: torch.Tensor | None = None) -> None:
+        """Makes `latents`, to which `actions` led, the whole history, in the place of what it was. The caches are emptied:
+        every later frame was computed from the frames that stood before it."""
+        self.latents, self.actions = latents, actions
         for cache in (self.kv_cache, self.negative_kv_cache):
             if cache is not None:
                 cache.reset()

@@ -347,7 +347,9 @@ def _as_diffusers_own(index: dict[str, Any]) -> dict[str, Any]:
 def _without_local_paths(index: dict[str, Any]) -> dict[str, Any]:
     """The key tells where the videos lay on this machine: only the folder's name is anyone's business."""
     key = index["key"]
-    paths = {name: Path(key[name]).name for name in ("instance_data_root", "dataset_file") if key.get(name)}
+    paths = {
+        name: Path(key[name]).name for name in ("instance_data_root", "dataset_file", "lerobot_root") if key.get(name)
+    }
     return index | {"key": key | paths}
 
 

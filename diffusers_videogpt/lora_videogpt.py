@@ -14,11 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn as nn
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.hotswap import check_hotswap_configs_compatible
-from peft.utils.other import get_pattern_key
+from diffusers.utils import is_peft_available
 from safetensors import SafetensorError, safe_open
 
 from .config_values import check_finite_number, check_whole_number
@@ -33,6 +29,16 @@ from .lora_formats import convert_from_other_tools, is_of_other_tools, to_plain_
 from .saved_models import TRAINED_WITH
 from .transformer_videogpt import VideoGPTTransformerModel
 from .weights import save_tensors
+
+
+if is_peft_available():
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.hotswap import check_hotswap_configs_compatible
+    from peft.utils.other import get_pattern_key
+else:  # a command that was given no LoRA has left PEFT out: no module is a layer of it
+    BaseTunerLayer = LoraLayer = ()
 
 
 LORA_KEY = re.compile(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")

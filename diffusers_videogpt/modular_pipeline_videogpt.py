@@ -57,6 +57,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import AutoTokenizer, CLIPTextModel
 
 from .conditions import Conditions, class_numbers
+from .denoising import denoise_steps
 from .diffusers_internals import execution_device
 from .frame_latents import check_size, decode_latents, encode_given, get_vae_scale_factor
 from .guidance_next_clip import NextClipGuidance, guider_for_call
@@ -69,16 +70,21 @@ from .pipeline_inputs import (
     check_rollout,
     clip_lengths_of,
     frame_size_of,
+    largest_count,
+    num_steps_of,
     window_of,
 )
-from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
+from .pipeline_videogpt import VideoGPTPipeline
 from .rollout import (
     OneCallAtATime,
     encode_asked,
+    encode_call_actions,
+    encode_history_actions,
     make_condition_encoder,
     prepare_history,
     prepare_noise,
     remember,
+    repeat_actions,
     usable_attention_kwargs,
 )
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
@@ -110,6 +116,8 @@ ARGUMENTS = {
     "negative_prompt_embeds": "Encoded prompts (B, L, E) in place of `negative_prompt`.",
     "prompt_attention_mask": "Real tokens of `prompt_embeds` (B, L).",
     "negative_prompt_attention_mask": "Real tokens of `negative_prompt_embeds` (B, L).",
+    "actions": "What leads to each predicted frame, for a model that was trained on actions.",
+    "history_actions": "What led to each given frame.",
     "num_frames": "Frames to predict; one clip by default.",
     "frames_per_clip": "Frames predicted in parallel.",
     "chunk_partition": "Frames in each clip, in place of `frames_per_clip`.",
@@ -122,9 +130,10 @@ ARGUMENTS = {
     "num_videos_per_prompt": "Different videos for each history, label or prompt.",
     "latents": "The noise of all predicted frames (B, C, F, h, w).",
     "generator": "Makes the result reproducible; one, or one a video.",
-    "num_inference_steps": "Denoising steps a clip.",
+    "num_inference_steps": "Denoising steps a clip; the model's own by default.",
     "guidance_scale": "History guidance; 1 turns it off.",
     "condition_guidance_scale": "Guidance by class and prompt; 1 turns it off.",
+    "action_guidance_scale": "Guidance by actions; 1, the default, is none.",
     "guidance_interval": "The steps with history guidance, as shares of all.",
     "attention_kwargs": '`{"scale": s}` multiplies the weights of the active LoRAs.',
     "history_retention": "Share of signal in predicted frames when they become history.",
@@ -136,6 +145,8 @@ MADE = {
     "negative_conditions": (Conditions, "What guidance leads away from."),
     "history_latents": (torch.Tensor, "The clean frames that were given (B, C, F, h, w); none if nothing was."),
     "clip_lengths": (list[int], "Frames in each clip."),
+    "frame_actions": (torch.Tensor, "What leads to the predicted frames (B, F) or (B, F, D), for the transformer."),
+    "clip_actions": (torch.Tensor, "What leads to the frames of the clip in work, for the transformer."),
     "history": (History, "The frames that the next clip is predicted from, and their caches."),
     "batch_size": (int, "B."),
     "frame_size": (tuple[int, int], "Height and width of a frame in pixels."),
@@ -287,11 +298,12 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
             _made_before("clip_lengths")
             + _made_before("history_latents", "conditions", "negative_conditions", required=False)
             + _arguments("height", "width", *cache, "num_videos_per_prompt", "latents", "generator", *checked)
+            + _arguments("actions", "history_actions")
         )
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return _made("history", "batch_size", "frame_size")
+        return _made("history", "batch_size", "frame_size", "frame_actions")
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
@@ -321,47 +333,59 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
         height, width = frame_size_of(sized, height=block_state.height, width=block_state.width, **sizes)
         frame_size_of(given, height=height, width=width, **sizes)  # noise and history are of one size
         block_state.frame_size = (height, width)
+        num_frames, transformer = sum(block_state.clip_lengths), components.transformer
+        actions = encode_call_actions(block_state, transformer=transformer, num_frames=num_frames)
+        num_conditions = max((len(value) for value in (block_state.conditions or {}).values()), default=0)
+        num_asked = largest_count(num_conditions, actions)
         block_state.batch_size = batch_size_of(
             0 if given is None else len(given),
-            max((len(value) for value in (block_state.conditions or {}).values()), default=0),
+            num_asked,
             num_videos_per_prompt=block_state.num_videos_per_prompt,
             latents=block_state.latents,
             generator=block_state.generator,
         )
         block_state.history = prepare_history(
             given,
-            transformer=components.transformer,
+            transformer=transformer,
             window=window,
             batch_size=block_state.batch_size,
             frame_size=block_state.frame_size,
             vae_scale_factor=components.vae_scale_factor,
-            num_frames=sum(block_state.clip_lengths),
+            num_frames=num_frames,
             longest_clip=max(block_state.clip_lengths),
             conditions=block_state.conditions,
             negative_conditions=block_state.negative_conditions,
             use_kv_cache=block_state.use_kv_cache,
             rolling_cache=block_state.rolling_cache,
+            history_actions=encode_history_actions(
+                block_state.history_actions, given, transformer=transformer, window=window
+            ),
         )
+        actions = None if actions is None else actions.to(execution_device(components))
+        block_state.frame_actions = repeat_actions(actions, block_state.batch_size)
         self.set_block_state(state, block_state)
         return components, state
 
 
 class VideoGPTPrepareClipStep(VideoGPTStep):
-    """In the loop: the noise that clip `k` begins with, fresh or from `latents`."""
+    """In the loop: the noise that clip `k` begins with, fresh or from `latents`, and the actions that lead to its frames."""
 
     uses_components = ("transformer",)
 
     @property
     def inputs(self) -> list[InputParam]:
-        return _made_before("clip_lengths", "batch_size", "frame_size") + _arguments("generator", "latents")
+        made = _made_before("clip_lengths", "batch_size", "frame_size") + _made_before("frame_actions", required=False)
+        return made + _arguments("generator", "latents")
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return _made("clip")
+        return _made("clip", "clip_actions")
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
         first, length = sum(block_state.clip_lengths[:k]), block_state.clip_lengths[k]
         noise = None if block_state.latents is None else block_state.latents[:, :, first : first + length]
+        actions = block_state.frame_actions
+        block_state.clip_actions = None if actions is None else actions[:, first : first + length]
         latent_size = [size // components.vae_scale_factor for size in block_state.frame_size]
         block_state.clip = prepare_noise(
             (block_state.batch_size, components.transformer.config.in_channels, length, *latent_size),
@@ -376,6 +400,7 @@ class VideoGPTSetTimestepsStep(VideoGPTStep):
     """In the loop: a new round of the scheduler, which forgets the last clip."""
 
     uses_components = ("scheduler",)
+    uses_configs = ("num_inference_steps",)
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -386,8 +411,9 @@ class VideoGPTSetTimestepsStep(VideoGPTStep):
         return _made("timesteps", "alphas")
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
+        num_steps = num_steps_of(block_state.num_inference_steps, components.config.num_inference_steps)
         block_state.timesteps, block_state.alphas = set_flow_timesteps(
-            components.scheduler, block_state.num_inference_steps, device=execution_device(components)
+            components.scheduler, num_steps, device=execution_device(components)
         )
         return components, block_state
 
@@ -400,10 +426,9 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
 
     @property
     def inputs(self) -> list[InputParam]:
-        guidance = ("guidance_scale", "condition_guidance_scale", "guidance_interval")
-        return _made_before("clip", "history", "timesteps", "alphas") + _arguments(
-            *guidance, "attention_kwargs", "generator"
-        )
+        guidance = ("guidance_scale", "condition_guidance_scale", "guidance_interval", "action_guidance_scale")
+        made = _made_before("clip", "history", "timesteps", "alphas") + _made_before("clip_actions", required=False)
+        return made + _arguments(*guidance, "attention_kwargs", "generator")
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
@@ -418,6 +443,7 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             guidance_scale=block_state.guidance_scale,
             condition_guidance_scale=block_state.condition_guidance_scale,
             guidance_interval=block_state.guidance_interval,
+            action_guidance_scale=block_state.action_guidance_scale,
         )
         block_state.clip = denoise_steps(
             block_state.clip,
@@ -428,6 +454,7 @@ class VideoGPTDenoiseClipStep(VideoGPTStep):
             transformer=components.transformer,
             scheduler=components.scheduler,
             is_interrupted=lambda: components.interrupt,
+            actions=block_state.clip_actions,
             attention_kwargs=usable_attention_kwargs(block_state.attention_kwargs),
             generator=block_state.generator,
             on_step_end=on_step_end,
@@ -440,13 +467,15 @@ class VideoGPTAppendHistoryStep(VideoGPTStep):
 
     @property
     def inputs(self) -> list[InputParam]:
-        return _made_before("clip", "history", "clip_lengths") + _arguments("history_retention", "generator")
+        made = _made_before("clip", "history", "clip_lengths") + _made_before("clip_actions", required=False)
+        return made + _arguments("history_retention", "generator")
 
     def __call__(self, components: "VideoGPTModularPipeline", block_state: BlockState, k: int):
         if k + 1 < len(block_state.clip_lengths):
             remember(
                 block_state.history,
                 block_state.clip,
+                actions=block_state.clip_actions,
                 retention=block_state.history_retention,
                 generator=block_state.generator,
             )
@@ -481,7 +510,8 @@ class VideoGPTRolloutStep(LoopSequentialPipelineBlocks):
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
         num_clips, clips = len(block_state.clip_lengths), []
-        timesteps, _ = set_flow_timesteps(components.scheduler, block_state.num_inference_steps)
+        num_steps = num_steps_of(block_state.num_inference_steps, components.config.num_inference_steps)
+        timesteps, _ = set_flow_timesteps(components.scheduler, num_steps)
         components._num_timesteps = len(timesteps) * num_clips
         components._interrupt = False
         with self.progress_bar(total=components.num_timesteps) as block_state.progress_bar:
@@ -622,6 +652,7 @@ class VideoGPTModularPipeline(ModularPipeline, VideoGPTLoraLoaderMixin):
         guidance_scale: float | None = None,
         condition_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        action_guidance_scale: float | None = None,
     ) -> BaseGuidance:
         """A copy of the component `guider`, or the default, with these changes: see [`~guidance_next_clip.guider_for_call`]."""
         return guider_for_call(
@@ -631,6 +662,7 @@ class VideoGPTModularPipeline(ModularPipeline, VideoGPTLoraLoaderMixin):
             guidance_scale=guidance_scale,
             condition_guidance_scale=condition_guidance_scale,
             guidance_interval=guidance_interval,
+            action_guidance_scale=action_guidance_scale,
         )
 
     def __call__(self, state: PipelineState | None = None, output: str | list[str] | None = None, **kwargs):

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from .actions import Actions
 from .clips import equal_clip_lengths
 from .frame_latents import VideoInput, check_vae
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NUM_STEPS = 50  # denoising steps a clip, as in the paper, of a model that tells no number of its own
 MOST_FRAMES = 10**6  # of one call
 
 
@@ -44,7 +46,7 @@ class CallInputs:
     width: int | None
     fps: float | None
     max_context_frames: int | None
-    num_inference_steps: int
+    num_inference_steps: int | None
     guidance_scale: float | None
     condition_guidance_scale: float | None
     guidance_interval: tuple[float, float] | None
@@ -56,6 +58,9 @@ class CallInputs:
     use_kv_cache: bool = True
     num_videos_per_prompt: int = 1
     latents: torch.Tensor | None = None
+    actions: Actions | None = None
+    history_actions: Actions | None = None
+    action_guidance_scale: float | None = None
 
 
 def check_whole_numbers(**values: Any) -> None:
@@ -152,6 +157,12 @@ def clip_lengths_of(
     return clip_lengths
 
 
+def num_steps_of(num_inference_steps: int | None, default: int | None) -> int:
+    """Denoising steps a clip: as asked for, else the model's own, else the paper's."""
+    own = NUM_STEPS if default is None else default
+    return own if num_inference_steps is None else num_inference_steps
+
+
 def _refuse_endless(**frames: int | None) -> None:
     for name, value in frames.items():
         if value is not None and value > MOST_FRAMES:
@@ -161,8 +172,12 @@ def _refuse_endless(**frames: int | None) -> None:
             )
 
 
-def count_asked(class_labels, prompt, prompt_embeds: torch.Tensor | None) -> int:
-    """How many labels or prompts were given, the more of the two; 0 for none."""
+def count_asked(class_labels, prompt, prompt_embeds: torch.Tensor | None, actions: torch.Tensor | None = None) -> int:
+    """How many labels, prompts or rows of encoded actions were given, the most of them; 0 for none.
+
+    Raises:
+        ValueError: if several labels or prompts go with another number of rows of actions, which are several too.
+    """
     counts = [0]
     if class_labels is not None:
         is_one = isinstance(class_labels, Integral | str) or getattr(class_labels, "ndim", 1) == 0
@@ -171,7 +186,21 @@ def count_asked(class_labels, prompt, prompt_embeds: torch.Tensor | None) -> int
         counts.append(1 if isinstance(prompt, str) else len(prompt))
     if prompt_embeds is not None:
         counts.append(len(prompt_embeds))
-    return max(counts)
+    return largest_count(max(counts), actions)
+
+
+def largest_count(num_conditions: int, actions: torch.Tensor | None) -> int:
+    """The number of labels or prompts, 0 for none, or of rows of encoded actions: the larger of the two.
+
+    Raises:
+        ValueError: if both are several, and not the same number.
+    """
+    num_rows = 0 if actions is None else len(actions)
+    if min(num_conditions, num_rows) > 1 and num_conditions != num_rows:
+        raise ValueError(
+            f"Actions of {num_rows} videos were given, and {num_conditions} labels or prompts: give one, or as many of both."
+        )
+    return max(num_conditions, num_rows)
 
 
 def batch_size_of(
@@ -198,7 +227,8 @@ def batch_size_of(
     num_given, num_asked = max(num_given, 1), max(num_asked, 1)
     if 1 not in (num_given, num_asked) and num_given != num_asked:
         raise ValueError(
-            f"{num_given} videos or images were given, and {num_asked} labels or prompts: give one, or as many of both."
+            f"{num_given} videos or images were given, and {num_asked} labels, prompts or lists of actions: give one, or as many "
+            "of both."
         )
     if num_videos_per_prompt < 1:
         raise ValueError(f"`num_videos_per_prompt` must be at least 1, got {num_videos_per_prompt}.")

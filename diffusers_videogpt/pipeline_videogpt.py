@@ -1,12 +1,11 @@
 """Clip after clip: given frames become history, noise becomes the next clip, which becomes history.
 
-In the order of a call: [`predict_clean`] is the guidance, [`denoise_steps`] the loop over the steps of a clip, and
-[`VideoGPTPipeline.__call__`] the loop over the clips. The first two are plain functions: the modular blocks run them too.
+[`VideoGPTPipeline.__call__`] is the loop over the clips; the loop over the steps of a clip is
+[`~denoising.denoise_steps`].
 
 Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +17,12 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .conditions import ConditionEncoder, class_numbers
+from .actions import Actions
+from .conditions import ConditionEncoder, PreTrainedModel, PreTrainedTokenizerBase, class_numbers
 from .config_values import check_pipeline_config
-from .diffusers_internals import (
-    execution_device,
-    guidance_pass_name,
-    refuse_incomplete_vae,
-    refuse_unread_tensors,
-    reset_block_caches,
-)
+from .denoising import denoise_steps
+from .diffusers_internals import execution_device, refuse_incomplete_vae, refuse_unread_tensors
 from .frame_latents import (
     VideoInput,
     decode_latents,
@@ -40,143 +34,20 @@ from .frame_latents import (
 from .guidance_next_clip import guider_for_call
 from .history import History
 from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
-from .pipeline_inputs import CallInputs, clip_lengths_of, frame_size_of, window_of
+from .pipeline_inputs import CallInputs, clip_lengths_of, frame_size_of, num_steps_of, window_of
 from .pipeline_output import VideoGPTPipelineOutput
 from .rollout import (
     OneCallAtATime,
     Rollout,
-    encode_history,
     make_condition_encoder,
     prepare_noise,
     prepare_rollout,
     usable_attention_kwargs,
 )
 from .saved_models import refuse_what_is_not
-from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, denoised_to_model_output, set_flow_timesteps
+from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
 from .stream import VideoGPTStream
 from .transformer_videogpt import VideoGPTTransformerModel
-
-
-def predict_clean(
-    latents: torch.Tensor,
-    alpha: torch.Tensor,
-    *,
-    history: History,
-    transformer: VideoGPTTransformerModel,
-    guider: BaseGuidance,
-    attention_kwargs: dict[str, Any] | None = None,
-) -> torch.Tensor:
-    """One guided prediction of the clean clip from the noisy one.
-
-    `guider` chooses among three predictions, and combines what it chose: conditioned (after the history, with what is asked
-    for), without history (the clip alone, never padded to the history's length), and led away from (after the history,
-    with the negative conditions). [`~guidance_next_clip.NextClipGuidance`] has the formula.
-
-    Args:
-        latents: noisy clip (B, C, F, h, w).
-        alpha: its share of signal, a scalar in [0, 1).
-        history: frames before it, and conditions; its caches are filled. Without frames, the clip is predicted alone.
-        transformer: the network.
-        guider: of this call, its state set to the step.
-        attention_kwargs: of the transformer.
-
-    Returns:
-        (B, C, F, h, w) in fp32.
-    """
-    has_history = history.num_frames > 0
-    past = history.latents.to(transformer.dtype) if has_history else None
-    cache, negative_cache = (history.kv_cache, history.negative_kv_cache) if has_history else (None, None)
-    inputs = {
-        "conditions": (history.conditions, history.conditions if has_history else None, history.negative_conditions),
-        "past": (past, None, past),
-        "kv_cache": (cache, None, negative_cache),
-    }
-
-    def predict(name: str, latents: torch.Tensor, **model_inputs) -> torch.Tensor:
-        model_inputs |= {"attention_kwargs": attention_kwargs, "return_dict": False}
-        with transformer.cache_context(name):
-            return transformer(latents.to(transformer.dtype), alpha, **model_inputs)[0].float()
-
-    passes = guider.prepare_inputs(inputs)
-    # A guider of diffusers may ask for the pass with negative conditions in a call that has none: then one pass is all.
-    if any(one.conditions is None for one in passes):
-        passes = passes[:1]
-    names = [guidance_pass_name(one) for one in passes]
-    # Some guiders change the model between the passes (skip a layer, for example): then they can't share one batch.
-    changes_model = type(guider).prepare_models is not BaseGuidance.prepare_models
-    if names == ["pred_cond", "pred_uncond"] and cache is not None and not history.conditions and not changes_model:
-        # Both passes in one batch, so that the weights are read once. Its second half has no history.
-        both = predict("both", torch.cat([latents, latents]), kv_cache=cache)
-        passes[0].noise_pred, passes[1].noise_pred = both.chunk(2)
-    else:
-        for name, one in zip(names, passes, strict=True):
-            if one.kv_cache is not None:  # it holds the history and the conditions
-                model_inputs = {"kv_cache": one.kv_cache}
-            else:
-                model_inputs = dict(one.conditions)
-                if one.past is not None:
-                    model_inputs["clean_hidden_states"] = one.past
-            guider.prepare_models(transformer)
-            one.noise_pred = predict(name, latents, **model_inputs)
-            guider.cleanup_models(transformer)
-    if len(passes) != guider.num_conditions:
-        return passes[0].noise_pred
-    return guider(passes)[0]
-
-
-@torch.no_grad()
-def denoise_steps(
-    latents: torch.Tensor,
-    history: History,
-    *,
-    timesteps: torch.Tensor,
-    alphas: torch.Tensor,
-    transformer: VideoGPTTransformerModel,
-    scheduler: NextClipFlowMatchScheduler | KarrasDiffusionSchedulers,
-    guider: BaseGuidance,
-    is_interrupted: Callable[[], bool],
-    attention_kwargs: dict[str, Any] | None = None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Noise → the clean latents of one clip, step by step.
-
-    Args:
-        latents: noise (B, C, F, h, w).
-        history: what came before; its caches are brought up to date.
-        timesteps, alphas: (T,), of [`~scheduling_next_clip_flow_match.set_flow_timesteps`], which has set up `scheduler`.
-        transformer, scheduler: of the pipeline.
-        guider: of this call.
-        is_interrupted: asked before each step; `True` ends the clip there.
-        attention_kwargs: of the transformer.
-        generator: of the noise that some schedulers add in a step.
-        on_step_end: called as `on_step_end(timestep, latents)` after each step; returns the latents to go on with.
-
-    Raises:
-        ValueError: if the clip comes out with NaN or infinite values.
-    """
-    encode_history(history, transformer, attention_kwargs=attention_kwargs)
-    if transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
-        reset_block_caches(transformer)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    step_kwargs = {"generator": generator} if takes_generator else {}
-    for step, (timestep, alpha) in enumerate(zip(timesteps, alphas, strict=True)):
-        if is_interrupted():
-            break
-        guider.set_state(step=step, num_inference_steps=len(timesteps), timestep=timestep)
-        denoised = predict_clean(
-            latents, alpha, history=history, transformer=transformer, guider=guider, attention_kwargs=attention_kwargs
-        )
-        model_output = denoised_to_model_output(scheduler, denoised, latents, alpha)
-        latents = scheduler.step(model_output, timestep, latents, **step_kwargs, return_dict=False)[0]
-        if on_step_end is not None:
-            latents = on_step_end(timestep, latents)
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            "The predicted clip has NaN or infinite values. In float16, load the transformer in bfloat16 or float32; "
-            "else look for them in its weights and in the history."
-        )
-    return latents
 
 
 class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
@@ -191,10 +62,10 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         frames_per_clip (`int`, defaults to `16`): frames predicted in parallel, unless the call says otherwise.
         max_context_frames (`int`, defaults to `80`): the most frames of history that the model looks back on.
         longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
+        num_inference_steps (`int`, *optional*): denoising steps a clip, unless the call says otherwise; 50 by default.
         guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call or a `guider` says otherwise. The
-            paper's best with 16 frames a clip; the authors' script uses 1.5 with 24.
-        condition_guidance_scale (`float`, defaults to `4.0`): guidance by class and text, unless the call or a `guider`
-            says otherwise.
+            paper's best with 16 frames a clip; the authors' script uses 1.5 with 24. A distilled model has 1: none.
+        condition_guidance_scale (`float`, defaults to `4.0`): the same by class and text.
         id2label (`dict`, *optional*): number → name of the classes that the model was trained on; as JSON has it, the
             numbers may be strings.
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
@@ -221,6 +92,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         frames_per_clip: int = 16,
         max_context_frames: int = 80,
         longest_side: int = 320,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 3.0,
         condition_guidance_scale: float = 4.0,
         id2label: dict | None = None,
@@ -244,6 +116,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             frames_per_clip=frames_per_clip,
             max_context_frames=max_context_frames,
             longest_side=longest_side,
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             condition_guidance_scale=condition_guidance_scale,
             id2label=id2label,
@@ -261,7 +134,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "VideoGPTPipeline":
-        """Loads as diffusers does, and says so where a folder holds something else.
+        """Loads as diffusers does, and says so where a folder holds something else; also with `low_cpu_mem_usage=False`, where a
+        plain `DiffusionPipeline.from_pretrained` fills what a VAE's file lacks with random numbers, without an error.
 
         Args:
             pretrained_model_name_or_path: a folder, or an id on the Hub.
@@ -455,6 +329,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     def begin_rollout(self, inputs: CallInputs) -> Rollout:
         """Everything before the first clip, the same for a call and a stream. `inputs` are their arguments."""
+        inputs.num_inference_steps = num_steps_of(inputs.num_inference_steps, self.config.num_inference_steps)
         timesteps, _ = set_flow_timesteps(self.scheduler, inputs.num_inference_steps)
         guider = guider_for_call(
             self.guider,
@@ -463,6 +338,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_scale=inputs.guidance_scale,
             condition_guidance_scale=inputs.condition_guidance_scale,
             guidance_interval=inputs.guidance_interval,
+            action_guidance_scale=inputs.action_guidance_scale,
         )
         rollout = prepare_rollout(
             inputs,
@@ -487,10 +363,12 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         num_frames: int,
         *,
         noise: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
         on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The next clip of a `rollout`, (B, C, `num_frames`, h, w): from `noise` if given, else from its generator.
 
+        `actions` led to its frames, (B, F) or (B, F, D) of [`~rollout.Rollout.encode_actions`]; `None` is "no action".
         `on_step_end(timestep, latents)` is called after each step and returns the latents to go on with."""
         latent_size = (rollout.height // self.vae_scale_factor, rollout.width // self.vae_scale_factor)
         generator = rollout.generator
@@ -504,6 +382,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             latents,
             rollout.history,
             num_inference_steps=rollout.num_inference_steps,
+            actions=actions,
             on_step_end=on_step_end,
             generator=generator,
         )
@@ -514,11 +393,12 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         history: History,
         *,
         num_inference_steps: int,
+        actions: torch.Tensor | None = None,
         on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """Noise (B, C, F, h, w) → the clean latents of one clip, by `num_inference_steps` steps of the scheduler: see
-        [`~pipeline_videogpt.denoise_steps`]."""
+        [`~denoising.denoise_steps`]."""
         timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
         return denoise_steps(
             latents,
@@ -529,6 +409,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             scheduler=self.scheduler,
             guider=self._guider,
             is_interrupted=lambda: self._interrupt,
+            actions=actions,
             attention_kwargs=self._attention_kwargs,
             generator=generator,
             on_step_end=on_step_end,
@@ -544,13 +425,16 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        actions: Actions | None = None,
+        history_actions: Actions | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         condition_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        action_guidance_scale: float | None = None,
         frames_per_clip: int | None = None,
         chunk_partition: Sequence[int] | None = None,
         max_context_frames: int | None = None,
@@ -586,20 +470,23 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
                 a video or one for all.
             prompt (`str` or `list[str]`, *optional*): what the video shows, in words; one a video or one for all.
             negative_prompt (`str` or `list[str]`, *optional*): what guidance leads away from; the empty text by default.
-            num_frames (`int`, *optional*): frames to predict; one clip by default.
+            actions (*optional*): what leads to each frame that is predicted, for a model that was trained on actions: numbers
+                of discrete actions, (`num_frames`,) or (B, `num_frames`), or continuous ones, each with D numbers in its
+                place; -1, NaN or `None` is "no action". The frames of a clip are predicted together and see each other's
+                actions; no earlier clip does.
+            history_actions (*optional*): the same of the given frames.
+            num_frames (`int`, *optional*): frames to predict; one clip by default. Where no default is named, it is the pipeline's.
             height, width (`int`, *optional*): size in pixels, divisible by 16. By default that of the history, its longest
                 side scaled down to the pipeline's `longest_side`; without history, `longest_side` squared.
-            num_inference_steps (`int`, defaults to `50`): denoising steps a clip.
-            guidance_scale (`float`, *optional*): history guidance; 1 turns it off and halves the work. The pipeline's own
-                by default.
-            condition_guidance_scale (`float`, *optional*): guidance by class and prompt; 1 turns it off. The pipeline's own
-                by default. How the two go together is said at [`~guidance_next_clip`].
+            num_inference_steps (`int`, *optional*): denoising steps a clip; the pipeline's own by default.
+            guidance_scale (`float`, *optional*): history guidance; 1 turns it off and halves the work.
+            condition_guidance_scale (`float`, *optional*): the same by class and prompt; see [`~guidance_next_clip`].
             guidance_interval (`tuple[float, float]`, *optional*): the steps with history guidance, as shares of all; the others
                 save a pass (Kynkäänniemi et al., arXiv 2404.07724). All steps by default.
+            action_guidance_scale (`float`, *optional*): guidance by the actions; off by default, which is 1.
             frames_per_clip (`int`, *optional*): frames predicted in parallel; the pipeline's own by default.
             chunk_partition (`Sequence[int]`, *optional*): frames in each predicted clip, in place of `frames_per_clip`.
-            max_context_frames (`int`, *optional*): the most frames of history looked back on; the pipeline's own by
-                default. A longer history drops its oldest frames.
+            max_context_frames (`int`, *optional*): the most frames of history looked back on; the oldest are dropped.
             history_retention (`float`, defaults to `1.0`): share of signal in predicted frames when they become history.
             use_kv_cache (`bool`, defaults to `True`): compute the history once a clip, not once a step. Same result. Has no
                 effect where the prompts of a batch differ in length.
@@ -653,6 +540,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_interval=guidance_interval, history_retention=history_retention, rolling_cache=rolling_cache,
             generator=generator, output_type=output_type, attention_kwargs=attention_kwargs,
             use_kv_cache=use_kv_cache, num_videos_per_prompt=num_videos_per_prompt, latents=latents,
+            actions=actions, history_actions=history_actions, action_guidance_scale=action_guidance_scale,
         )  # fmt: skip
 
         with self.one_call:
@@ -675,12 +563,14 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
                 for clip_length in clip_lengths:
                     first = sum(clip.shape[2] for clip in clips)
                     noise = None if latents is None else latents[:, :, first : first + clip_length]
-                    clip = self.predict_clip(rollout, clip_length, noise=noise, on_step_end=on_step_end)
+                    clip_actions = rollout.actions_of(first, clip_length)
+                    given = {"noise": noise, "actions": clip_actions}
+                    clip = self.predict_clip(rollout, clip_length, **given, on_step_end=on_step_end)
                     clips.append(clip)
                     if self.interrupt:
                         break
                     if len(clips) < len(clip_lengths):
-                        rollout.remember(clip)
+                        rollout.remember(clip, clip_actions)
 
             # 3. Decode
             frames = self.decode_latents(torch.cat(clips, dim=2), output_type)
@@ -697,13 +587,15 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        history_actions: Actions | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         condition_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        action_guidance_scale: float | None = None,
         frames_per_clip: int | None = None,
         max_context_frames: int | None = None,
         history_retention: float = 1.0,
@@ -719,8 +611,9 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     ) -> VideoGPTStream:
         """Predicts clip after clip, each handed out as soon as it is there, while the next one is computed.
 
-        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end. Time
-        and memory of a clip do not grow with the length of the video. See [`VideoGPTStream`] for giving it real frames.
+        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end, and that
+        actions are told clip by clip. Time and memory of a clip do not grow with the length of the video. See
+        [`VideoGPTStream`] for giving it actions and real frames.
         """
         is_endless = num_frames is None
         default = self.config.frames_per_clip
@@ -739,6 +632,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_scale=guidance_scale, condition_guidance_scale=condition_guidance_scale,
             guidance_interval=guidance_interval, history_retention=history_retention, rolling_cache=rolling_cache,
             generator=generator, output_type=output_type, attention_kwargs=attention_kwargs,
+            history_actions=history_actions, action_guidance_scale=action_guidance_scale,
         )  # fmt: skip
         self.one_call.begin()
         try:

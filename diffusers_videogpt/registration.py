@@ -1,10 +1,12 @@
-"""Makes diffusers know this package's classes, without importing diffusers, or any of ours, before they are used.
+"""Makes diffusers know this package's classes, and Gymnasium its environments, without importing them, or any of ours, before
+they are used.
 
 diffusers finds a pipeline class by its name on the `diffusers` module, and a part of a pipeline by the library that
 `model_index.json` names. That library is this package: whatever file a class lives in, saved checkpoints read
 `["diffusers_videogpt", "VideoGPTTransformerModel"]`. So each of diffusers' tables gets a row of ours: at once if
 diffusers is there already, else right after Python has run the file of diffusers that holds the table. The tables are those of
-diffusers 0.42.1, the version that `diffusers_internals.py` was checked against.
+diffusers 0.42.1, the version that `diffusers_internals.py` was checked against. Gymnasium has such a table too; since its version 1.0 it
+looks for no entry points of installed packages.
 """
 
 import importlib
@@ -126,6 +128,17 @@ def _in_single_files(module: ModuleType) -> None:
     }
 
 
+def _in_environments(module: ModuleType) -> None:
+    """Gymnasium's table of environments, for `gymnasium.make("diffusers_videogpt:VideoGPT-v0")`."""
+    environment = f"{PACKAGE}.tasks.environment"
+    module.register(
+        "VideoGPT-v0",
+        entry_point=f"{environment}:VideoGPTEnv",
+        vector_entry_point=f"{environment}:VideoGPTVectorEnv",
+    )
+    module.register("SteeredWorld-v0", entry_point=f"{PACKAGE}.tasks.steered_world:SteeredWorld")
+
+
 def _convert_checkpoint() -> ModuleType:
     return importlib.import_module(f"{PACKAGE}.convert_checkpoint")
 
@@ -136,4 +149,5 @@ ROWS = {
     "diffusers.modular_pipelines.modular_pipeline": _in_modular_pipelines,
     "diffusers.pipelines.auto_pipeline": _in_auto_pipelines,
     "diffusers.loaders.single_file_model": _in_single_files,
+    "gymnasium.envs.registration": _in_environments,
 }

@@ -12,10 +12,18 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import BlockState
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .actions import Actions, ActionSpace, space_for
 from .clips import TOKENS_AROUND_PATCHES
-from .conditions import ConditionEncoder, Conditions, class_numbers, condition_lengths, text_width
+from .conditions import (
+    ConditionEncoder,
+    Conditions,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    class_numbers,
+    condition_lengths,
+    text_width,
+)
 from .frame_latents import check_size, count_videos, encode_given
 from .guidance_next_clip import condition_scale
 from .history import History
@@ -45,6 +53,10 @@ class Rollout:
         history_retention: share of signal, in [0, 1], that predicted frames keep in the history.
         generator: of all noise, one or one a video.
         output_type: "pil", "np", "pt" or "latent".
+        actions: of all frames that a call predicts, (B, F) or (B, F, D) of [`~actions.ActionSpace.encode`]; `None` for "no
+            action", and in a stream, which is told them clip by clip.
+        action_space: which actions the model takes; `None` if it takes none.
+        device: where actions go.
     """
 
     history: History
@@ -55,27 +67,110 @@ class Rollout:
     history_retention: float
     generator: torch.Generator | list[torch.Generator] | None
     output_type: str
+    actions: torch.Tensor | None = None
+    action_space: ActionSpace | None = None
+    device: torch.device | None = None
 
-    def remember(self, clip: torch.Tensor) -> None:
+    def remember(self, clip: torch.Tensor, actions: torch.Tensor | None = None) -> None:
         """Makes a predicted clip (B, C, F, h, w) part of the history: see the function [`remember`]."""
-        remember(self.history, clip, retention=self.history_retention, generator=self.generator)
+        how = {"retention": self.history_retention, "generator": self.generator}
+        remember(self.history, clip, actions=actions, **how)
+
+    def actions_of(self, first: int, num_frames: int) -> torch.Tensor | None:
+        """The actions of the predicted frames from `first` on; `None` for "no action"."""
+        return None if self.actions is None else self.actions[:, first : first + num_frames]
+
+    def encode_actions(self, actions: Actions, num_frames: int | None, *, is_held: bool) -> torch.Tensor:
+        """What a user gives for `num_frames` frames of the B videos → (B, F) or (B, F, D): see
+        [`~actions.ActionSpace.encode_frames`].
+
+        Raises:
+            ValueError: if they are none of this model's, or of another number of videos.
+        """
+        if self.action_space is None:
+            raise ValueError("This model was not trained on actions: it cannot be steered.")
+        encoded = self.action_space.encode_frames(actions, num_frames, is_held=is_held, device=self.device)
+        return repeat_actions(encoded, self.batch_size)
 
 
 def remember(
     history: History,
     clip: torch.Tensor,
     *,
+    actions: torch.Tensor | None = None,
     retention: float = 1.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> None:
-    """Makes a predicted clip (B, C, F, h, w) part of the history, as latents: nothing is decoded and encoded again.
+    """Makes a predicted clip (B, C, F, h, w), and the actions that led to its frames, part of the history, as latents:
+    nothing is decoded and encoded again.
 
     With `retention` ρ below 1 it enters as ρ φ + (1 − ρ) ε, the noise that clean clips have in training.
     """
     if retention < 1:
         noise = randn_tensor(clip.shape, generator=generator, device=clip.device, dtype=clip.dtype)
         clip = mix_noise(clip, retention, noise)
-    history.append(clip)
+    history.append(clip, actions)
+
+
+def repeat_actions(actions: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
+    """(b, F) or (b, F, D) → as many for each of b videos as make up B.
+
+    Raises:
+        ValueError: if B is no multiple of b.
+    """
+    if actions is None:
+        return None
+    if batch_size % len(actions):
+        raise ValueError(
+            f"Actions of {len(actions)} videos were given, {batch_size} are predicted: give one, or as many."
+        )
+    return actions.repeat_interleave(batch_size // len(actions), dim=0)
+
+
+def encode_call_actions(
+    asked: CallInputs | BlockState, *, transformer: VideoGPTTransformerModel, num_frames: int | None
+) -> torch.Tensor | None:
+    """The actions that a call gives for the frames it predicts, (b, F) or (b, F, D); `None` if it gives none.
+
+    Args:
+        asked: has the call's `actions`.
+        transformer: which takes them.
+        num_frames: F.
+
+    Raises:
+        ValueError: if they are none of this model's, or not one a frame.
+    """
+    space = space_for(asked.actions, transformer.config)
+    return None if asked.actions is None else space.encode_frames(asked.actions, num_frames)
+
+
+def encode_history_actions(
+    history_actions: Actions | None, given: torch.Tensor | None, *, transformer: VideoGPTTransformerModel, window: int
+) -> torch.Tensor | None:
+    """The actions that a call gives for its given frames, (b, F) or (b, F, D), as many as are looked back on.
+
+    Args:
+        history_actions: argument of the call.
+        given: the latents of these frames (b, C, F, h, w).
+        transformer: which takes them.
+        window: the most frames that are looked back on; where as many were given, there may have been more.
+
+    Raises:
+        ValueError: if they are none of this model's, or not one a frame.
+    """
+    space = space_for(history_actions, transformer.config, "history_actions")
+    if history_actions is None:
+        return None
+    if given is None:
+        raise ValueError("`history_actions` are of given frames: pass `video`, `image` or `video_latents` with them.")
+    num_frames, name = given.shape[2], "history_actions"
+    encoded = space.encode_frames(history_actions, None, name=name, device=given.device)
+    is_cut = num_frames == window and encoded.shape[1] > window
+    return (
+        encoded[:, -window:]
+        if is_cut
+        else space.encode_frames(history_actions, num_frames, name=name, device=given.device)
+    )
 
 
 @torch.no_grad()
@@ -94,6 +189,7 @@ def encode_history(
         with transformer.cache_context(name), torch.compiler.set_stance("force_eager"):
             transformer(
                 clean_hidden_states=history.latents[:, :, kv_cache.num_frames :].to(transformer.dtype),
+                clean_actions=None if history.actions is None else history.actions[:, kv_cache.num_frames :],
                 kv_cache=kv_cache,
                 attention_kwargs=attention_kwargs,
                 **({} if kv_cache.num_tokens else conditions),
@@ -203,6 +299,7 @@ def prepare_history(
     negative_conditions: Conditions | None = None,
     use_kv_cache: bool = True,
     rolling_cache: bool = False,
+    history_actions: torch.Tensor | None = None,
 ) -> History:
     """The history before the first clip, with room in its caches for all that they will ever hold.
 
@@ -218,6 +315,7 @@ def prepare_history(
         conditions, negative_conditions: of [`~conditions.ConditionEncoder.encode_conditions`], if anything is asked for.
         use_kv_cache: whether to keep keys and values.
         rolling_cache: see [`History`].
+        history_actions: that led to the frames of `given`, of [`encode_history_actions`].
     """
 
     def repeat(values: torch.Tensor) -> torch.Tensor:
@@ -246,7 +344,7 @@ def prepare_history(
     history.kv_cache = make_cache(history.conditions)
     history.negative_kv_cache = make_cache(history.negative_conditions)
     if given is not None:
-        history.append(repeat(given))
+        history.append(repeat(given), repeat_actions(history_actions, batch_size))
     return history
 
 
@@ -306,10 +404,11 @@ def prepare_rollout(
         history_retention=inputs.history_retention,
     )
     window = window_of(inputs.max_context_frames, max_context_frames)
+    actions = encode_call_actions(inputs, transformer=transformer, num_frames=inputs.num_frames)
     num_given = count_videos(inputs.video, inputs.image)
     batch_size = batch_size_of(
         num_given if inputs.video_latents is None else len(inputs.video_latents),
-        count_asked(inputs.class_labels, inputs.prompt, inputs.prompt_embeds),
+        count_asked(inputs.class_labels, inputs.prompt, inputs.prompt_embeds, actions),
         num_videos_per_prompt=inputs.num_videos_per_prompt,
         latents=inputs.latents,
         generator=inputs.generator,
@@ -337,6 +436,7 @@ def prepare_rollout(
     sized = given if inputs.latents is None else inputs.latents
     height, width = frame_size_of(sized, height=inputs.height, width=inputs.width, **sizes)
     frame_size_of(given, height=height, width=width, **sizes)  # noise and history are of one size
+    history_actions = encode_history_actions(inputs.history_actions, given, transformer=transformer, window=window)
     history = prepare_history(
         given,
         transformer=transformer,
@@ -350,6 +450,7 @@ def prepare_rollout(
         negative_conditions=negative_conditions,
         use_kv_cache=inputs.use_kv_cache,
         rolling_cache=inputs.rolling_cache,
+        history_actions=history_actions,
     )
     return Rollout(
         history=history,
@@ -360,4 +461,7 @@ def prepare_rollout(
         history_retention=inputs.history_retention,
         generator=inputs.generator,
         output_type=inputs.output_type,
+        actions=repeat_actions(None if actions is None else actions.to(device), batch_size),
+        action_space=ActionSpace.of(transformer.config),
+        device=device,
     )

@@ -25,7 +25,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,8 +33,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 
 
+Solver = Literal["euler", "multistep", "consistency"]
+SOLVERS = get_args(Solver)
 MAX_TRAIN_TIMESTEPS = 10**6  # a bound, because so many numbers are in memory until timesteps are set
 
 # Made for flow matching and nothing else: they take the velocity, without an option that says so.
@@ -137,6 +140,10 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
       for the same one model call a step; the first step is an Euler step. It extrapolates v in α, which is finite from
       end to end. DPM-Solver++(2M) extrapolates x̂ in ln(α / σ), is of first order in the two steps next to pure noise
       and in the last one, and has the larger error for it (tested).
+    - `solver="consistency"`: for a model that was distilled to name the end of the path from anywhere on it (Song et al.,
+      arXiv 2303.01469; `training_scripts/train_distillation.py`). z_{i+1} = α_{i+1} x̂_i + (1 − α_{i+1}) ε′, the predicted
+      clip under fresh noise ε′ from the caller's generator: one or two steps are enough. It is what
+      `FlowMatchLCMScheduler` does, draw for draw: ε′ is drawn in the last step too, where its share is 0.
 
     `step` takes the clean-sample prediction x̂. The config says so (`prediction_type="sample"`) and carries, besides
     `shift`, the names under which diffusers' multistep solvers read the same facts (`use_flow_sigmas`, `flow_shift`), so
@@ -147,7 +154,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: what timestep pure noise has; a unit only, the model never sees it.
         shift: s > 0; above 1 spends more steps on noisy times. 1 is no shift.
-        solver: `"euler"` or `"multistep"`.
+        solver: `"euler"`, `"multistep"` or, for a distilled model, `"consistency"`.
 
     Raises:
         ValueError: if `shift` is not positive or `solver` is unknown.
@@ -157,7 +164,12 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         scheduler = NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver="multistep", shift=3.0)
     """
 
-    _compatibles = ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"]
+    _compatibles = [
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "UniPCMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+    ]
     order = 1  # model calls a step, as diffusers' progress bars count them; not the order of the solver
 
     @register_to_config
@@ -165,12 +177,12 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_train_timesteps: int = 1000,
         shift: float = 1.0,
-        solver: Literal["euler", "multistep"] = "euler",
+        solver: Solver = "euler",
     ):
         if not isinstance(shift, Real) or not 0 < shift < math.inf:
             raise ValueError(f"`shift` is {shift!r}, but must be a positive number; 1.0 leaves the times as they are.")
-        if solver not in ("euler", "multistep"):
-            raise ValueError(f"`solver` is {solver!r}, but must be 'euler' or 'multistep'.")
+        if solver not in SOLVERS:
+            raise ValueError(f"`solver` is {solver!r}, but must be 'euler', 'multistep' or 'consistency'.")
         if not isinstance(num_train_timesteps, Integral) or not 1 <= num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
             raise ValueError(
                 f"`num_train_timesteps` is {num_train_timesteps!r}, but must be a whole number in 1..{MAX_TRAIN_TIMESTEPS}."
@@ -348,6 +360,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         timestep: float | torch.Tensor,
         sample: torch.Tensor,
         return_dict: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> NextClipFlowMatchSchedulerOutput | tuple[torch.Tensor]:
         """One step towards the clean clip (formulas above), in fp32 or better.
 
@@ -357,6 +370,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 not at all after `set_begin_index`: steps go in order.
             sample: z_i, of the same shape.
             return_dict: `False` returns a tuple.
+            generator: of the noise of `solver="consistency"`, one or one a sample; the other solvers draw none.
 
         Returns:
             `NextClipFlowMatchSchedulerOutput` with z_{i+1} in the dtype of `model_output`.
@@ -383,14 +397,19 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         dtype = torch.promote_types(sample.dtype, torch.float32)
         alpha, next_alpha = self.alphas[i], self.alphas[i + 1]
-        velocity = (model_output.to(dtype) - sample.to(dtype)) / (1 - alpha)
-        direction = velocity
-        if self.config.solver == "multistep":
-            if self._previous_velocity is not None:
-                ratio = (next_alpha - alpha) / (alpha - self.alphas[i - 1])
-                direction = velocity + 0.5 * ratio * (velocity - self._previous_velocity)
-            self._previous_velocity = velocity
-        prev_sample = (sample.to(dtype) + (next_alpha - alpha) * direction).to(model_output.dtype)
+        if self.config.solver == "consistency":
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+            prev_sample = next_alpha * model_output.to(dtype) + (1 - next_alpha) * noise
+        else:
+            velocity = (model_output.to(dtype) - sample.to(dtype)) / (1 - alpha)
+            direction = velocity
+            if self.config.solver == "multistep":
+                if self._previous_velocity is not None:
+                    ratio = (next_alpha - alpha) / (alpha - self.alphas[i - 1])
+                    direction = velocity + 0.5 * ratio * (velocity - self._previous_velocity)
+                self._previous_velocity = velocity
+            prev_sample = sample.to(dtype) + (next_alpha - alpha) * direction
+        prev_sample = prev_sample.to(model_output.dtype)
         self._step_index += 1
 
         if not return_dict:

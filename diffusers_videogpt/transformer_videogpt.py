@@ -33,7 +33,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.utils import apply_lora_scale
 
+from .actions import add_actions, check_encoded, make_action_embed
 from .attention_videogpt import (
+    PHI3_LONG_FACTOR,
     AttentionMask,
     VideoGPTAttention,
     VideoGPTRotaryPosEmbed,
@@ -59,21 +61,6 @@ from .diffusers_internals import (
     WholeWeightsMixin,
 )
 from .kv_cache import VideoGPTKVCache, VideoGPTLayerCache
-
-
-# Phi-3-mini-128k's published long factors. The reference always rotates by these, however short the video.
-PHI3_LONG_FACTOR = (
-    (1.0299999713897705, 1.0499999523162842, 1.0499999523162842, 1.0799999237060547, 1.2299998998641968)
-    + (1.2299998998641968, 1.2999999523162842, 1.4499999284744263, 1.5999999046325684, 1.6499998569488525)
-    + (1.8999998569488525, 2.859999895095825, 3.68999981880188, 5.419999599456787, 5.489999771118164)
-    + (5.489999771118164, 9.09000015258789, 11.579999923706055, 15.65999984741211, 15.769999504089355)
-    + (15.789999961853027, 18.360000610351562, 21.989999771118164, 23.079999923706055, 30.009998321533203)
-    + (32.35000228881836, 32.590003967285156, 35.56000518798828, 39.95000457763672, 53.840003967285156)
-    + (56.20000457763672, 57.95000457763672, 59.29000473022461, 59.77000427246094, 59.920005798339844)
-    + (61.190006256103516, 61.96000671386719, 62.50000762939453, 63.3700065612793, 63.48000717163086)
-    + (63.48000717163086, 63.66000747680664, 63.850006103515625, 64.08000946044922, 64.760009765625)
-    + (64.80001068115234, 64.81001281738281, 64.81001281738281)
-)
 
 
 # The caches of `enable_cache` that know by `cache_context` which of the passes of guidance they skip blocks of.
@@ -166,11 +153,6 @@ for _block in (VideoGPTTransformerBlock, VideoGPTLastTransformerBlock):
     )
 
 
-def _has_one_clip(layout: ClipLayout) -> bool:
-    # While a graph is traced, the values are not known.
-    return torch.compiler.is_compiling() or bool((layout.clip == layout.clip[:, :1]).all())
-
-
 class VideoGPTTransformerModel(
     WholeWeightsMixin,
     ParallelOnCPUMixin,
@@ -203,12 +185,16 @@ class VideoGPTTransformerModel(
         num_classes (`int`, *optional*): size of the class label table; the row after the last label stands for "no
             label" (dropped in training, unconditional in guidance). No table if `None`.
         text_embed_dim (`int`, *optional*): width of the text encoder's states. No text projection if `None`.
+        num_actions (`int`, *optional*): discrete actions that lead from frame to frame, or
+        action_dim (`int`, *optional*): numbers of a continuous one; see [`~actions`]. No actions if both are `None`.
+        action_mean, action_std (`tuple[float]`, *optional*): of each of the `action_dim` numbers in training. The network
+            takes normalised actions; [`~actions.ActionSpace`] makes them so.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["VideoGPTTransformerBlock", "VideoGPTLastTransformerBlock"]
     _repeated_blocks = ["VideoGPTTransformerBlock", "VideoGPTLastTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "hint_embed", "time", "norm", "class_embed", "text_projection"]
+    _skip_layerwise_casting_patterns = ["embed", "time", "norm", "text_projection"]
     # Hooks that move arguments between devices leave the cache alone: it lives where the blocks wrote it.
     _skip_keys = ["kv_cache"]
     # Tokens and positions come in the order of `TokenShares`, of which every process takes its row; the output layer's patches
@@ -249,6 +235,10 @@ class VideoGPTTransformerModel(
         original_max_position_embeddings: int = 4096,
         num_classes: int | None = None,
         text_embed_dim: int | None = None,
+        num_actions: int | None = None,
+        action_dim: int | None = None,
+        action_mean: tuple[float, ...] | None = None,
+        action_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
         check_network_config(self.config)
@@ -270,6 +260,7 @@ class VideoGPTTransformerModel(
         # 3. Conditions
         self.class_embed = nn.Embedding(num_classes + 1, dim) if num_classes is not None else None
         self.text_projection = PixArtAlphaTextProjection(text_embed_dim, dim) if text_embed_dim is not None else None
+        self.action_embed = make_action_embed(num_actions, action_dim, dim)
 
         # 4. Decoder
         self.rope = VideoGPTRotaryPosEmbed(
@@ -294,13 +285,13 @@ class VideoGPTTransformerModel(
         """Initialises for training from nothing, as the reference does.
 
         Xavier-uniform linears and patch embeddings with zero biases, N(0, 0.02) for hints, conditions and the timestep
-        MLPs, zeros for the output layer.
+        MLPs, zeros for the output layer and for actions.
 
         Args:
             generator: what the numbers are drawn from; default: torch's own.
         """
         for name, module in self.named_modules():
-            if name.startswith(("norm_out.", "proj_out")) and isinstance(module, nn.Linear):
+            if name.startswith(("norm_out.linear", "proj_out", "action_embed")):
                 nn.init.zeros_(module.weight)
             elif isinstance(module, nn.Embedding) or (
                 name.startswith(("time_token_embed.", "time_embed.")) and isinstance(module, nn.Linear)
@@ -336,18 +327,18 @@ class VideoGPTTransformerModel(
             enable_context_parallel(self, config)
 
     def enable_cache(self, config: FirstBlockCacheConfig | MagCacheConfig | TaylorSeerCacheConfig) -> None:
-        """Skips blocks at some denoising steps, by one of diffusers' caches that keep the passes of guidance apart.
+        """Skips blocks at some denoising steps.
+
+        Args:
+            config: of one of diffusers' caches that keep the passes of guidance apart.
 
         Raises:
-            ValueError: for FasterCache and Pyramid Attention Broadcast, which would mix the passes with history and without,
-                and for caches that need what this model's passes do not have (SeaCache, TextKVCache); and in context
-                parallelism.
+            ValueError: for caches that would mix the passes with history and without (FasterCache, Pyramid Attention Broadcast)
+                or need what the passes do not have (SeaCache, TextKVCache); and in context parallelism.
         """
         if self._context_parallel_config is not None:
-            raise ValueError(
-                f"{type(config).__name__} would keep tokens of whole sequences, and in context parallelism each process has a share "
-                "of them: load the model again for a cache, without `enable_parallelism`."
-            )
+            what = f"{type(config).__name__} would keep tokens of whole sequences, of which each process has a share"
+            raise ValueError(f"{what}: load the model again for a cache, without `enable_parallelism`.")
         if not isinstance(config, BLOCK_CACHES):
             raise ValueError(
                 f"{type(config).__name__} would mix the passes with history and without, or needs what they do not have. "
@@ -404,6 +395,8 @@ class VideoGPTTransformerModel(
         kv_cache: VideoGPTKVCache | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        actions: torch.Tensor | None = None,
+        clean_actions: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor | None]:
         """Predicts the clean latents of the noisy frames.
 
@@ -428,6 +421,8 @@ class VideoGPTTransformerModel(
             kv_cache (`VideoGPTKVCache`, *optional*): keys and values of conditions and history.
             attention_kwargs (`dict`, *optional*): `scale` multiplies the LoRA layers' output.
             return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
+            actions, clean_actions (`torch.Tensor` of shape (B, F) or (B, F, `action_dim`), *optional*): what led to each
+                noisy and to each clean frame, of [`~actions.ActionSpace.encode`]; `None` is "no action" everywhere.
 
         Returns:
             `sample` of shape (B, C, F, H, W), `None` where only a cache was filled. Padded pixels are not meaningful.
@@ -436,6 +431,8 @@ class VideoGPTTransformerModel(
             ValueError: if latents, layout and conditions do not belong together.
         """
         self._check_inputs(hidden_states, timestep, clean_hidden_states, kv_cache)
+        check_encoded("actions", actions, hidden_states, self.config)
+        check_encoded("clean_actions", clean_actions, clean_hidden_states, self.config)
         conditions = self._embed_conditions(class_labels, encoder_hidden_states)
         if conditions is not None and kv_cache is not None and (hidden_states is not None or kv_cache.num_tokens):
             raise ValueError(
@@ -446,25 +443,28 @@ class VideoGPTTransformerModel(
             clip_layout, conditions = self._default_layout(
                 hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
             )
-        elif kv_cache is not None and hidden_states is not None and not _has_one_clip(clip_layout):
+        elif kv_cache is not None and hidden_states is not None and not clip_layout.has_one_clip:
             raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
         self._check_layout(clip_layout, hidden_states, clean_hidden_states, conditions)
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
         if hidden_states is None:
-            sample = self._encode_history(clean_hidden_states, conditions, clip_layout, kv_cache)
+            sample = self._encode_history(clean_hidden_states, clean_actions, conditions, clip_layout, kv_cache)
         elif kv_cache is not None or is_clip_alone:
-            sample = self._denoise_clip(hidden_states, timestep, clip_layout, kv_cache)
+            sample = self._denoise_clip(hidden_states, timestep, actions, clip_layout, kv_cache)
         else:
-            sample = self._denoise_under_mask(hidden_states, timestep, clean_hidden_states, conditions, clip_layout)
+            inputs = (hidden_states, timestep, actions, clean_hidden_states, clean_actions)
+            sample = self._denoise_under_mask(*inputs, conditions, clip_layout)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _denoise_under_mask(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
+        actions: torch.Tensor | None,
         clean_hidden_states: torch.Tensor | None,
+        clean_actions: torch.Tensor | None,
         conditions: torch.Tensor | None,
         clip_layout: ClipLayout,
     ) -> torch.Tensor:
@@ -472,9 +472,9 @@ class VideoGPTTransformerModel(
         pos_embed = self._padded_pos_embed(clip_layout)
         tokens = [] if conditions is None else [conditions]
         if clean_hidden_states is not None:
-            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed)
+            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, clean_actions)
         time_proj = self._embed_timestep(timestep, hidden_states)
-        tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
+        tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed, actions))
         mask, output_mask = self._attention_masks(clip_layout)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
@@ -490,13 +490,15 @@ class VideoGPTTransformerModel(
     def _encode_history(
         self,
         clean_hidden_states: torch.Tensor,
+        clean_actions: torch.Tensor | None,
         conditions: torch.Tensor | None,
         clip_layout: ClipLayout,
         kv_cache: VideoGPTKVCache,
     ) -> None:
         """Clean frames, behind the conditions, into a cache: every layer appends their keys and values."""
         tokens = [] if conditions is None else [conditions]
-        tokens += self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout))
+        pos_embed = self._padded_pos_embed(clip_layout)
+        tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, clean_actions)
         tokens = self._join(tokens)
         mask, _ = self._attention_masks(clip_layout, num_cached=kv_cache.num_tokens)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
@@ -513,13 +515,14 @@ class VideoGPTTransformerModel(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
+        actions: torch.Tensor | None,
         clip_layout: ClipLayout,
         kv_cache: VideoGPTKVCache | None,
     ) -> torch.Tensor:
         """One noisy clip after the history that a cache holds; without a cache, the clip alone."""
         time_proj = self._embed_timestep(timestep, hidden_states)
         pos_embed = self._padded_pos_embed(clip_layout)
-        tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed))
+        tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed, actions))
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
         layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
         num_frames, num_patches = hidden_states.shape[2], clip_layout.num_outputs
@@ -616,13 +619,7 @@ class VideoGPTTransformerModel(
         latents = clean_hidden_states if hidden_states is None else hidden_states
         num_conditions = 0 if conditions is None else conditions.shape[1]
         num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
-        described = (layout.num_condition_tokens, layout.num_clean_frames, layout.num_noisy_frames, layout.padded_grid)
-        passed = (num_conditions, num_clean, num_noisy, self._patch_grid(latents))
-        if described != passed or layout.batch_size not in (1, latents.shape[0]):
-            raise ValueError(
-                "`clip_layout` describes other inputs: (condition tokens, clean frames, noisy frames, patch grid) are "
-                f"{described} for {layout.batch_size} samples in it, {passed} for {latents.shape[0]} in what was passed."
-            )
+        layout.check_inputs((num_conditions, num_clean, num_noisy, self._patch_grid(latents)), latents.shape[0])
 
     def _default_layout(
         self, hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
@@ -665,22 +662,26 @@ class VideoGPTTransformerModel(
             conditions.append(self.text_projection(encoder_hidden_states))
         return torch.cat(conditions, dim=1) if conditions else None
 
-    def _embed_clean_frames(self, latents: torch.Tensor, pos_embed: torch.Tensor) -> list[torch.Tensor]:
-        """By rank: begin tokens (B, F, D), patches (B, F P, D), end tokens (B, F, D)."""
+    def _embed_clean_frames(
+        self, latents: torch.Tensor, pos_embed: torch.Tensor, actions: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """By rank: begin tokens with the actions (B, F, D), patches (B, F P, D), end tokens (B, F, D)."""
         begin, end = self.hint_embed(torch.arange(2, device=latents.device))
         patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed.to(begin.dtype))
         frame_shape = (latents.shape[0], latents.shape[2], -1)
-        return [begin.expand(frame_shape), patches, end.expand(frame_shape)]
+        begin = add_actions(begin.expand(frame_shape), actions, self.action_embed)
+        return [begin, patches, end.expand(frame_shape)]
 
     def _embed_noisy_frames(
-        self, latents: torch.Tensor, time_proj: torch.Tensor, pos_embed: torch.Tensor
+        self, latents: torch.Tensor, time_proj: torch.Tensor, pos_embed: torch.Tensor, actions: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """By rank: hint tokens (B, F, D), time tokens (B, F, D), patches (B, F P, D)."""
+        """By rank: hint tokens with the actions (B, F, D), time tokens (B, F, D), patches (B, F P, D)."""
         hint = self.hint_embed(torch.arange(2, 3, device=latents.device))
         patches = self._embed_patches(self.noisy_patch_embed, latents, pos_embed.to(hint.dtype))
         frame_shape = (latents.shape[0], latents.shape[2])
         time_tokens = self.time_token_embed(time_proj.to(hint.dtype)).unflatten(0, frame_shape)
-        return [hint.expand(*frame_shape, -1), time_tokens, patches]
+        hint = add_actions(hint.expand(*frame_shape, -1), actions, self.action_embed)
+        return [hint, time_tokens, patches]
 
     def _embed_timestep(self, timestep: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Sinusoids (B F, 256) of the frames' α."""

@@ -68,3 +68,13 @@ def make_tiny_pipe(make_tiny_transformer):
         return pipe
 
     return make
+
+
+@pytest.fixture
+def steered_pipe(make_tiny_pipe, make_tiny_transformer) -> VideoGPTPipeline:
+    """That pipeline with a random transformer of five actions, which do something."""
+    pipe = make_tiny_pipe()
+    transformer = make_tiny_transformer(num_actions=5)
+    torch.nn.init.normal_(transformer.action_embed.weight[1:], std=2.0, generator=torch.Generator().manual_seed(9))
+    pipe.register_modules(transformer=transformer)
+    return pipe

@@ -146,7 +146,15 @@ def with_lora(model: VideoGPTTransformerModel) -> None:
             torch.nn.init.normal_(parameter, std=0.1, generator=seeded(index))
 
 
+def with_actions(model: VideoGPTTransformerModel) -> None:
+    """Zero in a new model."""
+    for parameter in model.action_embed.parameters():
+        torch.nn.init.normal_(parameter, generator=seeded(6))
+
+
 CONDITIONS = {"num_classes": 5, "text_embed_dim": 6}
+ACTIONS = {"num_actions": 3}, torch.tensor([[0, 1, 2, 3, 1], [3, 3, 0, 1, 2]])
+CONTINUOUS = {"action_dim": 2}, torch.randn(2, 5, 2, generator=seeded(7))
 
 # name: (configuration of the model, what is done to it, the loss, the least number of tokens for a sparse mask)
 TRAINING_CASES = {
@@ -159,6 +167,8 @@ TRAINING_CASES = {
     "checkpointing": ({}, lambda model: model.enable_gradient_checkpointing(), training_loss(SAME_CLIPS), None),
     "fused": ({}, lambda model: model.fuse_qkv_projections(), training_loss(SAME_CLIPS), None),
     "lora": ({}, with_lora, training_loss(OWN_CLIPS), None),
+    "actions": (ACTIONS[0], with_actions, training_loss(OWN_CLIPS, actions=ACTIONS[1]), None),
+    "continuous actions": (CONTINUOUS[0], with_actions, training_loss(SAME_CLIPS, actions=CONTINUOUS[1]), 0),
 }
 
 

@@ -17,7 +17,10 @@ from run_scripts import SCRIPTS
 
 import diffusers_videogpt
 from diffusers_videogpt import modular_pipeline_videogpt
+from diffusers_videogpt.actions import ActionSpace
 from diffusers_videogpt.commands import main as cli
+from diffusers_videogpt.data.sampling import Sampling, Window
+from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.training.arguments import SettingsParser
 from diffusers_videogpt.video_io import read_video
 
@@ -271,6 +274,28 @@ def test_the_first_example_runs(tmp_path, monkeypatch):
     assert len(read_video(tmp_path / "next.mp4").frames) == 16
     assert f"# {names['given'].shape} uint8" in README and names["given"].dtype == np.uint8
     assert [frame.size for frame in names["frames"]] == [(64, 64)] * 16
+
+
+def test_the_example_of_recording_runs(tmp_path, monkeypatch):
+    """What it writes is what training reads."""
+
+    class Env:
+        def reset(self, seed):
+            self.shade = seed
+            return np.full((32, 32, 3), 128, dtype=np.uint8)
+
+        def step(self, action):
+            return np.full((32, 32, 3), 40 * int(action), dtype=np.uint8)
+
+    (code,) = (x for x in blocks(SCRIPTS / "README.md", "python") if "np.save" in x)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("range(100)", "range(2)"), "an example", "exec"), {"env": Env()})
+    sampling = Sampling(max_num_frames=8, longest_side=32)
+    table = VideoTable.from_folder("recorded", sampling, actions=ActionSpace(num_actions=5))
+    assert [len(record.actions) for record in table] == [48, 48] and table[0].actions[0] == -1
+    frames = table.read(0, Window(1, 1, 8)).mean(axis=(1, 2, 3))  # each frame is as bright as its action says
+    np.testing.assert_allclose(frames, 40 * table.read_actions(0, Window(1, 1, 8)), atol=6)
 
 
 def test_the_example_of_a_block_of_ones_own_runs():

@@ -20,6 +20,7 @@ PACKAGE = Path(diffusers_videogpt.__file__).parent
 # From the ground up. What stands here is a file at the top of the package, or a folder with all that is in it.
 FLOORS = {
     "ground": {
+        "actions",
         "arguments",
         "clips",
         "conditions",
@@ -43,6 +44,7 @@ FLOORS = {
     "core": {
         "attention_videogpt",
         "convert_checkpoint",
+        "denoising",
         "frame_latents",
         "guidance_next_clip",
         "history",

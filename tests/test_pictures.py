@@ -163,12 +163,13 @@ def test_stills_have_no_rate(tmp_path):
     assert video.fps is None and len(video.frames) == 1
 
 
-def test_hdr_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize("transfer, kind", [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_said(tmp_path, monkeypatch, transfer, kind):
     path = tmp_path / "hdr.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
-        stream.codec_context.color_trc = 16
+        stream.codec_context.color_trc = transfer
         frame = av.VideoFrame(64, 48, "yuv420p10le")
         frame.pts, frame.time_base = 0, Fraction(1, 10)
         container.mux(stream.encode(frame))
@@ -177,7 +178,7 @@ def test_hdr_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger("diffusers_videogpt.video_io"), "warning", said.append)
     read_video(path)
     read_video(path)
-    assert len(said) == 1 and "hdr.mkv: an HDR video in PQ" in said[0] and "ffmpeg -i HDR -vf zscale" in said[0]
+    assert len(said) == 1 and f"hdr.mkv: an HDR video in {kind}" in said[0] and "ffmpeg -i HDR -vf zscale" in said[0]
 
 
 def rename(path, old, new):

@@ -10,10 +10,12 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
 
 from diffusers_videogpt.scheduling_next_clip_flow_match import (
+    SOLVERS,
     NextClipFlowMatchScheduler,
     NextClipFlowMatchSchedulerOutput,
     denoised_to_model_output,
@@ -184,20 +186,21 @@ def test_multistep_starting_inside_the_schedule_takes_an_euler_step_first():
     torch.testing.assert_close(out["euler"], 0.5 * noise + 0.5 * denoised)
 
 
-@pytest.mark.parametrize("solver", ["euler", "multistep"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_half_precision_steps_in_fp32(solver):
     noise, denoised = noise_like(2, 3, 5, 4, 4).bfloat16()
     full, half = NextClipFlowMatchScheduler(solver=solver), NextClipFlowMatchScheduler(solver=solver)
     full.set_timesteps(4)
     half.set_timesteps(4)
     for timestep in full.timesteps[:2]:
-        expected = full.step(denoised.float(), timestep, noise.float()).prev_sample
-        actual = half.step(denoised, timestep, noise).prev_sample
+        generators = (torch.Generator().manual_seed(1) for _ in range(2))
+        expected = full.step(denoised.float(), timestep, noise.float(), generator=next(generators)).prev_sample
+        actual = half.step(denoised, timestep, noise, generator=next(generators)).prev_sample
         assert actual.dtype == torch.bfloat16
         assert torch.equal(actual, expected.bfloat16())
 
 
-@pytest.mark.parametrize("solver", ["euler", "multistep"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_step_gives_the_dtype_of_the_models_output(solver):
     scheduler = NextClipFlowMatchScheduler(solver=solver)
     scheduler.set_timesteps(2)
@@ -205,7 +208,7 @@ def test_step_gives_the_dtype_of_the_models_output(solver):
     assert step.prev_sample.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("solver", ["euler", "multistep"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_loop_never_waits_for_the_device(solver):
     # A meta tensor has no values: reading one on the host, which on a GPU would stall the loop, raises.
     scheduler = NextClipFlowMatchScheduler(solver=solver)
@@ -215,6 +218,53 @@ def test_loop_never_waits_for_the_device(solver):
     for timestep in timesteps:
         latents = scheduler.step(latents, timestep, latents).prev_sample
     assert latents.device.type == "meta" and scheduler.step_index == 4
+
+
+# --- the steps of a distilled model
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_consistency_step_is_its_formula(shift):
+    scheduler = NextClipFlowMatchScheduler(solver="consistency", shift=shift)
+    latents, *predictions = noise_like(5, 2, 4, 3, 4, 4)
+    scheduler.set_timesteps(4)
+    generator, twin = (torch.Generator().manual_seed(3) for _ in range(2))
+    times = torch.arange(1, 5) / 4
+    for timestep, predicted, time in zip(scheduler.timesteps, predictions, times, strict=True):
+        latents = scheduler.step(predicted, timestep, latents, generator=generator).prev_sample
+        alpha = time / (time + shift - shift * time)
+        fresh = torch.randn(predicted.shape, generator=twin)
+        torch.testing.assert_close(latents, alpha * predicted + (1 - alpha) * fresh)
+    assert torch.equal(latents, predictions[-1])  # at the end of the path there is no noise
+
+
+def test_consistency_noise_of_a_sample_follows_its_own_generator():
+    scheduler = NextClipFlowMatchScheduler(solver="consistency")
+    sample, predicted = noise_like(2, 3, 4, 2, 4, 4)
+    generators = lambda: [torch.Generator().manual_seed(seed) for seed in (7, 8, 9)]  # noqa: E731
+    scheduler.set_timesteps(2)
+    together = scheduler.step(predicted, scheduler.timesteps[0], sample, generator=generators()).prev_sample
+    scheduler.set_timesteps(2)
+    alone = scheduler.step(predicted[1:2], scheduler.timesteps[0], sample[1:2], generator=generators()[1]).prev_sample
+    assert torch.equal(together[1:2], alone)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 4])
+def test_consistency_steps_are_those_of_diffusers_lcm_scheduler(num_inference_steps, shift):
+    """Draw for draw: the generator stands where it stands with the other one, also for the next clip."""
+    ours = NextClipFlowMatchScheduler(solver="consistency", shift=shift)
+    theirs = FlowMatchLCMScheduler.from_config(ours.config)
+    ends, draws = [], []
+    for scheduler in (ours, theirs):
+        latents, generator = noise_like(2, 4, 3, 4, 6), torch.Generator().manual_seed(3)
+        for timestep, alpha in zip(*set_flow_timesteps(scheduler, num_inference_steps), strict=True):
+            output = denoised_to_model_output(scheduler, perfect_model(latents, alpha), latents, alpha)
+            latents = scheduler.step(output, timestep, latents, generator=generator, return_dict=False)[0]
+        ends.append(latents)
+        draws.append(torch.randn(3, generator=generator))
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+    assert torch.equal(*draws)
 
 
 # --- diffusers' schedulers in our loop
@@ -384,6 +434,7 @@ def test_compatible_schedulers_keep_the_config(config, monkeypatch):
     assert {c.__name__ for c in scheduler.compatibles} == {
         "NextClipFlowMatchScheduler",
         "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchLCMScheduler",
         "UniPCMultistepScheduler",
         "DPMSolverMultistepScheduler",
     }

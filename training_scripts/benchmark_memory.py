@@ -6,7 +6,9 @@ Weights, gradients, optimizer state and average are counted from the parameters;
 forward pass on tensors that have a shape and a dtype but no data, under bf16 autocast, and adding up every tensor that is
 kept for the backward pass, once each. What an allocator wastes, the working memory of single kernels, and the VAE come on
 top. A LoRA's frozen base is counted in bf16, or in NF4: half a byte a weight and a float32 a block of 64, for every linear
-layer (a layer's weights in bf16 while it works come on top). On a GPU with enough memory, `--measure` also runs a step and reports the peak.
+layer (a layer's weights in bf16 while it works come on top). Distillation adds the teacher, frozen, whose passes keep nothing for a
+backward pass: to a whole student a second copy in bf16, to a LoRA nothing, as its teacher is its base. On a GPU with enough
+memory, `--measure` also runs a step and reports the peak.
 
 With `--adapter_of PIPELINE` nothing of this is done: `train_videogpt_lora.py` with its defaults is counted in the same way on that
 pipeline, which fits into this machine's memory, and two of its steps are run while PyTorch writes down every allocation, to see
@@ -29,7 +31,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import write_results
-from diffusers_videogpt.training.adapter import add_adapter
+from diffusers_videogpt.training.adapter import ATTENTION, MLP, add_adapter
 from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.objective import next_clip_loss
 from diffusers_videogpt.training.settings import AdapterSettings
@@ -84,13 +86,12 @@ def count_activations(transformer, layouts) -> dict[str, dict[str, int]]:
     return activations
 
 
-def count_lora(layouts) -> dict:
-    """A LoRA of rank 16 on the attention layers, the first frame given and the rest one clip."""
+def with_adapter(rank: int, target_modules: list[str]) -> VideoGPTTransformerModel:
+    """The frozen model in bf16, and a LoRA in fp32."""
     with torch.device("meta"):
         transformer = VideoGPTTransformerModel()
-        num_parameters = sum(p.numel() for p in transformer.parameters())
-        num_linear = sum(m.weight.numel() for m in transformer.modules() if isinstance(m, torch.nn.Linear))
-        transformer.add_adapter(LoraConfig(r=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        transformer.requires_grad_(False)
+        transformer.add_adapter(LoraConfig(r=rank, target_modules=target_modules))
     for module in transformer.modules():  # a tensor without data can't be moved in place
         for name, buffer in module._buffers.items():
             module._buffers[name] = torch.empty_like(buffer, device="cpu")
@@ -99,8 +100,19 @@ def count_lora(layouts) -> dict:
                 dtype = torch.float32 if parameter.requires_grad else torch.bfloat16
                 on_cpu = torch.empty_like(parameter, device="cpu", dtype=dtype)
                 module._parameters[name] = torch.nn.Parameter(on_cpu, requires_grad=parameter.requires_grad)
-    adapter = [p for p in transformer.parameters() if p.requires_grad]
-    num_trained = sum(p.numel() for p in adapter)
+    return transformer
+
+
+def count_trained(transformer) -> int:
+    return sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+
+
+def count_lora(layouts, num_parameters: int) -> dict:
+    """A LoRA of rank 16 on the attention layers, the first frame given and the rest one clip."""
+    transformer = with_adapter(16, ATTENTION)
+    adapted = [m for m in transformer.modules() if isinstance(m, torch.nn.Linear)]
+    num_linear = sum(m.weight.numel() for m in adapted if not m.weight.requires_grad)
+    num_trained = count_trained(transformer)
     state = {
         "base, bf16": 2 * num_parameters,
         "base, NF4": num_linear // 2 + num_linear // 64 * 4 + 2 * (num_parameters - num_linear),
@@ -110,6 +122,31 @@ def count_lora(layouts) -> dict:
     print(f"LoRA, {num_trained / num_parameters:.2%} of the parameters:")
     print(*(f"  {name}: {size / GIB:.2f} GiB" for name, size in state.items()), sep="\n")
     return {"trained_parameters": num_trained, "state": state, "activations": count_activations(transformer, layouts)}
+
+
+def count_distillation(layouts, num_parameters: int) -> dict:
+    """Teacher, student and average of a whole student, and of the LoRA of `configs/distill_lora.yaml`. Only the student's pass keeps
+    activations: those of a whole one are those of training."""
+    transformer = with_adapter(64, ATTENTION + MLP)
+    num_adapter = count_trained(transformer)
+    counted = {
+        "whole student": {
+            "teacher, bf16": 2 * num_parameters,
+            "student, fp32": 4 * num_parameters,
+            "its gradients": 4 * num_parameters,
+            "AdamW": 8 * num_parameters,
+            "AdamW, 8 bit": 2 * num_parameters,
+            "average": 4 * num_parameters,
+        },
+        "LoRA": {
+            "base, bf16, which is the teacher": 2 * num_parameters,
+            "adapter, its gradients and AdamW": 16 * num_adapter,
+            "its average": 4 * num_adapter,
+        },
+    }
+    for name, parts in counted.items():
+        print(f"Distillation, {name}:", *(f"  {part}: {size / GIB:.2f} GiB" for part, size in parts.items()), sep="\n")
+    return counted | {"activations of the LoRA": count_activations(transformer, layouts)}
 
 
 def count_in_groups(layout, height: int, width: int, group_size: int) -> dict[str, int]:
@@ -156,7 +193,7 @@ def check_adapter(name: str) -> dict[str, int]:
     transformer = pipe.transformer.float().requires_grad_(False)
     num_frames, side = (pipe.config.trained_with or {}).get("num_frames") or 48, pipe.config.longest_side
     layout = make_clip_layout([1, num_frames - 1], (side // 16, side // 16))
-    add_adapter(transformer, AdapterSettings(), seed=0)
+    add_adapter(transformer, AdapterSettings(rank=32, train_mlp=True), seed=0)
     transformer.train()
     adapter = [p for p in transformer.parameters() if p.requires_grad]
     sizes = {"base": sum(4 * p.numel() for p in transformer.parameters() if not p.requires_grad)}
@@ -230,7 +267,9 @@ def main():
         print("Whole model:", *(f"  {name}: {size / GIB:.1f} GiB" for name, size in state.items()), sep="\n")
         activations = count_activations(transformer, layouts)
         results = {"parameters": num_parameters, "state": state, "activations": activations}
-        results["lora"] = count_lora(lora_layouts)
+        results["lora"] = count_lora(lora_layouts, num_parameters)
+        with_48_frames = {size: layout for size, layout in layouts.items() if size[2] == 48}
+        results["distillation"] = count_distillation(with_48_frames, num_parameters)
     one_size = {key: layout for key, layout in layouts.items() if key[:2] == SIZES[0] and key[2] >= 48}
     results["a GPU under FSDP2"] = count_gpus(state, one_size)
     if args.measure:

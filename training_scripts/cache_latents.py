@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diffusers_videogpt.arguments import natural_int, positive_int
 from diffusers_videogpt.training.arguments import option, parse_settings, part, run_script
-from diffusers_videogpt.training.settings import AutoencoderSettings, SamplingSettings, VideoSettings
+from diffusers_videogpt.training.settings import ActionSettings, AutoencoderSettings, SamplingSettings, VideoSettings
 
 
 @dataclass(kw_only=True)
@@ -38,16 +38,22 @@ class Settings:
             "trained_on": "a cache does not tell what its videos show: give --trained_on to the training",
         }
     )
+    actions: ActionSettings = part(
+        without={"action_dropout": "a cache keeps all actions: give --action_dropout to the training"}
+    )
     sampling: SamplingSettings = part()
     cache: CacheSettings = part()
 
     def __post_init__(self):
         self.videos.require_source()
+        self.actions.check_videos(self.videos)
 
 
 def describe_source(videos: VideoSettings) -> dict[str, str | None]:
     """Where the videos come from, as fields of the cache's key."""
     paths = {"instance_data_root": videos.instance_data_root, "dataset_file": videos.dataset_file}
+    if videos.lerobot_root is not None:  # caches from before know nothing of it
+        paths["lerobot_root"] = videos.lerobot_root
     source = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
     return source | {name: getattr(videos, name) for name in ("dataset_name", "dataset_config_name", "dataset_split")}
 
@@ -60,7 +66,13 @@ def main():
 
     from diffusers_videogpt.data.latents import LatentCache, make_cache_key, write_latent_cache
     from diffusers_videogpt.data.videos import report_dropped
-    from diffusers_videogpt.training.loading import load_vae, load_video_table, make_sampling, settle_from_base
+    from diffusers_videogpt.training.loading import (
+        action_space_of,
+        load_vae,
+        load_video_table,
+        make_sampling,
+        settle_from_base,
+    )
     from diffusers_videogpt.training.run_folder import hold_folder
 
     sampling, cache = settings.sampling, settings.cache
@@ -69,11 +81,14 @@ def main():
     if accelerator.is_main_process:
         hold_folder(cache.output_dir)
     settle_from_base(sampling, settings.model)
-    table = load_video_table(settings.videos, sampling)
+    actions = settings.actions if settings.actions.are_given else None
+    table = load_video_table(settings.videos, sampling, actions)
     if accelerator.is_main_process:
         report_dropped(table.dropped, cache.output_dir)
     vae = load_vae(settings.model).to(accelerator.device)
-    key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed) | describe_source(settings.videos)
+    space = action_space_of(actions)
+    key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed, actions=space)
+    key |= describe_source(settings.videos)
     write_latent_cache(
         cache.output_dir,
         table,

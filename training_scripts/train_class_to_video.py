@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 from diffusers_videogpt.tasks.settings import NO_STREAM_OF_CLASSES, ClassSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
-from diffusers_videogpt.training.settings import PipelineSettings, RolloutSettings, VideoSettings
+from diffusers_videogpt.training.settings import (
+    NO_RESAMPLING,
+    ObjectiveSettings,
+    PipelineSettings,
+    RolloutSettings,
+    VideoSettings,
+)
 
 
 @dataclass(kw_only=True)
@@ -24,6 +30,7 @@ class Settings(PipelineSettings):
 
     condition: ClassSettings = part()
     videos: VideoSettings = part(without=NO_STREAM_OF_CLASSES)
+    objective: ObjectiveSettings = part(without=NO_RESAMPLING)
     validation: RolloutSettings = part(without=["validation_given_frames"])
 
 

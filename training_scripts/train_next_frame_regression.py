@@ -36,6 +36,7 @@ class Settings(PipelineSettings):
                 ["max_clips", "next_frame_share", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"], ""
             ),
             **dict.fromkeys(["uniform_share", "loss_weighting", "max_loss_weight"], ""),
+            **dict.fromkeys(["resampled_history", "resampled_steps"], ""),
         },
     )
 

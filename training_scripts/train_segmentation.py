@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import (
+    NO_RESAMPLING,
     LatentSettings,
     ModelSettings,
     ObjectiveSettings,
@@ -33,12 +34,14 @@ class Settings(PipelineSettings):
     videos: VideoSettings = part(
         without=[
             *("dataset_file", "dataset_name", "dataset_config_name", "video_column", "caption_column"),
-            *("label_column", "streaming", "simulated_world"),
+            *("label_column", "streaming", "simulated_world", "lerobot_root", "lerobot_camera"),
         ]
     )
     sampling: SamplingSettings = part(without=["target_fps"], max_num_frames=48, frame_interval=(1,))
     latents: LatentSettings = part(without=["cached_latents", "same_clips_in_step", "validation_data_root"])
-    objective: ObjectiveSettings = part(without=["clips", "max_clips", "next_frame_share"], clips="random")
+    objective: ObjectiveSettings = part(
+        without=NO_RESAMPLING | dict.fromkeys(["clips", "max_clips", "next_frame_share"], ""), clips="random"
+    )
     validation: RolloutSettings = part(without=["validation_given_frames"], validation_inference_steps=8)
 
     def __post_init__(self):

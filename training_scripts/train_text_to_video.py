@@ -16,7 +16,13 @@ from dataclasses import dataclass
 
 from diffusers_videogpt.tasks.settings import NO_FOLDER_OF_CAPTIONS, TextSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
-from diffusers_videogpt.training.settings import LatentSettings, PipelineSettings, RolloutSettings
+from diffusers_videogpt.training.settings import (
+    NO_RESAMPLING,
+    LatentSettings,
+    ObjectiveSettings,
+    PipelineSettings,
+    RolloutSettings,
+)
 
 
 @dataclass(kw_only=True)
@@ -25,6 +31,7 @@ class Settings(PipelineSettings):
 
     condition: TextSettings = part()
     latents: LatentSettings = part(without=NO_FOLDER_OF_CAPTIONS)
+    objective: ObjectiveSettings = part(without=NO_RESAMPLING)
     validation: RolloutSettings = part(without=["validation_given_frames"])
 
 

@@ -20,23 +20,22 @@ from dataclasses import dataclass
 
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
 from diffusers_videogpt.training.settings import (
-    AdapterOptimizerSettings,
     AdapterSettings,
     BaseModelSettings,
     BatchSettings,
-    NextClipSettings,
     RolloutSettings,
-    SmallSetLoopSettings,
-    hub_id,
+    SteeredSettings,
+    require_base_on_hub,
 )
+from diffusers_videogpt.training.small_sets import AdapterOptimizerSettings, SmallSetLoopSettings
 
 
 @dataclass(kw_only=True)
-class Settings(NextClipSettings):
+class Settings(SteeredSettings):
     """Of a training by next clip diffusion whose model is a frozen base and an adapter."""
 
     model: BaseModelSettings = part()
-    adapter: AdapterSettings = part()
+    adapter: AdapterSettings = part(rank=32, train_mlp=True)
     batches: BatchSettings = part(train_batch_size=4)
     # A constant rate with averaged weights: a falling rate would have to know the last step, which the held-out loss decides.
     optimizer: AdapterOptimizerSettings = part(adam_weight_decay=0.01, lr_warmup_steps=20, ema_decay=0.95)
@@ -45,12 +44,7 @@ class Settings(NextClipSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        base = self.model.pretrained_model_name_or_path
-        if self.hub.push_to_hub and hub_id(base) is None:
-            raise ValueError(
-                f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{base}' is not there. Train without it, "
-                "then `videogpt export-hub … --base-model ID --push`"
-            )
+        require_base_on_hub(self.hub, self.model.pretrained_model_name_or_path)
         latents = self.latents
         if latents.windows_per_video is None and latents.cached_latents is None and not self.videos.streaming:
             latents.windows_per_video = 8
@@ -88,6 +82,7 @@ def main():
         base_hash=base_hash,
         config=config,
         recipe=settings.recipe,
+        actions=settings.actions,
         patience=settings.loop.patience,
     )
     record = record_run(settings, "training_scripts/train_videogpt_lora.py")

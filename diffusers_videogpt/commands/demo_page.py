@@ -8,6 +8,7 @@ of others can't reach it through a visitor's browser: only names of this machine
 
 import html
 import ipaddress
+import json
 import os
 import socket
 import tempfile
@@ -21,6 +22,7 @@ import numpy as np
 from .. import SAMPLE_VIDEO
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import Video
+from .demo_play import LISTEN, Plays, buttons_of, keys_of, save_play, show_frame
 from .demo_rollout import (
     MAX_PREDICTED,
     PREVIEW_SIDE,
@@ -34,8 +36,9 @@ from .demo_rollout import (
     read_upload,
     write_views,
 )
-from .options import STEPS
+from .options import STEPS, steps_of
 from .outputs import enlarge
+from .play import PLAY_STEPS
 from .predict import PICTURE_FPS, SAMPLE_HISTORY
 
 
@@ -52,6 +55,7 @@ CSS = """
 .block.status { min-height: 3.2rem; }
 .block.status, .block.status .wrap { overflow: visible !important; }
 .block.status .progress-text { top: 0 !important; }
+img.played { width: 384px; max-width: 100%; image-rendering: pixelated; display: block; margin: 0 auto; }
 """
 HEADLINE = """# What happens next?
 Video-GPT sees the first frames of a video, or a picture, and predicts those that follow, clip after clip.
@@ -60,6 +64,8 @@ One prediction runs at a time; other visitors wait in line.
 STOPPED = "Stopped. The clips that were there stay; press **Predict** to begin anew."
 WALK_HELP = """Predict one clip. Then keep it and go on, or draw on its last frame, or put a picture of your own in its place, and see
 what follows from that."""
+PLAY_HELP = """The model takes actions: **arrow keys** or the buttons steer what follows from the frames given. Pause to look at an
+earlier frame; **Play** goes on from it."""
 REFUSED = b"This page is not served under that name. Whoever runs it can allow it: videogpt demo --name NAME\n"
 FONTS = ["system-ui", "sans-serif"]  # of the visitor's machine: nothing is fetched from the web
 
@@ -107,6 +113,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
     """
     pipe = rollouts.pipe
     window, clip_length = pipe.config.max_context_frames, pipe.config.frames_per_clip
+    plays = Plays(rollouts) if pipe.transformer.config.num_actions is not None else None
     waiting = set()  # visitors whose prediction has been asked for, and has not begun
 
     def open_upload(path: str | None, values: tuple) -> tuple[Video, int, Settings]:
@@ -204,8 +211,35 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
             raise ValueError("There is no frame of yours: upload a picture into the editor, or press Start over.")
         yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk, edited["composite"]))
 
+    def start_play(visitor, target, path, steps, *values):
+        video, num_given, settings = open_upload(path, values)
+        plays.begin(visitor, video.frames[:num_given], seed=settings.seed, num_inference_steps=steps)
+        yield from play_on(visitor, target, None)
+
+    def play_on(visitor, target, at):
+        began, first = time.perf_counter(), None
+        yield {play_status: "Playing …", play_save: gr.update(value=None, interactive=False)}
+        for play in plays.run(visitor, at):
+            number = play.player.num_steps
+            first = number - 1 if first is None else first
+            rate = (number - first) / (time.perf_counter() - began)
+            yield {play_view: show_frame(play.player), play_status: f"Step {number}, {rate:.1f} a second."}
+        yield {
+            play_status: f"Paused after step {number}.",
+            play_at: gr.update(maximum=max(number, 1), value=number, interactive=True),
+            play_save: gr.update(value=save_play(play.player, target), interactive=True),
+        }
+
+    def pause(request: gr.Request):
+        plays.pause(request.session_hash)
+
+    def look_back(visitor, target, at):
+        yield {play_view: show_frame(plays.of(visitor).player, at)}
+
     def leave(request: gr.Request):
         waiting.discard(request.session_hash)
+        if plays is not None:
+            plays.leave(request.session_hash)
         for tab in ("predict", "walk"):
             rollouts.interrupt((request.session_hash, tab))
 
@@ -248,6 +282,23 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
                         )
                         walk_movie = gr.Video(**plain, **looping, height=350, elem_id="walk_movie")
                     walked = gr.State()
+                if plays is not None:
+                    with gr.Tab("Play"):
+                        gr.Markdown(PLAY_HELP)
+                        with gr.Row():
+                            play_begin = gr.Button("Start over", variant="primary", elem_id="play_begin", min_width=80)
+                            play_go_on = gr.Button("Play", elem_id="play_go_on", min_width=80)
+                            play_pause = gr.Button("Pause", variant="stop", elem_id="play_pause", min_width=80)
+                            play_save = gr.DownloadButton("Save", interactive=False, elem_id="play_save", min_width=80)
+                        play_status = gr.Markdown(elem_id="play_status", elem_classes="status")
+                        play_view = gr.HTML(elem_id="play_view")
+                        with gr.Row():
+                            acts = [
+                                (gr.Button(label, elem_id=button, min_width=48), action)
+                                for label, button, action in buttons_of(plays)
+                            ]
+                        play_at = gr.Slider(0, 1, 0, step=1, label="Step", interactive=False, elem_id="play_at")
+                        play_steps = gr.Slider(1, max(2 * STEPS, 50), PLAY_STEPS, step=1, label="Denoising steps")
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             gr.Markdown(f"{READABLE}; at most {limits.megabytes:g} MB and {limits.seconds:g} s.")
             with gr.Row():
@@ -257,7 +308,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
                         1, MAX_PREDICTED, min(2 * clip_length, MAX_PREDICTED), step=1, label="Frames to predict"
                     ),
                     gr.Slider(1, max(2 * clip_length, 16), clip_length, step=1, label="Frames per clip"),
-                    gr.Slider(1, max(2 * STEPS, 50), STEPS, step=1, label="Steps per clip"),
+                    gr.Slider(1, 2 * STEPS, steps_of(None, pipe), step=1, label="Steps per clip"),
                     gr.Slider(1, 6, pipe.config.guidance_scale, step=0.1, label="Guidance (1: none)"),
                     gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
                     gr.Number(0, label="Read fps (0: all)", minimum=0, maximum=120, min_width=80),
@@ -300,8 +351,26 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
         on(begin.click, start, chosen, walk_views, walk_status, **one)
         on(keep.click, go_on, [walked], walk_views, walk_status, **one)
         on(use_own.click, go_on_from_own, [walked, editor], walk_views, walk_status, **one)
+        if plays is not None:
+            play_views = [play_view, play_at, play_save]
+            on(play_begin.click, start_play, [upload, play_steps, *settings], play_views, play_status, **one)
+            on(play_go_on.click, play_on, [play_at], play_views, play_status, **one)
+            on(play_at.release, look_back, [play_at], [play_view], play_status)
+            play_pause.click(pause, **at_once)
+            for button, action in acts:
+                button.click(hold_action(plays, action), **at_once)
+            page.load(None, js=LISTEN % (json.dumps(keys_of(plays)), "act_idle"))
         page.unload(leave)
     return page
+
+
+def hold_action(plays: Plays, action: int) -> Callable[[gr.Request], None]:
+    """What a button of an action does."""
+
+    def hold(request: gr.Request) -> None:
+        plays.hold(request.session_hash, action)
+
+    return hold
 
 
 @contextmanager

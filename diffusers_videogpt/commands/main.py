@@ -1,4 +1,4 @@
-"""`videogpt predict | demo | convert | export-hub | index | search | evaluate`: the package from the command line."""
+"""`videogpt predict | play | demo | convert | export-hub | index | search | evaluate`: the package from the command line."""
 
 import re
 import sys
@@ -12,6 +12,7 @@ from .evaluate import add_evaluate_command
 from .export_hub import add_export_hub_command
 from .index import add_index_command
 from .options import CommandParser
+from .play import add_play_command
 from .predict import add_predict_command
 from .search import add_search_command
 
@@ -26,6 +27,7 @@ def make_parser() -> CommandParser:
     parser.add_argument("--version", action="version", version=f"videogpt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     add_predict_command(commands)
+    add_play_command(commands)
     add_convert_command(commands)
     add_export_hub_command(commands)
     add_index_command(commands)

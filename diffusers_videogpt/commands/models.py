@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..extras import QUANTIZERS, leave_out
+from ..extras import QUANTIZERS, importing_libraries, leave_out
 from ..files import read_json
+from ..registration import PACKAGE
 
 
 # What the pipeline has where `model_index.json` says nothing.
@@ -70,6 +71,12 @@ class SavedModel:
     @property
     def is_quantized(self) -> bool:
         return "quantization_config" in self.transformer
+
+    @property
+    def needs_transformers(self) -> bool:
+        """Whether a part of it is of another library than diffusers and this package, such as a text encoder."""
+        parts = [part for part in self.index.values() if isinstance(part, list)]
+        return self.is_quantized or any(part[:1] not in ([None], ["diffusers"], [PACKAGE]) for part in parts)
 
     @property
     def trained_on(self) -> str | None:
@@ -258,10 +265,11 @@ def load_pipeline(
         ValueError: the device is not here, a file is damaged, or a LoRA does not fit.
     """
     leave_out(() if saved.is_quantized else (*QUANTIZERS, *unused))
-    device = usable_device(device)
-    import torch
+    with importing_libraries():
+        device = usable_device(device)
+        import torch
 
-    from ..pipeline_videogpt import VideoGPTPipeline
+        from ..pipeline_videogpt import VideoGPTPipeline
 
     with told_of(f"the model in {saved.name}"):
         pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)

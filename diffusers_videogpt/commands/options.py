@@ -16,7 +16,8 @@ from ..arguments import finite_float, positive_int
 from ..console import printable
 
 
-STEPS = 25  # denoising steps a clip, of `predict`, of the page and of most benchmarks
+# Denoising steps a clip of `predict`, of the page and of most benchmarks, with a model that tells no number of its own
+STEPS = 25
 DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
 
 
@@ -113,14 +114,21 @@ def add_guidance_argument(command: argparse.ArgumentParser) -> None:
 
 def add_steps_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--steps", type=positive_int, default=STEPS, help="denoising steps a clip (default: %(default)s)"
+        "--steps",
+        type=positive_int,
+        help=f"denoising steps a clip; default: the model's own, where it tells one, or {STEPS}",
     )
 
 
-def rollout_options(args: argparse.Namespace) -> dict[str, Any]:
+def steps_of(asked: int | None, pipe) -> int:
+    """Denoising steps a clip: those of `--steps`, else the pipeline's own, else `STEPS`."""
+    return asked or pipe.config.num_inference_steps or STEPS
+
+
+def rollout_options(args: argparse.Namespace, pipe) -> dict[str, Any]:
     """`--steps`, `--guidance-scale` and `--frames-per-clip`, as arguments of the pipeline."""
     return {
-        "num_inference_steps": args.steps,
+        "num_inference_steps": steps_of(args.steps, pipe),
         "guidance_scale": args.guidance_scale,
         "frames_per_clip": args.frames_per_clip,
     }

@@ -32,6 +32,8 @@ from .outputs import enlarge, is_video_file, output_paths, scale_to_show
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
 MOST_FRAMES = 240  # predicted where --num-frames does not say how many: a film's truth may have thousands
+# What a distilled LoRA tells of how it is sampled: the option → its name there
+DISTILLED = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "solver": "solver"}
 PICTURE_FPS = 12.0  # of an animated picture and of what is made from nothing, which have no rate of their own
 
 
@@ -91,7 +93,8 @@ def follow_loras(args: argparse.Namespace, trained_with: list[dict[str, Any]]) -
     """Predicts as the first LoRA was trained, where the options say nothing; returns a line for each difference that is left.
 
     Args:
-        args: options that were not given are set: rate, size, frames of a clip.
+        args: options that were not given are set: rate, size, frames of a clip; of a distilled one also steps, guidance
+            and solver.
         trained_with: of each LoRA, from [`~models.check_loras`].
     """
     if not trained_with:
@@ -101,6 +104,9 @@ def follow_loras(args: argparse.Namespace, trained_with: list[dict[str, Any]]) -
     for option in ("fps", "frames_per_clip", "height", "width"):
         if getattr(args, option) is None and not (asks_for_size and option in ("height", "width")):
             setattr(args, option, first.get(option))
+    for option, name in DISTILLED.items():
+        if getattr(args, option) is None:
+            setattr(args, option, first.get(name))
     is_one_clip = str(first.get("clips", "")).startswith("first:")
     if args.num_frames is None and args.num_history_frames is None and is_one_clip:
         args.num_frames = first.get("frames_per_clip")
@@ -222,7 +228,8 @@ def predict(args: argparse.Namespace) -> None:
         say(note)
 
     with stopwatch(timings, "load the model"):
-        pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=("scipy",))
+        unused = ("scipy",) if args.lora or saved.needs_transformers else ("scipy", "peft", "transformers")
+        pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=unused)
         pipe.set_progress_bar_config(**progress_options())
         if args.solver is not None:
             from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -256,7 +263,7 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
                 num_frames=given.num_predicted,
                 height=height,
                 width=width,
-                **rollout_options(args),
+                **rollout_options(args, pipe),
                 max_context_frames=window,
                 generator=generator,
                 output_type="latent",
@@ -322,7 +329,7 @@ def add_predict_command(commands) -> None:
         help="guidance by class and text, 1 for none; default: the model's own",
     )
     add_steps_argument(command)
-    command.add_argument("--solver", choices=["euler", "multistep"], help="default: the model's own")
+    command.add_argument("--solver", choices=["euler", "multistep", "consistency"], help="default: the model's own")
     command.add_argument(
         "--height",
         type=positive_int,

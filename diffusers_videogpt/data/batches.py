@@ -92,7 +92,8 @@ def _permutation(count: int, *seeds: int | str) -> np.ndarray:
 
 
 class WindowDataset(Dataset):
-    """Windows of a table by (video index, draw index), as `{"frames": uint8 (F, h, w, 3), "id", "window", …}`.
+    """Windows of a table by (video index, draw index), as `{"frames": uint8 (F, h, w, 3), "id", "window", …}`; with "actions",
+    (F,) or (F, D), where the table has them.
 
     A video that does not decode is replaced by the next one of its bucket, always the same, and named under "broken".
 
@@ -122,7 +123,7 @@ class WindowDataset(Dataset):
                 broken.append((record.id, f"breaks while read: {error}"))
                 index = self.following[index]
                 continue
-            return {
+            sample = {
                 "frames": torch.from_numpy(frames),
                 "id": record.id,
                 "window": window,
@@ -130,6 +131,8 @@ class WindowDataset(Dataset):
                 "label": record.label,
                 "broken": broken,
             }
+            actions = self.table.read_actions(index, window)
+            return sample if actions is None else sample | {"actions": torch.from_numpy(actions)}
         reasons = "".join(f"\n  {id}: {reason}" for id, reason in broken[:5])
         raise VideoReadError(f"{len(broken)} videos of one size, one after the other, do not decode:{reasons}")
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..actions import ActionSpace
 from ..config_values import check_cache_index
 from ..console import printable_name
 from ..files import read_json, written_whole
@@ -42,6 +43,7 @@ from .workers import check_shared_memory, until_timeout, worker_options
 INDEX = "index.json"
 _AGAIN = "copy it again, or run training_scripts/cache_latents.py again"
 MAX_SHARD_SIZE = 512 * 2**20
+HAS_ACTIONS = "actions.num_actions"  # is in the key of a cache that keeps actions, with `None` if they are continuous
 
 
 # Encoding
@@ -126,13 +128,14 @@ def sample_latents(
 # The key of a cache
 
 
-def make_cache_key(vae, sampling: Sampling, *, seed: int) -> dict[str, Any]:
+def make_cache_key(vae, sampling: Sampling, *, seed: int, actions: ActionSpace | None = None) -> dict[str, Any]:
     """What decides which latents a video has, as flat values that JSON can hold.
 
     Args:
         vae: its class, precision, config and weights (as SHA-256) go into the key.
         sampling: how windows are taken from the videos.
         seed: of the windows.
+        actions: which ones are kept beside the latents, if any are.
     """
     key = {
         "seed": seed,
@@ -142,13 +145,23 @@ def make_cache_key(vae, sampling: Sampling, *, seed: int) -> dict[str, Any]:
         "vae.weights": hash_weights(vae),
         **{f"vae.{name}": value for name, value in vae.config.items() if not name.startswith("_")},
     }
+    if actions is not None:
+        key |= {HAS_ACTIONS: actions.num_actions, "actions.action_dim": actions.action_dim}
     return json.loads(json.dumps(key))  # tuples as lists, as they will be read back
 
 
-def _tensors_digest(moments: torch.Tensor, windows: torch.Tensor) -> str:
+TENSORS = ("moments", "windows", "actions")  # of a video; the last one only where there are actions
+
+
+def _tensors_of(file, id: str, *, has_actions: bool) -> dict[str, torch.Tensor]:
+    """What an open shard holds of a video, by the names of `TENSORS`."""
+    return {name: file.get_tensor(f"{id}/{name}") for name in TENSORS if name != "actions" or has_actions}
+
+
+def _tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """BLAKE2 of what a cache holds of a video."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (moments, windows):
+    for tensor in (tensors[name] for name in TENSORS if name in tensors):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -169,7 +182,7 @@ def _check_key(folder: Path, found: dict[str, Any], expected: dict[str, Any]) ->
 
 
 class _DistinctFrames(Dataset):
-    """The distinct frames of each video's windows and, for each window, their order; or why the video is unusable."""
+    """The distinct frames of each video's windows and, for each window, their order and actions; or why it is unusable."""
 
     def __init__(self, table: VideoTable, indices: Sequence[int], seed: int, num_windows: int):
         self.table, self.indices, self.seed, self.num_windows = table, indices, seed, num_windows
@@ -177,17 +190,16 @@ class _DistinctFrames(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray] | str:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray] | str:
         index = self.indices[i]
+        windows = [self.table.draw_window(index, draw, self.seed) for draw in range(self.num_windows)]
         try:
-            windows = [
-                self.table.read(index, self.table.draw_window(index, draw, self.seed))
-                for draw in range(self.num_windows)
-            ]
+            frames, order = distinct_frames(np.concatenate([self.table.read(index, window) for window in windows]))
         except VideoReadError as error:
             return f"unreadable: {error}"
-        frames, order = distinct_frames(np.concatenate(windows))
-        return frames, np.array(order, dtype=np.int32).reshape(self.num_windows, -1)
+        found = {"frames": frames, "windows": np.array(order, dtype=np.int32).reshape(self.num_windows, -1)}
+        actions = [self.table.read_actions(index, window) for window in windows]
+        return found if actions[0] is None else found | {"actions": np.stack(actions)}
 
 
 def write_latent_cache(
@@ -255,11 +267,10 @@ def write_latent_cache(
                     dropped[video["id"]] = read
                     table.dropped.add(video["id"], read)
                 else:
-                    frames, windows = read
-                    moments = encode_moments(vae, frames, batch_size=batch_size).to("cpu", vae.dtype)
-                    tensors[f"{video['id']}/moments"] = moments
-                    tensors[f"{video['id']}/windows"] = windows
-                    digests[video["id"]] = _tensors_digest(moments, windows)
+                    moments = encode_moments(vae, read.pop("frames"), batch_size=batch_size).to("cpu", vae.dtype)
+                    kept = {"moments": moments, **read}
+                    tensors |= {f"{video['id']}/{name}": tensor for name, tensor in kept.items()}
+                    digests[video["id"]] = _tensors_digest(kept)
                 progress.update()
             header = {"key": key, "videos": described[number], "dropped": dropped, "digests": digests}
             with _whole_file(paths[number]) as path:
@@ -306,6 +317,8 @@ def _describe(table: VideoTable, index: int) -> dict[str, Any]:
     }
     if isinstance(record.source, DatasetRow):  # whose ids are but numbers, in every dataset
         described["source_dataset"] = record.source.dataset._fingerprint
+    if record.actions is not None:
+        described["source_actions"] = hashlib.blake2b(record.actions.tobytes(), digest_size=16).hexdigest()
     return described
 
 
@@ -355,7 +368,7 @@ def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]], *, c
             return is_same
         with safe_open(path, framework="pt") as file:
             return all(
-                digest == _tensors_digest(file.get_tensor(f"{id}/moments"), file.get_tensor(f"{id}/windows"))
+                digest == _tensors_digest(_tensors_of(file, id, has_actions=HAS_ACTIONS in header["key"]))
                 for id, digest in header.get("digests", {}).items()
             )
     except (FileNotFoundError, SafetensorError):  # not written yet, or cut by a copy
@@ -417,6 +430,7 @@ class LatentCache:
         captions, labels: of the videos, `None` where there are none.
         dropped: id → reason, of the videos that could not be read.
         num_windows: windows of each video.
+        has_actions: whether the actions that led to the frames are kept too.
 
     Raises:
         FileNotFoundError: if there is no finished cache in `folder`.
@@ -456,6 +470,7 @@ class LatentCache:
         self._videos = index["videos"]
         self._paths = [self.folder / shard["file"] for shard in index["shards"]]
         self._files, self._checked = {}, set()
+        self.has_actions = HAS_ACTIONS in index["key"]
         self.ids = [video["id"] for video in self._videos]
         self.captions = [video.get("caption") for video in self._videos]
         self.labels = [video.get("label") for video in self._videos]
@@ -490,18 +505,29 @@ class LatentCache:
         Raises:
             ValueError: the file was changed since it was written. Every video is checked when it is first read.
         """
+        tensors = self._tensors(index)
+        return tensors["moments"][tensors["windows"][draw % self.num_windows]].float()
+
+    def read_actions(self, index: int, draw: int) -> torch.Tensor:
+        """The actions that led to the frames of the same window, int64 (F,) or fp32 (F, D), where the cache has them.
+
+        Raises:
+            ValueError: as [`read`].
+        """
+        return self._tensors(index)["actions"][draw % self.num_windows]
+
+    def _tensors(self, index: int) -> dict[str, torch.Tensor]:
         id, shard, digest = self.ids[index], self._videos[index]["shard"], self._videos[index].get("digest")
         try:
             if shard not in self._files:
                 self._files[shard] = safe_open(self._paths[shard], framework="pt")
-            file = self._files[shard]
-            moments, windows = file.get_tensor(f"{id}/moments"), file.get_tensor(f"{id}/windows")
+            tensors = _tensors_of(self._files[shard], id, has_actions=self.has_actions)
         except SafetensorError as error:
             raise ValueError(f"{self._paths[shard]} is damaged ({error}): {_AGAIN}.") from error
         if digest is not None and index not in self._checked:
-            if _tensors_digest(moments, windows) != digest:
+            if _tensors_digest(tensors) != digest:
                 raise ValueError(
                     f"{self._paths[shard]}: the latents of {printable_name(id)} are not those that were written: {_AGAIN}."
                 )
             self._checked.add(index)
-        return moments[windows[draw % self.num_windows]].float()
+        return tensors

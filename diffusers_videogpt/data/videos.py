@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ import fsspec
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..actions import ActionSpace, between_frames
 from ..console import printable_name
 from ..extras import require
 from ..files import plain_cell
 from ..pictures import name_of
 from ..video_io import VideoInfo, VideoReadError, probe_video
 from ..worlds import draw_order, plan_scene, simulate
+from .actions import actions_beside, load_actions
+from .lerobot import VideoSegment, read_episodes
 from .sampling import Sampling, Window, seeded_generator
 from .tables import read_table
 
@@ -166,22 +170,44 @@ class VideoRecord:
         source: where its frames come from; `None` for a row that names no video.
         caption, label: what the source says of it.
         digest: of the content of the file, [`content_digest`], once it was looked at.
+        actions: that led to each of its frames, as the source has them; once it was looked at, int64 (F,) or float32 (F, D) of
+            [`~actions.ActionSpace.read`]. `None` where the model is not to be steered.
     """
 
     id: str
-    source: Path | DatasetRow | SimulatedScene | None
+    source: Path | DatasetRow | SimulatedScene | VideoSegment | None
     caption: str | None = None
     label: str | None = None
     digest: str | None = None
+    actions: Any = None
 
 
-def content_digest(source: Path | bytes | SimulatedScene) -> str:
+def content_digest(source: Path | bytes | SimulatedScene | VideoSegment) -> str:
     """BLAKE2 of the bytes of a file, or of what a scene follows from: another content under the same name differs."""
     if isinstance(source, Path):
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    data = source if isinstance(source, bytes) else repr(source).encode()
+        return _file_digest(source)
+    if isinstance(source, VideoSegment):
+        digest = _look_once(_file_digest, source.path)
+        data = json.dumps([digest, source.start, source.num_frames, source.fps]).encode()
+    else:
+        data = source if isinstance(source, bytes) else repr(source).encode()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _look_once(look: Callable[[Path], Any], path: Path) -> Any:
+    """`look(path)`, computed once for all episodes of a file, unless that has changed."""
+    stat = path.stat()
+    return _looked(look, path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _looked(look: Callable[[Path], Any], path: Path, *changes: int) -> Any:
+    return look(path)
 
 
 def video_of(value) -> Path | bytes:
@@ -218,10 +244,18 @@ def undecoded(dataset, video_column: str):
     return dataset
 
 
-def check_usable(source: Path | bytes, sampling: Sampling) -> tuple[VideoInfo | None, str]:
+def probe_source(source: Path | bytes | VideoSegment) -> VideoInfo:
+    """[`~video_io.probe_video`], also of an episode in a longer file."""
+    if isinstance(source, VideoSegment):
+        info = source.within(_look_once(probe_video, source.path))
+        return replace(info, timestamps=info.timestamps - info.timestamps[0])
+    return probe_video(source)
+
+
+def check_usable(source: Path | bytes | VideoSegment, sampling: Sampling) -> tuple[VideoInfo | None, str]:
     """What is known of a video after a look at it, or `None` and the reason why it cannot be used."""
     try:
-        info = probe_video(source)
+        info = probe_source(source)
     except VideoReadError as error:
         return None, f"unreadable: {error}"
     try:
@@ -278,6 +312,8 @@ class VideoTable(Sequence[VideoRecord]):
         digest = hashlib.sha256()
         for record in self.records:
             digest.update(json.dumps([record.id, record.digest, record.caption, record.label]).encode())
+            if record.actions is not None:
+                digest.update(record.actions.tobytes())
         return digest.hexdigest()
 
     def draw_window(self, index: int, draw: int, seed: int) -> Window:
@@ -293,7 +329,18 @@ class VideoTable(Sequence[VideoRecord]):
         source, info = self.records[index].source, self.infos[index]
         if isinstance(source, SimulatedScene):
             return np.stack([self.sampling.resize(f) for f in source.frames()[self.frame_indices(index, window)]])
+        if isinstance(source, VideoSegment):
+            info = source.within(_look_once(probe_video, source.path))
+            return self.sampling.read(source.path, info, window)
         return self.sampling.read(source.open() if isinstance(source, DatasetRow) else source, info, window)
+
+    def read_actions(self, index: int, window: Window) -> np.ndarray | None:
+        """The actions that led from frame to frame of a window, (F,) or (F, D); `None` of a video without actions.
+
+        Where frames are left out between two that are shown, see [`~actions.between_frames`].
+        """
+        actions = self.records[index].actions
+        return None if actions is None else between_frames(actions, self.frame_indices(index, window))
 
     @classmethod
     def _look_at(
@@ -304,8 +351,24 @@ class VideoTable(Sequence[VideoRecord]):
         max_bad_fraction: float,
         where: str,
         passed_over: Counter[str] | None = None,
+        actions: ActionSpace | None = None,
+        root: Path | None = None,
     ) -> "VideoTable":
+        """With `actions`, each record has those of its video, or a path to them relative to `root`; or they lie beside it.
+
+        Raises:
+            ValueError: too many videos are unusable, or the actions of one that is usable are not as they should be.
+        """
         records = list(records)
+
+        def actions_of(record: VideoRecord, info: VideoInfo) -> np.ndarray | None:
+            if actions is None:
+                return None
+            found = record.actions
+            if found is None and isinstance(record.source, Path):
+                found = actions_beside(record.source)
+            where = None if isinstance(found, Path) else root
+            return load_actions(found, info.num_frames, space=actions, name=record.id, root=where)
 
         def look(record: VideoRecord) -> tuple[VideoInfo | None, str]:
             """What is known of it, and its digest; or `None` and the reason why it cannot be used."""
@@ -318,7 +381,8 @@ class VideoTable(Sequence[VideoRecord]):
             except VideoReadError as error:
                 return None, f"unreadable: {error}"
             except OSError as error:
-                return None, f"unreadable: {name_of(source)}: {error.strerror}"
+                path = source.path if isinstance(source, VideoSegment) else source
+                return None, f"unreadable: {name_of(path)}: {error.strerror}"
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             looks = tqdm(threads.map(look, records), desc="Looking at videos", total=len(records), delay=5)
@@ -328,7 +392,7 @@ class VideoTable(Sequence[VideoRecord]):
                 if info is None:
                     table.dropped[record.id] = found
                 else:
-                    table.records.append(replace(record, digest=found))
+                    table.records.append(replace(record, digest=found, actions=actions_of(record, info)))
                     table.infos.append(info)
         table.dropped.check(where)
         if not table.records:
@@ -336,14 +400,25 @@ class VideoTable(Sequence[VideoRecord]):
         return table
 
     @classmethod
-    def from_folder(cls, root: str | Path, sampling: Sampling, *, max_bad_fraction: float = 0.5) -> "VideoTable":
+    def from_folder(
+        cls,
+        root: str | Path,
+        sampling: Sampling,
+        *,
+        max_bad_fraction: float = 0.5,
+        actions: ActionSpace | None = None,
+    ) -> "VideoTable":
         """The videos in all folders below `root`, found by their suffix; ids are paths relative to it.
 
         Linked folders are entered, except those that lead back into `root` or above it. What else lies there is counted in
         `dropped.passed_over`. The label of a video is the folder of `root` that it lies in, if any.
 
+        Args:
+            root, sampling, max_bad_fraction: as in the other methods.
+            actions: which there are; every video has them beside it, see [`~data.actions`]. `None` to read none.
+
         Raises:
-            ValueError: no such folder, no usable video in it, or too many that are not.
+            ValueError: no such folder, no usable video in it, or too many that are not; or wrong actions.
         """
         root = Path(root)
         if not root.is_dir():
@@ -356,7 +431,8 @@ class VideoTable(Sequence[VideoRecord]):
             for name in names
         )
         where = f"{root} ({', '.join(VIDEO_SUFFIXES)})"
-        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=where, passed_over=passed_over)
+        looking = {"max_bad_fraction": max_bad_fraction, "where": where, "passed_over": passed_over}
+        return cls._look_at(records, sampling, **looking, actions=actions)
 
     @classmethod
     def from_table(
@@ -369,6 +445,8 @@ class VideoTable(Sequence[VideoRecord]):
         label_column: str | None = None,
         root: str | Path | None = None,
         max_bad_fraction: float = 0.5,
+        actions: ActionSpace | None = None,
+        action_column: str | None = None,
     ) -> "VideoTable":
         """The videos of a table, [`~tables.read_table`]: CSV with a header, JSON lines, JSON, or a list as UCF-101's splits
         are (`.txt`), whose folders are the labels.
@@ -378,9 +456,12 @@ class VideoTable(Sequence[VideoRecord]):
             video_column: column of paths, relative to `root`. They are the ids; with " (row 7)" where one comes again.
             caption_column, label_column: columns kept in the records.
             root: default: the folder of the table.
+            actions: which there are; `None` to read none.
+            action_column: a list of them a row, or the path of a file; by default they lie beside the videos.
 
         Raises:
-            ValueError: what [`~tables.read_table`] refuses, a missing column, no usable video, or too many that are not.
+            ValueError: what [`~tables.read_table`] refuses, a missing column, no usable video, or too many that are not; or
+                wrong actions.
         """
         path = Path(path)
         rows = read_table(path)
@@ -389,7 +470,7 @@ class VideoTable(Sequence[VideoRecord]):
         root = path.parent if root is None else Path(root)
         records, seen = [], set()
         for number, row in enumerate(rows, start=1):
-            for column in filter(None, (video_column, caption_column, label_column)):
+            for column in filter(None, (video_column, caption_column, label_column, action_column)):
                 if column not in row:
                     raise ValueError(f"{path}: row {number} has no column '{column}', only {', '.join(row)}.")
             caption, label = (_text_of(row.get(column)) for column in (caption_column, label_column))
@@ -399,8 +480,10 @@ class VideoTable(Sequence[VideoRecord]):
             name = str(row[video_column])
             id = f"{name} (row {number})" if name in seen else name
             seen.add(name)
-            records.append(VideoRecord(id, root / name, caption, label))
-        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=str(path))
+            told = None if action_column is None else row[action_column]
+            records.append(VideoRecord(id, root / name, caption, label, actions=told))
+        looking = {"max_bad_fraction": max_bad_fraction, "where": str(path)}
+        return cls._look_at(records, sampling, **looking, actions=actions, root=root)
 
     @classmethod
     def from_dataset(
@@ -414,17 +497,19 @@ class VideoTable(Sequence[VideoRecord]):
         label_column: str | None = None,
         config_name: str | None = None,
         max_bad_fraction: float = 0.5,
+        actions: ActionSpace | None = None,
+        action_column: str | None = None,
     ) -> "VideoTable":
         """The videos of a dataset on the Hub or in a folder, downloaded whole by `datasets.load_dataset`.
 
-        Ids are "split/row". The column holds videos, their bytes, or paths.
+        Ids are "split/row". The column holds videos, their bytes, or paths; with `actions`, `action_column` a list of them.
 
         Raises:
-            ValueError: no such column, no usable video, or too many that are not.
+            ValueError: no such column, no usable video, or too many that are not; or wrong actions.
         """
         datasets = require("datasets", NEEDS_DATASETS, extra="train")
         dataset = undecoded(datasets.load_dataset(str(name), config_name, split=split), video_column)
-        for name_of_column in filter(None, (caption_column, label_column)):
+        for name_of_column in filter(None, (caption_column, label_column, action_column)):
             if name_of_column not in dataset.features:
                 raise ValueError(f"There is no column '{name_of_column}': give one of {', '.join(dataset.features)}.")
 
@@ -437,11 +522,45 @@ class VideoTable(Sequence[VideoRecord]):
             return [_text_of(value) for value in values].__getitem__
 
         caption, label = column(caption_column), column(label_column)
+        told = [None] * len(dataset) if action_column is None else list(dataset[action_column])
         records = (
-            VideoRecord(f"{split}/{row}", DatasetRow(dataset, row, video_column), caption(row), label(row))
+            VideoRecord(
+                f"{split}/{row}", DatasetRow(dataset, row, video_column), caption(row), label(row), actions=told[row]
+            )
             for row in range(len(dataset))
         )
-        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=str(name))
+        looking = {"max_bad_fraction": max_bad_fraction, "where": str(name)}
+        return cls._look_at(records, sampling, **looking, actions=actions)
+
+    @classmethod
+    def from_lerobot(
+        cls,
+        root: str | Path,
+        sampling: Sampling,
+        *,
+        camera: str | None = None,
+        max_bad_fraction: float = 0.5,
+        actions: ActionSpace | None = None,
+        action_column: str = "action",
+    ) -> "VideoTable":
+        """The episodes of a LeRobot dataset in a folder, as [`~data.lerobot`] reads it; their captions are their tasks.
+
+        Args:
+            camera: the feature whose videos are taken; may be left out if there is but one.
+            actions: which there are; `None` to read none.
+            action_column: the feature that holds them.
+
+        Raises:
+            ValueError: no such dataset, camera or column, no usable video, or too many that are not; or wrong actions.
+        """
+        episodes = read_episodes(
+            Path(root),
+            camera=camera,
+            action_column=None if actions is None else action_column,
+            action_size=None if actions is None else actions.action_dim,
+        )
+        records = (VideoRecord(f"episode {x.index}", x.source, x.task, actions=x.actions) for x in episodes)
+        return cls._look_at(records, sampling, max_bad_fraction=max_bad_fraction, where=str(root), actions=actions)
 
     @classmethod
     def simulated(

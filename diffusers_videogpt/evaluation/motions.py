@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..film_strips import write_film_strip
 from ..metrics.rollout_scores import mse_by_frame
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..training.validation import predict_rest
+from ..training.validation import predict_continuation
 from ..worlds.motions import MOTIONS, Animation, motion_set, moved_objects
 from ..worlds.scenes import KINDS_TO_ORDER, simulate
 from .condition_following import ClipClassifier, classify, through_autoencoder, train_classifier
@@ -98,7 +98,7 @@ def animate_all(
     """What a pipeline makes of the first frame of each: uint8 (1 + N, H, W, 3), the given frame in front."""
     videos = []
     for index, animation in enumerate(tqdm(animations, desc="Animating", delay=5)):
-        made = predict_rest(
+        made = predict_continuation(
             pipe,
             animation.frames,
             num_given=1,

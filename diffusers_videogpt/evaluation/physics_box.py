@@ -38,6 +38,7 @@ SEEN_CHANGE = 2.0  # of velocity, in pixels a frame: such a change in a predicti
 CLEAR_CHANGE = 2.5  # such a collision of the simulator must be seen
 # Elsewhere much of the energy is in spin, which centres do not show.
 KINDS_WITHOUT_SPIN = ("bounce", "fall", "pendulum")
+NUM_STEPS = 25  # denoising steps a clip of a model that tells no number of its own
 ENLARGED = 4  # times, before motion masks are made: their filters are 5 pixels wide, as are small objects here
 
 
@@ -232,6 +233,8 @@ class BoxScores:
             object, one frame more or less; `recall` the share of the simulator's clear collisions at which there is such a
             change; `f1`; and both numbers, `seen` and `clear`.
         physics_iq: Physics-IQ's `score`, its metrics against the first take and, as `take_2_…`, those of the second.
+        sharpness: of [`sharpness_of`], over that of the true frame: below 1 is blurred, above 1 has edges that are not there.
+        colour_drift: of [`colour_drift_of`], in 8-bit levels.
     """
 
     mse: list[float]
@@ -241,14 +244,34 @@ class BoxScores:
     energy_drift: list[float]
     collisions: dict[str, float]
     physics_iq: dict[str, float]
+    sharpness: list[float]
+    colour_drift: list[float]
+
+
+def sharpness_of(frames: np.ndarray) -> np.ndarray:
+    """Mean squared difference of neighbouring pixels, to the right and below: uint8 (N, H, W, 3) → (N,)."""
+    pixels = frames / 255
+    return sum(np.square(np.diff(pixels, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
+
+
+def colour_drift_of(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How far colours are off, wherever they are in the picture: twice uint8 (N, H, W, 3) → (N,), in 8-bit levels.
+
+    It is the Wasserstein distance of the pixels' values in each channel: the mean difference once both are sorted. An object
+    in the wrong place costs nothing, one of another colour or a darker ground does.
+    """
+    sorted_values = (np.sort(video.reshape(len(video), -1, 3).astype(np.float64), axis=1) for video in (frames, truth))
+    return np.abs(np.subtract(*sorted_values)).mean(axis=(1, 2))
 
 
 def score_predictions(predictions: Sequence[np.ndarray], scenes: Sequence[BoxScene]) -> BoxScores:
     """Scores predicted frames, uint8 (N, H, H, 3) a scene."""
-    errors, distances, complete, drifts = [], [], [], []
+    errors, distances, complete, drifts, sharpness, colours = [], [], [], [], [], []
     seen = right = clear = found = 0
     for frames, scene in zip(predictions, scenes, strict=True):
         errors.append(mse_by_frame(frames, scene.truth))
+        sharpness.append(sharpness_of(frames) / sharpness_of(scene.truth))
+        colours.append(colour_drift_of(frames, scene.truth))
         tracks, all_there = track_objects(frames, scene)
         complete.append(all_there)
         held = hold_lost_objects(tracks, scene)
@@ -270,6 +293,8 @@ def score_predictions(predictions: Sequence[np.ndarray], scenes: Sequence[BoxSce
         energy_drift=np.median(drifts, axis=0).tolist(),
         collisions={"precision": precision, "recall": recall, "f1": f1, "seen": seen, "clear": clear},
         physics_iq=physics_iq_of(predictions, scenes),
+        sharpness=np.mean(sharpness, axis=0).tolist(),
+        colour_drift=np.mean(colours, axis=0).tolist(),
     )
 
 
@@ -297,9 +322,10 @@ def _with_masks(frames: np.ndarray):
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """As in the pipeline's call; `None` is the pipeline's own. Scene s is predicted from the noise of (`seed`, s)."""
+    """As in the pipeline's call; `None` is the pipeline's own, or `NUM_STEPS` where it tells no number of steps. Scene s is
+    predicted from the noise of (`seed`, s)."""
 
-    num_inference_steps: int = 25
+    num_inference_steps: int | None = None
     frames_per_clip: int | None = None
     guidance_scale: float | None = None
     max_context_frames: int | None = None
@@ -320,8 +346,8 @@ def predict_scenes(
     is missing is predicted anew, so that a run that was killed and goes on gives the same bits.
     """
     call = {name: value for name, value in asdict(settings).items() if name != "seed"}
-    for name in ("frames_per_clip", "guidance_scale", "max_context_frames"):
-        call[name] = pipe.config[name] if call[name] is None else call[name]
+    call = {name: pipe.config[name] if value is None else value for name, value in call.items()}
+    call["num_inference_steps"] = call["num_inference_steps"] or NUM_STEPS
     model, predictions = hash_of_model(pipe), []
     for first in range(0, len(scenes), batch_size):
         batch = scenes[first : first + batch_size]

@@ -12,6 +12,7 @@ from ..files import Store, write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from .physics_box import (
     BASELINES,
+    NUM_STEPS,
     BoxScores,
     RolloutSettings,
     make_scenes,
@@ -32,6 +33,11 @@ BY_HORIZON = {
     "objects_kept": ("objects kept, %", 100, ".0f", True),
     "energy_drift": ("energy drift, %", 100, ".0f", False),
 }
+# The same of what a long rollout loses. Repeating the last frame loses none of it, so nothing is ahead of that.
+DRIFT_BY_HORIZON = {
+    "sharpness": ("sharpness over the truth's", 1, ".2f", True),
+    "colour_drift": ("colour drift, levels of 255", 1, ".2f", False),
+}
 REFERENCES = ("truth", "second take", "autoencoder alone")
 
 
@@ -51,8 +57,8 @@ def evaluate_models(
 
     Args:
         frames_per_clip: clip lengths of the model; by default its own.
-        compare: (name, folder or Hub id, denoising steps or `None` for those of `settings`) of other models, each with
-            its own clip length and guidance.
+        compare: (name, folder or Hub id, denoising steps or `None`) of other models, each with its own clip length and
+            guidance; `None` is their own number of steps, where they tell one, else that of `settings`.
 
     Returns:
         way of predicting → scores: the truth, the second take, the baselines, the autoencoder alone, the models.
@@ -63,6 +69,8 @@ def evaluate_models(
     pipe = _load(model, device)
     size = pipe.config.longest_side
     clip_lengths = frames_per_clip or [pipe.config.frames_per_clip]
+    asked_steps = settings.num_inference_steps
+    settings = replace(settings, num_inference_steps=asked_steps or pipe.config.num_inference_steps or NUM_STEPS)
     runs = {f"clips of {length}": (pipe, replace(settings, frames_per_clip=length)) for length in clip_lengths}
     for name, source, num_steps in compare:
         other = _load(source, device)
@@ -73,7 +81,8 @@ def evaluate_models(
                 f"'{name}' predicts frames of {other.config.longest_side} pixels, {model} of {size}: compare models of one "
                 "size."
             )
-        runs[name] = other, RolloutSettings(num_steps or settings.num_inference_steps, seed=settings.seed)
+        num_steps = num_steps or other.config.num_inference_steps or asked_steps
+        runs[name] = other, RolloutSettings(num_steps, seed=settings.seed)
 
     scenes, store = make_scenes(num_scenes, num_given, num_predicted=num_predicted, size=size), Store(folder)
     results = score_without_model(scenes)
@@ -92,7 +101,10 @@ def _load(source: str | Path, device: str | torch.device) -> VideoGPTPipeline:
     return pipe
 
 
-def format_scores(results: dict[str, BoxScores], horizons: Sequence[int] = (1, 2, 4, 8, 16)) -> str:
+HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def format_scores(results: dict[str, BoxScores], horizons: Sequence[int] = HORIZONS) -> str:
     """The results as Markdown: a table over all horizons, then one of each measure by horizon.
 
     Args:
@@ -112,7 +124,7 @@ def format_scores(results: dict[str, BoxScores], horizons: Sequence[int] = (1, 2
             f"{collisions['precision']:.2f} | {collisions['recall']:.2f} | {collisions['f1']:.2f} |"
         )
     shown = [h for h in horizons if h <= len(next(iter(results.values())).mse)]
-    for field, (label, factor, digits, _) in BY_HORIZON.items():
+    for field, (label, factor, digits, _) in (BY_HORIZON | DRIFT_BY_HORIZON).items():
         lines += [
             "",
             f"| {label} | " + " | ".join(f"frame {h}" for h in shown) + " |",
@@ -155,13 +167,13 @@ def _as_ranges(numbers: Sequence[int]) -> str:
 
 def plot_scores(results: dict[str, BoxScores], path: str | Path) -> None:
     """A PNG: every measure by horizon; Physics-IQ's score and collisions as bars."""
-    figure = figures.Figure(figsize=(14, 7.5), layout="constrained")
-    *axes, bars = figure.subplots(2, 3).ravel()
+    figure = figures.Figure(figsize=(18, 7.5), layout="constrained")
+    *axes, bars = figure.subplots(2, 4).ravel()
     models = [name for name in results if name not in (*REFERENCES, *BASELINES)]
     styles = {"truth": ("black", ":"), "second take": ("0.45", ":"), "autoencoder alone": ("0.45", "-")}
     styles |= dict(zip(BASELINES, (("0.7", "--"), ("tab:brown", "--")), strict=True))
     styles |= {name: (f"C{index}", "-") for index, name in enumerate(models)}
-    for axis, (field, (label, factor, _, _)) in zip(axes, BY_HORIZON.items(), strict=True):
+    for axis, (field, (label, factor, _, _)) in zip(axes, (BY_HORIZON | DRIFT_BY_HORIZON).items(), strict=True):
         for name, scores in results.items():
             colour, line = styles[name]
             values = factor * np.array(getattr(scores, field))

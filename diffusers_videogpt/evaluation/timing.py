@@ -13,7 +13,11 @@ from ..files import write_json
 
 
 def take_turns(
-    variants: dict[str, Callable[[], object]], num_rounds: int = 7, num_warmups: int = 1
+    variants: dict[str, Callable[[], object]],
+    num_rounds: int = 7,
+    num_warmups: int = 1,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds that each variant took, by turns: what slows the machine for a while slows all of them.
 
@@ -21,6 +25,7 @@ def take_turns(
         variants: name → what to time; on a GPU the time is until its work is done.
         num_rounds: times that every variant is run.
         num_warmups: runs of each before, not counted.
+        clock: `time.process_time` counts the process's CPU seconds instead, whatever else the machine does.
     """
     for run in list(variants.values()) * num_warmups:
         run()
@@ -28,10 +33,10 @@ def take_turns(
     for _ in range(num_rounds):
         for name, run in variants.items():
             _synchronize()
-            began = time.perf_counter()
+            began = clock()
             run()
             _synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return seconds
 
 

@@ -29,7 +29,7 @@ class RolloutScores:
     """Errors of frames 1 … N after the given ones, means over videos.
 
     Attributes:
-        mse: mean squared error of pixels in [0, 1] at each horizon, of `"predicted"`, of `"repeat"` (the last given frame
+        mse: mean squared error of pixels in [0, 1] at each horizon, of `"predicted"` and whatever was predicted beside it, of `"repeat"` (the last given frame
             again and again) and of `"autoencoder"` (the true frames encoded and decoded: no model of these latents can
             do better).
         psnr: the same as peak signal-to-noise ratio in dB, at most 100, taken for each video and frame and then averaged.
@@ -43,7 +43,11 @@ class RolloutScores:
     @property
     def ratio_to_repeat(self) -> float:
         """Error of the prediction over that of repeating the last frame, over all horizons: useful below 1."""
-        return float(np.mean(self.mse["predicted"]) / max(np.mean(self.mse["repeat"]), LEAST_MSE))
+        return self.ratio_of("predicted")
+
+    def ratio_of(self, name: str) -> float:
+        """[`ratio_to_repeat`] of one of the predictions in `mse`."""
+        return float(np.mean(self.mse[name]) / max(np.mean(self.mse["repeat"]), LEAST_MSE))
 
     @property
     def horizons(self) -> list[int]:

@@ -38,7 +38,7 @@ def make_trunk(config: dict[str, Any]) -> VideoGPTTransformerModel:
 
 
 def trunk_config(transformer: VideoGPTTransformerModel, layer: int | None = None) -> dict[str, Any]:
-    """The arguments of a transformer like this one up to `layer`, without class and text tokens.
+    """The arguments of a transformer like this one up to `layer`, without class and text tokens and actions.
 
     Args:
         layer: the last one used, from 1 on; negative counts from the end; default: two thirds of the layers.
@@ -52,7 +52,8 @@ def trunk_config(transformer: VideoGPTTransformerModel, layer: int | None = None
     config = {
         name: value for name, value in json.loads(transformer.to_json_string()).items() if not name.startswith("_")
     }
-    return config | {"num_layers": layer, "num_classes": None, "text_embed_dim": None}
+    without = ("num_classes", "text_embed_dim", "num_actions", "action_dim", "action_mean", "action_std")
+    return config | dict.fromkeys(without) | {"num_layers": layer}
 
 
 def trunk_width(config: dict[str, Any]) -> int:

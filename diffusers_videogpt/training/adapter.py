@@ -1,5 +1,7 @@
 """Training a LoRA adapter on a frozen pipeline: the base, the new adapter, and what is kept of a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +12,7 @@ from accelerate import Accelerator
 from diffusers import BitsAndBytesConfig
 from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.utils import get_peft_model_state_dict
+from torch import nn
 
 from ..files import write_json
 from ..pipeline_videogpt import VideoGPTPipeline
@@ -27,7 +30,7 @@ from .settings import (
     SamplingSettings,
     hub_id,
 )
-from .validation import predict_rest
+from .validation import predict_continuation
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -42,8 +45,12 @@ def load_base(
     sampling: SamplingSettings,
     rollouts: RolloutSettings,
     accelerator: Accelerator,
+    clips: str = "first:1",
 ) -> VideoGPTPipeline:
     """The pipeline with frozen weights, quantized if asked to; it predicts clips as they are trained.
+
+    Args:
+        clips: their form where neither the options nor the pipeline tell one.
 
     Raises:
         SystemExit: weights in bfloat16, and training that is not.
@@ -52,7 +59,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    settle_from_base(sampling, model, objective, clips="first:1", rollouts=rollouts)
+    settle_from_base(sampling, model, objective, clips=clips, rollouts=rollouts)
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":
@@ -119,6 +126,24 @@ def add_adapter(transformer: VideoGPTTransformerModel, adapter: AdapterSettings,
     return config
 
 
+@contextmanager
+def base_alone(model: nn.Module) -> Iterator[None]:
+    """The model as it is without its adapters. What is trained stays marked as such, which `disable_adapters` undoes."""
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+
+    def mark():
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
+
+    model.disable_adapters()
+    mark()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+        mark()
+
+
 class AdapterTraining(NextClipTraining):
     """Training of an adapter that the pipeline's transformer has; it alone is kept in checkpoints and saved.
 
@@ -168,33 +193,29 @@ class AdapterTraining(NextClipTraining):
         network.eval()
         self.pipe.transformer = network
         losses, predictions = {}, {}
-        trained = [p for p in network.parameters() if p.requires_grad]
-        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
+        samples = self.feed.validation_samples(self.rollouts.num_validation_rollouts)
+        videos = [sample["frames"] for sample in samples]
         num_given = self.rollouts.validation_given_frames
         with torch.compiler.set_stance("force_eager"):
-            for name, switch in (("base", network.disable_lora), ("LoRA", network.enable_lora)):
-                switch()
-                losses[name], _ = self.held_out_losses(network)
-                with self.accelerator.autocast():
+            for name, network_as in (("base", base_alone(network)), ("LoRA", nullcontext())):
+                with network_as, self.accelerator.autocast():
+                    losses[name], _ = self.held_out_losses(network)
                     predictions[name] = [
-                        predict_rest(
+                        predict_continuation(
                             self.pipe,
-                            video,
+                            sample["frames"],
                             num_given=num_given,
+                            actions=sample.get("actions"),
                             num_inference_steps=self.rollouts.validation_inference_steps,
                             generator=torch.Generator().manual_seed(self.feed.sampling.seed + index),
                         )
-                        for index, video in enumerate(videos)
+                        for index, sample in enumerate(samples)
                     ]
-        # PEFT's switch also sets what requires gradients, of layers that the run had frozen as well.
-        network.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
         if not self.accelerator.is_main_process:
             return
         found = AdapterReport(
             rank=self.config.r,
-            trained_parameters=sum(p.numel() for p in trained),
+            trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
             num_videos=self.feed.num_videos,
             learning_rate=loop.schedulers[0].base_lrs[0],
             last_step=loop.step,

@@ -33,7 +33,7 @@ from ..data.sampling import seeded_generator
 from ..data.streaming import StreamedBatches
 from ..data.videos import DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..files import hash_json
-from .loading import load_video_table, make_sampling
+from .loading import action_space_of, load_video_table, make_sampling
 from .settings import BatchSettings, DataSettings, LatentSettings, SamplingSettings
 
 
@@ -50,6 +50,8 @@ class MicroBatch:
         clip_lengths: the frames in each clip of each video.
         ids: names of the videos.
         captions, labels: of the videos, `None` where there are none.
+        actions: that led to each frame, int64 (B, N) with −1 for "no action", or fp32 (B, N, D) with NaN for it, on the device;
+            `None` in a run without actions.
     """
 
     latents: torch.Tensor
@@ -58,6 +60,7 @@ class MicroBatch:
     ids: list[str]
     captions: list[str | None] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+    actions: torch.Tensor | None = None
 
 
 class CachedVideo(NamedTuple):
@@ -74,10 +77,11 @@ class CachedWindows(Dataset):
     Args:
         cache: of latents.
         indices: of the videos in it.
+        with_actions: whether the actions that it keeps are wanted.
     """
 
-    def __init__(self, cache: LatentCache, indices: Sequence[int]):
-        self.cache, self.indices = cache, list(indices)
+    def __init__(self, cache: LatentCache, indices: Sequence[int], *, with_actions: bool = False):
+        self.cache, self.indices, self.with_actions = cache, list(indices), with_actions
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -90,12 +94,13 @@ class CachedWindows(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, draw = self.indices[item[0]], item[1]
-        return {
+        sample = {
             "moments": self.cache.read(index, draw),
             "id": self.cache.ids[index],
             "caption": self.cache.captions[index],
             "label": self.cache.labels[index],
         }
+        return sample | {"actions": self.cache.read_actions(index, draw)} if self.with_actions else sample
 
 
 def split_off(ids: Sequence[str], num_validation: int, seed: int) -> tuple[list[int], list[int]]:
@@ -275,8 +280,15 @@ class LatentFeed:
         else:
             latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
         clip_lengths = [self.draw_clips(moments.shape[1], g) for g in clip_generators]
+        actions = batch.get("actions")
         return MicroBatch(
-            torch.stack(latents), generators, clip_lengths, batch["ids"], batch["captions"], batch["labels"]
+            torch.stack(latents),
+            generators,
+            clip_lengths,
+            batch["ids"],
+            batch["captions"],
+            batch["labels"],
+            actions=None if actions is None else actions.to(self.accelerator.device),
         )
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
@@ -301,7 +313,7 @@ class LatentFeed:
 
     def validation_samples(self, count: int) -> list[dict]:
         """Up to `count` held-out videos of full length: "frames", uint8 (F, h, w, 3), of a cache as its latents decode;
-        "caption" and "label"."""
+        "caption" and "label"; and "actions", an array (F,) or (F, D), or `None`."""
         if self.validation is None:
             return []
         table, samples = table_of(self.validation), []
@@ -309,7 +321,9 @@ class LatentFeed:
             if table.length(index) == self.sampling.num_frames and len(samples) < count:
                 sample = self.validation[index, 0]
                 frames = sample["frames"].numpy() if "frames" in sample else self._decode(sample["moments"])
-                samples.append({"frames": frames, "caption": sample["caption"], "label": sample["label"]})
+                actions = sample["actions"].numpy() if "actions" in sample else None
+                told = {"caption": sample["caption"], "label": sample["label"], "actions": actions}
+                samples.append({"frames": frames, **told})
         return samples
 
     @torch.no_grad()
@@ -341,6 +355,8 @@ def content_fields(dataset: WindowDataset | CachedWindows) -> dict[str, str]:
     content = {"captions": [x.caption for x in records], "labels": [x.label for x in records]}
     if isinstance(dataset, WindowDataset):
         content["sources"] = [x.digest for x in records]
+        if any(x.actions is not None for x in records):
+            content["actions"] = [hashlib.sha256(x.actions.tobytes()).hexdigest() for x in records]
     elif isinstance(dataset.cache, LatentCache):
         content["cached"] = dataset.cache.content_hash(dataset.indices)
     return {f"content.{name}": hash_json(values)[:16] for name, values in content.items()}
@@ -352,6 +368,14 @@ def records_of(dataset: WindowDataset | CachedWindows) -> list[VideoRecord] | li
         return dataset.table.records
     cache = dataset.cache
     return [CachedVideo(cache.ids[index], cache.captions[index], cache.labels[index]) for index in dataset.indices]
+
+
+def actions_of(dataset: WindowDataset | CachedWindows) -> list[np.ndarray]:
+    """The actions of each video; of a cache, those of its windows."""
+    if isinstance(dataset, WindowDataset):
+        return [record.actions for record in dataset.table.records]
+    draws = range(dataset.cache.num_windows)
+    return [dataset.cache.read_actions(index, draw).numpy() for index in dataset.indices for draw in draws]
 
 
 def write_run_cache(accelerator: Accelerator, vae, *, table: VideoTable, key: dict, data: DataSettings) -> Path:
@@ -381,11 +405,12 @@ def cache_latents(accelerator: Accelerator, vae, *, data: DataSettings) -> tuple
     """
     sampling, latents = data.sampling, data.latents
     with accelerator.main_process_first():
-        table = load_video_table(data.videos, sampling)
+        table = load_video_table(data.videos, sampling, data.actions)
     report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
     split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
-    key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed)
+    space = action_space_of(data.actions)
+    key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed, actions=space)
     return write_run_cache(accelerator, vae, table=table, key=key, data=data), table.frame_rate
 
 
@@ -416,7 +441,8 @@ def make_feed(
     )
     validation = None
     if latents.validation_data_root is not None:
-        validation = WindowDataset(VideoTable.from_folder(latents.validation_data_root, frames), seed)
+        others = VideoTable.from_folder(latents.validation_data_root, frames, actions=action_space_of(data.actions))
+        validation = WindowDataset(others, seed)
     if videos.streaming:
         stream = StreamedBatches(
             videos.dataset_name,
@@ -438,15 +464,16 @@ def make_feed(
     if cached is None and latents.windows_per_video is not None:
         cached, fps = cache_latents(accelerator, vae, data=data)
     if cached is not None:
-        expected = make_cache_key(vae, frames, seed=seed)
+        expected = make_cache_key(vae, frames, seed=seed, actions=action_space_of(data.actions))
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
         cache = LatentCache(cached, expected)
         ids = cache.ids
         kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
-        train, held_out = CachedWindows(cache, kept), CachedWindows(cache, held_out)
+        with_actions = data.actions is not None
+        train, held_out = (CachedWindows(cache, chosen, with_actions=with_actions) for chosen in (kept, held_out))
     else:
         with accelerator.main_process_first():
-            table = load_video_table(videos, sampling)
+            table = load_video_table(videos, sampling, data.actions)
         dropped, fps = table.dropped, table.frame_rate
         report_dropped(dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]

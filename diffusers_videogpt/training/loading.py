@@ -3,6 +3,7 @@
 import torch
 from diffusers import AutoModel
 
+from ..actions import ActionSpace
 from ..config_values import check_trained_with
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
@@ -15,6 +16,7 @@ from .phi3 import load_phi3_decoder
 from .settings import (
     LONGEST_SIDE,
     NUM_FRAMES,
+    ActionSettings,
     AutoencoderSettings,
     ModelSettings,
     ObjectiveSettings,
@@ -66,7 +68,7 @@ def settle_from_base(
         config = VideoGPTPipeline.load_config(base, revision=model.revision)
     trained_with = config.get("trained_with") or {}
     check_trained_with(trained_with)
-    if sampling.longest_side is None:
+    if sampling.longest_side is None and sampling.height is None:
         sampling.longest_side = config.get("longest_side", LONGEST_SIDE)
     if sampling.frame_interval is None and sampling.target_fps is None:
         sampling.target_fps = trained_with.get("fps")
@@ -87,15 +89,30 @@ def settle_from_base(
         rollouts.check_given_frames(sampling)
 
 
-def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> VideoTable:
-    """The usable videos of a source."""
-    frames = make_sampling(sampling)
+def load_video_table(
+    videos: VideoSettings, sampling: SamplingSettings, actions: ActionSettings | None = None
+) -> VideoTable:
+    """The usable videos of a source, with the `actions` that led to their frames if these are wanted.
+
+    Raises:
+        ValueError: what its readers refuse; or the source has no actions.
+    """
+    frames, told = make_sampling(sampling), {"actions": action_space_of(actions)}
     reading = {**videos.columns, "max_bad_fraction": videos.max_bad_fraction}
+    if videos.lerobot_root is not None:
+        if actions is not None and actions.action_column is not None:
+            told["action_column"] = actions.action_column
+        how = {"camera": videos.lerobot_camera, "max_bad_fraction": videos.max_bad_fraction}
+        return VideoTable.from_lerobot(videos.lerobot_root, frames, **how, **told)
     if videos.num_simulated_scenes is not None:
+        if actions is not None:
+            raise ValueError("Simulated scenes follow physics alone: train without --num_actions and --action_dim.")
         num_frames = videos.frames_per_scene or sampling.num_frames
         return VideoTable.simulated(videos.num_simulated_scenes, num_frames, frames, world=videos.simulated_world)
+    if videos.dataset_file is not None or videos.dataset_name is not None:
+        told["action_column"] = None if actions is None else actions.action_column
     if videos.dataset_file is not None:
-        return VideoTable.from_table(videos.dataset_file, frames, root=videos.instance_data_root, **reading)
+        return VideoTable.from_table(videos.dataset_file, frames, root=videos.instance_data_root, **reading, **told)
     if videos.dataset_name is not None:
         return VideoTable.from_dataset(
             videos.dataset_name,
@@ -103,8 +120,14 @@ def load_video_table(videos: VideoSettings, sampling: SamplingSettings) -> Video
             split=videos.dataset_split,
             config_name=videos.dataset_config_name,
             **reading,
+            **told,
         )
-    return VideoTable.from_folder(videos.instance_data_root, frames, max_bad_fraction=videos.max_bad_fraction)
+    return VideoTable.from_folder(videos.instance_data_root, frames, max_bad_fraction=videos.max_bad_fraction, **told)
+
+
+def action_space_of(actions: ActionSettings | None) -> ActionSpace | None:
+    """The actions that data have, as they are: only a model has a scale of them."""
+    return None if actions is None else ActionSpace(actions.num_actions, actions.action_dim)
 
 
 def load_vae(model: AutoencoderSettings):

@@ -10,7 +10,8 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -361,17 +362,34 @@ class TrainingLoop:
         self.accelerator.log(numbers, step=self.step)
         progress.set_postfix(loss=f"{numbers['train/loss']:.4f}", lr=f"{numbers['train/learning_rate']:.1e}", **timing)
 
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The average in the place of the trained weights, if there is one, and no gradients; the weights come back at the end.
+
+        Both lie in memory anyway, so they change places, one tensor after the other."""
+
+        def change_places():
+            # What FSDP2 has gathered, and what autocast has cast, is of the weights as they were.
+            reshard(self.model)
+            torch.clear_autocast_cache()
+            if self.ema is not None:
+                for weight, average in zip(self.trained_parameters(), self.ema.shadow_params, strict=True):
+                    kept = weight.detach().clone()
+                    weight.copy_(average)
+                    average.copy_(kept)
+
+        with torch.no_grad():
+            change_places()
+            try:
+                yield
+            finally:
+                change_places()
+
     def _validation(self) -> dict[str, float]:
         """The script's validation, with the averaged weights in place and no gradient."""
         self.model.eval()
-        if self.ema is not None:
-            self.ema.store(self.trained_parameters())
-            self.ema.copy_to(self.trained_parameters())
-        with torch.no_grad():
+        with self.averaged_weights():
             numbers = self.validate(self, self.step)
-        reshard(self.model)
-        if self.ema is not None:
-            self.ema.restore(self.trained_parameters())
         self.model.train()
         if self.patience and "loss" in numbers:
             self._note_best(numbers["loss"])

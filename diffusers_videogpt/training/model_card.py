@@ -41,6 +41,13 @@ TRAINED_LORA_EXAMPLE = LORA_EXAMPLE.replace(
     'image="first.png"', 'image="first.png", num_frames={num_frames}, frames_per_clip={frames_per_clip}'
 )
 
+# A distilled adapter makes its base fast, which has to be told how to take its steps.
+FAST_LORA_EXAMPLE = TRAINED_LORA_EXAMPLE.replace(
+    "frames = pipe(",
+    'pipe.scheduler = diffusers_videogpt.NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver="{solver}")\n'
+    "frames = pipe(",
+).replace(").frames", ", num_inference_steps={num_inference_steps}, guidance_scale={guidance_scale}).frames")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -131,7 +138,8 @@ def write_model_card(
         is_adapter: the folder holds LoRA weights for `base_model`, not a pipeline.
         task: one of `TASKS`.
         trained_on: what the training videos show, in a few words.
-        trained_with: of its samples `fps`, `num_frames`, `clips`, and the size: `height` and `width`, or `longest_side`.
+        trained_with: of its samples `fps`, `num_frames`, `clips`, and the size: `height` and `width`, or `longest_side`; of a
+            distilled adapter also `num_inference_steps`, `guidance_scale` and `solver`.
 
     Returns:
         The path of the card.
@@ -152,6 +160,7 @@ def write_model_card(
     origin = f"started from `{start}`" if start else "started from random weights"
     material = f"trained on {trained_on}" if trained_on else f"trained on `{dataset}`" if dataset else "trained"
     trained_with = trained_with or {}
+    is_fast = is_adapter and "solver" in trained_with
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
@@ -166,8 +175,8 @@ def write_model_card(
         parts += ["## One denoising of held-out latents, by noise level", noise_levels]
     used = example | {"base": base_model, "model": repo_id or folder, "input": words.input.format(**example)}
     used["fps"] = trained_with.get("fps") or PLAYED_FPS
-    use = (TRAINED_LORA_EXAMPLE if is_adapter else words.example).format(**used)
-    parts += ["## How to use it", use]
+    example = FAST_LORA_EXAMPLE if is_fast else TRAINED_LORA_EXAMPLE if is_adapter else words.example
+    parts += ["## How to use it", example.format(**trained_with | used)]
     parts += ["## How it was trained", f"```bash\n{command}\n```"]
     if samples := _describe_samples(trained_with):
         parts.append(samples)

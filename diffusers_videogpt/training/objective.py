@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from ..clips import draw_clip_lengths, equal_clip_lengths, make_clip_layout
+from ..clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from ..conditions import condition_lengths
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
 from ..transformer_videogpt import VideoGPTTransformerModel
@@ -114,8 +114,38 @@ class DenoisedClips:
         )
 
 
-def denoise_clips(
-    transformer: VideoGPTTransformerModel,
+@dataclass
+class NoisyClips:
+    """What a transformer is given in training.
+
+    Attributes:
+        target, noisy, alphas: as of [`DenoisedClips`].
+        clean: (B, C, N', H, W), the clean copies of all clips but the last; `None` where there are none.
+        layout: of their tokens.
+        conditions: of the videos, as the transformer takes them.
+    """
+
+    target: torch.Tensor
+    noisy: torch.Tensor
+    alphas: torch.Tensor
+    clean: torch.Tensor | None
+    layout: ClipLayout
+    conditions: dict[str, torch.Tensor]
+
+    def denoised_by(self, transformer: VideoGPTTransformerModel) -> DenoisedClips:
+        """What the transformer, wrapped for data parallelism or not, makes of them."""
+        denoised = transformer(
+            hidden_states=self.noisy,
+            timestep=self.alphas,
+            clean_hidden_states=self.clean,
+            clip_layout=self.layout,
+            return_dict=False,
+            **self.conditions,
+        )[0]
+        return DenoisedClips(denoised, self.target, self.noisy, self.alphas)
+
+
+def make_noisy_clips(
     latents: torch.Tensor,
     *,
     clip_lengths: Sequence[Sequence[int]],
@@ -124,16 +154,17 @@ def denoise_clips(
     min_retention: float = 0.9,
     draw_alphas: AlphaDrawer = sample_alphas,
     patch_size: int = 2,
+    history: torch.Tensor | None = None,
+    actions: torch.Tensor | None = None,
     **conditions: torch.Tensor,
-) -> DenoisedClips:
-    """Makes noisy clips of clean latents as training does, and lets the transformer denoise them.
+) -> NoisyClips:
+    """Makes noisy clips of clean latents as training does.
 
     Each noisy clip k gets one noise weight α_k ~ U[0, 1]: ψ = α φ + (1 − α) ε. The clean copies of all clips but the last
     get slight noise, ρ ~ U[`min_retention`, 1] a frame. Where the first clip is noisy, it has no history and counts too:
     it is what trains the unconditional half of guidance.
 
     Args:
-        transformer: the model, wrapped for data parallelism or not.
         latents: clean latents (B, C, N, H, W), already scaled.
         clip_lengths: for each video, the frames in its clips; each list sums to N.
         generator: a **CPU** generator, so that one seed gives one loss on every device; or one a video, so that the
@@ -143,6 +174,10 @@ def denoise_clips(
         min_retention: the least share of signal in a clean frame; 1 leaves the clean clips without noise.
         draw_alphas: draws the noise weights, uniform by default; see [`make_alpha_drawer`].
         patch_size: the model's, in latent pixels.
+        history: what the clean copies are made of instead of `latents`, of the same shape: the past as a model predicts it,
+            see [`~resampled_history.resample_history`]. The targets stay those of `latents`.
+        actions: that led to each frame, (B, N) or (B, N, D), as the model takes them: the noisy and the clean copy of a frame
+            have the same.
         conditions: `class_labels`, `encoder_hidden_states`, `encoder_attention_mask`, as the model takes them; text is
             padded to the longest of the batch.
 
@@ -167,7 +202,8 @@ def denoise_clips(
     # must not depend on the others, so noise is drawn for all its frames.
     num_drawn = num_frames if all_noisy else num_clean
     first, last, _ = noisy.indices(len(clip_lengths[0]))
-    target = latents if all_noisy else latents[:, :, sum(clip_lengths[0][:first]) : sum(clip_lengths[0][:last])]
+    predicted = slice(None) if all_noisy else slice(sum(clip_lengths[0][:first]), sum(clip_lengths[0][:last]))
+    target = latents[:, :, predicted]
     draws = [
         (
             draw_alphas(lengths, g),
@@ -179,9 +215,8 @@ def denoise_clips(
     ]
     alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
     noisy_latents = mix_noise(target, alphas[:, None], noise.to(latents))
-    clean_latents = mix_noise(latents[:, :, :num_drawn], retentions[:, None], clean_noise.to(latents))[
-        :, :, :num_clean
-    ]
+    past = latents if history is None else history
+    clean_latents = mix_noise(past[:, :, :num_drawn], retentions[:, None], clean_noise.to(latents))[:, :, :num_clean]
 
     patch_grid = (latents.shape[3] // patch_size, latents.shape[4] // patch_size)
     layout = make_clip_layout(
@@ -191,20 +226,23 @@ def denoise_clips(
         condition_lengths=condition_lengths(conditions),
         device=latents.device,
     )
-    denoised = transformer(
-        hidden_states=noisy_latents,
-        timestep=alphas,
-        clean_hidden_states=clean_latents if num_clean else None,
-        clip_layout=layout,
-        return_dict=False,
-        **conditions,
-    )[0]
-    return DenoisedClips(denoised, target, noisy_latents, alphas)
+    if actions is not None:
+        conditions["actions"] = actions[:, predicted]
+        conditions["clean_actions"] = actions[:, :num_clean] if num_clean else None
+    return NoisyClips(target, noisy_latents, alphas, clean_latents if num_clean else None, layout, conditions)
+
+
+def denoise_clips(transformer: VideoGPTTransformerModel, latents: torch.Tensor, **how) -> DenoisedClips:
+    """Makes noisy clips of clean latents as training does, and lets the transformer denoise them.
+
+    Args and errors as of [`make_noisy_clips`].
+    """
+    return make_noisy_clips(latents, **how).denoised_by(transformer)
 
 
 def next_clip_loss(transformer: VideoGPTTransformerModel, latents: torch.Tensor, **how) -> torch.Tensor:
     """Mean squared error of the predicted clean latents, over every frame of every noisy clip: a scalar in fp32.
 
-    Args and errors as of [`denoise_clips`].
+    Args and errors as of [`make_noisy_clips`].
     """
     return denoise_clips(transformer, latents, **how).loss()

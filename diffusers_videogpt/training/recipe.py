@@ -1,31 +1,36 @@
 """What training by next clip diffusion is, whatever is trained: its loss, its validation on held-out videos, its card."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from huggingface_hub import HfApi
 from torch import nn
 
+from ..actions import ActionSpace, make_action_embed, scale_of
 from ..conditions import Conditions
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import sample_alphas
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .arguments import plain_values
 from .checkpoints import find_checkpoint
-from .feed import ClipDrawer, LatentFeed, MicroBatch, make_feed
+from .feed import ClipDrawer, LatentFeed, MicroBatch, actions_of, make_feed
 from .loading import load_pipeline, settle_from_base
 from .loop import TrainingLoop, check_heads, command_of, make_accelerator
 from .model_card import format_results, push_to_hub, write_model_card
 from .noise_levels import ErrorsByAlpha, format_errors
-from .objective import AlphaDrawer, DenoisedClips, denoise_clips, make_alpha_drawer, make_clip_drawer
+from .objective import AlphaDrawer, DenoisedClips, NoisyClips, make_alpha_drawer, make_clip_drawer, make_noisy_clips
+from .resampled_history import resample_history
 from .run_folder import hold_folder
 from .settings import (
+    ActionSettings,
     HubSettings,
     ModelSettings,
     ObjectiveSettings,
@@ -49,10 +54,12 @@ class Training:
         patience: of [`~loop.TrainingLoop`].
         trained_on: what the videos show, in a few words, where that is known; [`run_training`] sets it.
         dataset: the name of the videos, as [`RunRecord`] has it; [`run_training`] sets it.
+        averaged_weights: the loop's, for a loss that needs the average of the weights; [`run_training`] sets it.
     """
 
     trained_on: str | None = None
     dataset: str | None = None
+    averaged_weights: Callable[[], AbstractContextManager[None]]
     model: nn.Module
     trainable_only = False
     errors: ErrorsByAlpha | None = None
@@ -82,6 +89,58 @@ class Training:
         raise NotImplementedError
 
 
+def settle_actions(
+    transformer: VideoGPTTransformerModel, actions: ActionSettings, *, feed: LatentFeed, is_adapter: bool = False
+) -> None:
+    """Gives a transformer that takes no actions a place for them, which begins as no change; continuous ones get the mean and
+    standard deviation of the videos that are trained on.
+
+    Args:
+        feed: of the run.
+        is_adapter: whether the transformer is frozen.
+
+    Raises:
+        ValueError: if the transformer takes other actions, or is frozen and takes none.
+    """
+    found = ActionSpace.of(transformer.config)
+    if found is not None:
+        if (found.num_actions, found.action_dim) != (actions.num_actions, actions.action_dim):
+            kinds = {"num_actions": found.num_actions, "action_dim": found.action_dim}
+            told = ", ".join(f"--{name} {size}" for name, size in kinds.items() if size is not None)
+            raise ValueError(f"This model was trained with {told}: give the same, or start from one without actions.")
+        return
+    if is_adapter:
+        raise ValueError(
+            "This base takes no actions, and an adapter has no place for them: train it with train_videogpt.py and --num_actions "
+            "or --action_dim first."
+        )
+    sizes = {"num_actions": actions.num_actions, "action_dim": actions.action_dim}
+    dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    transformer.action_embed = make_action_embed(**sizes, dim=dim).to(transformer.device)
+    if actions.action_dim is not None:
+        sizes["action_mean"], sizes["action_std"] = scale_of(actions_of(feed.source.dataset))
+    transformer.register_to_config(**sizes)
+
+
+def leave_out_actions(
+    actions: torch.Tensor,
+    clip_lengths: Sequence[Sequence[int]],
+    *,
+    generators: Sequence[torch.Generator],
+    dropout: float,
+) -> torch.Tensor:
+    """Actions (B, N) or (B, N, D) as the model takes them, with those of a share of the clips replaced by "no action".
+
+    Whole clips lose theirs, as they do in the pass of guidance by action; the clips before them keep their own.
+    """
+    is_out = [
+        (torch.rand(len(lengths), generator=generator) < dropout).repeat_interleave(torch.as_tensor(lengths))
+        for lengths, generator in zip(clip_lengths, generators, strict=True)
+    ]
+    is_out = torch.stack(is_out).to(actions.device).view(*actions.shape[:2], *[1] * (actions.ndim - 2))
+    return actions.masked_fill(is_out, torch.nan if actions.is_floating_point() else 0)
+
+
 def copy_with(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     """A model of the same configuration with other weights, in evaluation: what was trained may be wrapped or sharded."""
     copy = type(model).from_config(json.loads(model.to_json_string()))
@@ -98,6 +157,7 @@ class NextClipTraining(Training):
         pipe: whose transformer is trained, and which predicts the held-out videos.
         feed: of the run.
         recipe: the loss, the predictions of held-out videos, and how the pipeline is saved.
+        actions: of the videos, if the model is to be steered: the transformer gets a place for them unless it has one.
     """
 
     task = "prediction"  # what the model card says, see `model_card.TASKS`
@@ -113,8 +173,12 @@ class NextClipTraining(Training):
         *,
         feed: LatentFeed,
         recipe: RecipeSettings,
+        actions: ActionSettings | None = None,
     ):
         self.accelerator, self.pipe, self.feed = accelerator, pipe, feed
+        self.actions = actions if actions is not None and actions.are_given else None
+        if self.actions is not None:
+            settle_actions(pipe.transformer, self.actions, feed=feed, is_adapter=self.is_adapter)
         self.objective, self.rollouts, self.settings = recipe.objective, recipe.rollouts, recipe.loop
         self.output_dtype = recipe.output_dtype
         self.patch_size = pipe.transformer.config.patch_size
@@ -122,6 +186,11 @@ class NextClipTraining(Training):
         self.predicted: set[int] = set()  # steps whose predictions in the folder are of this run
         self.errors = ErrorsByAlpha()
         self.validation_errors: dict[str, float] = {}  # by α, at the last validation
+        if self.objective.resampled_history and accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError(
+                "--resampled_history does not work with FSDP2, whose processes have to call the model equally often, and clips "
+                "differ in number: use DDP (configs/accelerate/ddp.yaml), or leave it out."
+            )
 
     @property
     def model(self) -> VideoGPTTransformerModel:
@@ -134,6 +203,7 @@ class NextClipTraining(Training):
             draw_clips=self.feed.draw_clips,
             sampling=self.feed.sampling,
             condition=self.condition,
+            has_actions=self.actions is not None,
         )
 
     def model_fields(self) -> dict[str, Any]:
@@ -148,19 +218,44 @@ class NextClipTraining(Training):
             "min_retention": self.objective.min_retention,
             "same_clips_in_step": self.feed.latents.same_clips_in_step,
             **self.objective.noise_fields(),
-        } | ({"next_frame_share": self.objective.next_frame_share} if self.objective.next_frame_share else {})
+        } | self._further_fields()
+
+    def _further_fields(self) -> dict[str, Any]:
+        """What checkpoints from before know nothing of: told only where it is used."""
+        fields = {}
+        if self.objective.next_frame_share:
+            fields["next_frame_share"] = self.objective.next_frame_share
+        if self.actions is not None:
+            fields["action_dropout"] = self.actions.action_dropout
+        return fields
 
     def run_fields(self) -> dict[str, Any]:
         return self.model_fields() | self.objective_fields()
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:
         """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
-        return {}
+        if self.actions is None:
+            return {}
+        actions = ActionSpace.of(self.pipe.transformer.config).encode(batch.actions)
+        if is_training:
+            actions = leave_out_actions(
+                actions, batch.clip_lengths, generators=batch.generators, dropout=self.actions.action_dropout
+            )
+        return {"actions": actions}
 
-    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
-        """The clips of a batch, made noisy and denoised by the model."""
-        return denoise_clips(
-            model,
+    def make_noisy(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> NoisyClips:
+        """The clips of a batch, made noisy; in training, of some videos behind a past that the model itself has made."""
+        history = None
+        if model.training and self.objective.resampled_history:
+            history = resample_history(
+                self.accelerator.unwrap_model(model),
+                batch.latents,
+                clip_lengths=batch.clip_lengths,
+                generators=batch.generators,
+                share=self.objective.resampled_history,
+                num_steps=self.objective.resampled_steps,
+            )
+        return make_noisy_clips(
             batch.latents,
             clip_lengths=batch.clip_lengths,
             generator=batch.generators,
@@ -168,8 +263,13 @@ class NextClipTraining(Training):
             min_retention=self.objective.min_retention,
             draw_alphas=draw_alphas,
             patch_size=self.patch_size,
+            history=history,
             **self.conditions(batch, model.training),
         )
+
+    def denoise(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> DenoisedClips:
+        """The clips of a batch, made noisy and denoised by the model."""
+        return self.make_noisy(model, batch, draw_alphas=draw_alphas).denoised_by(model)
 
     def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         clips = self.denoise(model, batch, draw_alphas=make_alpha_drawer(self.objective))
@@ -200,29 +300,37 @@ class NextClipTraining(Training):
             errors.add(clips)
         return losses, errors
 
+    def prediction_settings(self) -> dict[str, Any]:
+        """How held-out videos are predicted, as [`~validation.predict_continuation`] takes it."""
+        sampling = self.feed.sampling
+        return {
+            "num_given": self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
+            "num_inference_steps": self.rollouts.validation_inference_steps,
+            "seed": sampling.seed,
+        }
+
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """Predicts held-out videos, writes what came out, and returns how good it is."""
+        samples = self.feed.validation_samples(self.rollouts.num_validation_rollouts)
+        how = {} if self.actions is None else {"actions": [sample["actions"] for sample in samples]}
+        return self.roll_out(loop, step, [sample["frames"] for sample in samples], **how)
+
+    def roll_out(self, loop: TrainingLoop, step: int, videos: list[np.ndarray], **how) -> dict[str, float]:
+        """[`predict`] of these videos; `how` is as [`~validation.validation_rollout`] takes it."""
+        if not videos:
+            return {}
         # All processes predict, since a sharded model computes only together; one writes.
         folder = self.folder / f"step-{step:06d}" if self.accelerator.is_main_process else None
         self.pipe.transformer = self.accelerator.unwrap_model(loop.model)
-        videos = [sample["frames"] for sample in self.feed.validation_samples(self.rollouts.num_validation_rollouts)]
-        if not videos:
-            return {}
-        sampling = self.feed.sampling
         # Compiling the cached pass for a few predictions would take longer than they do.
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-            scores = validation_rollout(
-                self.pipe,
-                videos,
-                num_given=self.rollouts.validation_given_frames or max(sampling.num_frames // 2, 1),
-                num_inference_steps=self.rollouts.validation_inference_steps,
-                fps=8,
-                seed=sampling.seed,
-                folder=folder,
-            )
+            scores = validation_rollout(self.pipe, videos, fps=8, folder=folder, **(self.prediction_settings() | how))
         if folder is not None:
             log_rollout(self.accelerator, scores, folder=folder, step=step)
-        return {"ratio_to_repeat": scores.ratio_to_repeat}
+        return {"ratio_to_repeat": scores.ratio_to_repeat} | {
+            f"ratio_to_repeat_{name.replace(', ', '_').replace(' ', '_')}": scores.ratio_of(name)
+            for name in how.get("beside", {})
+        }
 
     def trained_with(self) -> dict[str, Any]:
         """Samples and clips, for who trains the model further or predicts with it."""
@@ -368,15 +476,18 @@ def settle_unused_parameters(
     draw_clips: ClipDrawer,
     sampling: SamplingSettings,
     condition: str | None = None,
+    has_actions: bool = False,
 ) -> None:
     """Data parallelism waits for the gradient of every trained parameter. Those that no step uses are frozen; only where
     some steps use them and others do not, it has to look for them at every step.
 
     Args:
         condition: of [`NextClipTraining`].
+        has_actions: whether steps train on actions.
     """
-    for name in ("class_embed", "text_projection"):
-        if name != condition and getattr(transformer, name) is not None:
+    used = (condition, "action_embed" if has_actions else None)
+    for name in ("class_embed", "text_projection", "action_embed"):
+        if name not in used and getattr(transformer, name) is not None:
             getattr(transformer, name).requires_grad_(False)
     lengths = range(sampling.least_num_frames, sampling.num_frames + 1)
     num_clips = {len(draw_clips(length, torch.Generator())) for length in lengths}
@@ -416,6 +527,7 @@ def run_training(
         errors=training.errors,
         patience=training.patience,
     )
+    training.averaged_weights = trainer.averaged_weights
     trainer.run()
     weights = trainer.trained_state_dict()
     training.report(trainer)

@@ -5,14 +5,13 @@ refused when the dataclass is made. Nothing heavy is imported here, so that a sc
 """
 
 import argparse
-import math
 import re
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import natural_int, positive_float, positive_int
+from ..arguments import finite_float, natural_int, positive_float, positive_int
 from .arguments import option, part, share
 
 
@@ -24,6 +23,11 @@ SIMULATED = {"physics": "simulated balls, boxes and pendulums", "orders": "simul
 LONGEST_SIDE = 320  # of a new model's samples, in pixels
 NUM_FRAMES = 48  # of a sample, where no pipeline to start from tells
 Dtype = Literal["float32", "bfloat16", "float16"]
+# Options of [`ObjectiveSettings`] for who has no past that a model could have predicted from the clips alone.
+NO_RESAMPLING = dict.fromkeys(
+    ("resampled_history", "resampled_steps"),
+    "the past is predicted from clips alone, without a class, a text or a marked first frame: leave it out",
+)
 
 
 def ema_decay(text: str) -> float:
@@ -59,6 +63,49 @@ def hub_id(name: str | None) -> str | None:
 
 
 # The model
+
+
+@dataclass(kw_only=True)
+class ActionSettings:
+    """What leads from frame to frame, for a model that can be steered."""
+
+    num_actions: int | None = option(None, "of discrete actions, 0 to this less 1", type=positive_int)
+    action_dim: int | None = option(None, "numbers of a continuous action, instead", type=positive_int)
+    action_column: str | None = option(
+        None,
+        "of the table or dataset: a list of actions a video, or a path; default: a file beside each video, of LeRobot 'action'",
+    )
+    action_dropout: float = option(
+        0.1, "share of the clips whose actions are left out, which guidance by actions needs", type=share
+    )
+
+    def __post_init__(self):
+        if self.num_actions is not None and self.action_dim is not None:
+            raise ValueError(
+                "--num_actions is for discrete actions, --action_dim for continuous ones: give one of them"
+            )
+        if not self.are_given:
+            for name in ("action_column", "action_dropout"):
+                if getattr(self, name) != getattr(ActionSettings, name):
+                    raise ValueError(f"--{name} has an effect only with --num_actions or --action_dim")
+
+    @property
+    def are_given(self) -> bool:
+        """Whether the model is trained on actions."""
+        return self.num_actions is not None or self.action_dim is not None
+
+    def check_videos(self, videos: "VideoSettings") -> None:
+        """
+        Raises:
+            ValueError: these videos come without actions.
+        """
+        if self.are_given and videos.streaming:
+            raise ValueError("--streaming reads no actions: leave it out, or --num_actions and --action_dim")
+        tables = (videos.dataset_file, videos.dataset_name, videos.lerobot_root)
+        if self.action_column is not None and all(table is None for table in tables):
+            raise ValueError(
+                "--action_column is of --dataset_file, --dataset_name or --lerobot_root: give one of them"
+            )
 
 
 @dataclass(kw_only=True)
@@ -118,14 +165,26 @@ class BaseModelSettings(AutoencoderSettings):
     )
 
 
+def require_base_on_hub(hub: "HubSettings", base: str) -> None:
+    """
+    Raises:
+        ValueError: a LoRA is to be published, and what it adapts is not on the Hub.
+    """
+    if hub.push_to_hub and hub_id(base) is None:
+        raise ValueError(
+            f"--push_to_hub: the page of a LoRA names its base on the Hub, and '{base}' is not there. Train without it, "
+            "then `videogpt export-hub … --base-model ID --push`"
+        )
+
+
 @dataclass(kw_only=True)
 class AdapterSettings:
     """A LoRA adapter and what it adapts beside the attention."""
 
-    rank: int = option(32, type=positive_int)
+    rank: int = option(16, type=positive_int)
     lora_alpha: float | None = option(None, "default: the rank")
     lora_dropout: float = option(0.0)
-    train_mlp: bool = option(True, "adapt the MLPs too")
+    train_mlp: bool = option(False, "adapt the MLPs too")
     train_patch_embeddings: bool = option(False, "adapt the patch embeddings too")
     use_dora: bool = option(False)
     use_rslora: bool = option(False)
@@ -141,6 +200,10 @@ class VideoSettings:
     instance_data_root: Path | None = option(None, "folder of videos, or the folder that a table's paths start from")
     dataset_file: Path | None = option(None, "CSV or JSONL table with a column of paths; or UCF-101's trainlist01.txt")
     dataset_name: str | None = option(None, "Hub dataset, or a local folder that `datasets` loads (also WebDataset)")
+    lerobot_root: Path | None = option(None, "folder of a LeRobot dataset, formats v2 and v3")
+    lerobot_camera: str | None = option(
+        None, "of --lerobot_root: the feature whose videos are taken, if there are several"
+    )
     dataset_config_name: str | None = option(None)
     dataset_split: str = option("train")
     video_column: str = option("video")
@@ -160,10 +223,14 @@ class VideoSettings:
     )
 
     def __post_init__(self):
-        sources = (self.dataset_file, self.dataset_name, self.num_simulated_scenes)
+        sources = (self.dataset_file, self.dataset_name, self.num_simulated_scenes, self.lerobot_root)
         if sum(x is not None for x in sources) > 1:
-            raise ValueError("give only one of --dataset_file, --dataset_name and --num_simulated_scenes")
-        for other in ("num_simulated_scenes", "dataset_name"):
+            raise ValueError(
+                "give only one of --dataset_file, --dataset_name, --num_simulated_scenes and --lerobot_root"
+            )
+        if self.lerobot_camera is not None and self.lerobot_root is None:
+            raise ValueError("--lerobot_camera needs --lerobot_root")
+        for other in ("num_simulated_scenes", "dataset_name", "lerobot_root"):
             if self.instance_data_root is not None and getattr(self, other) is not None:
                 raise ValueError(f"--instance_data_root and --{other} both say where the videos come from: give one")
         if self.streaming and self.dataset_name is None:
@@ -172,7 +239,7 @@ class VideoSettings:
     @property
     def has_source(self) -> bool:
         sources = (self.instance_data_root, self.dataset_file, self.dataset_name, self.num_simulated_scenes)
-        return any(x is not None for x in sources)
+        return any(x is not None for x in (*sources, self.lerobot_root))
 
     def require_source(self) -> None:
         """
@@ -181,7 +248,7 @@ class VideoSettings:
         """
         if not self.has_source:
             raise ValueError(
-                "give videos: --instance_data_root, --dataset_file, --dataset_name or --num_simulated_scenes"
+                "give videos: --instance_data_root, --dataset_file, --dataset_name, --lerobot_root or --num_simulated_scenes"
             )
 
     @property
@@ -199,7 +266,8 @@ class VideoSettings:
     @property
     def name(self) -> str | None:
         """Of the data, for a card."""
-        return self.dataset_name or (str(self.instance_data_root) if self.instance_data_root else None)
+        folder = self.instance_data_root or self.lerobot_root
+        return self.dataset_name or (str(folder) if folder else None)
 
 
 @dataclass(kw_only=True)
@@ -294,9 +362,8 @@ class LatentSettings:
         if self.cached_latents is None:
             videos.require_source()
         # Not --dataset_file: beside UCF-101's lists are the numbers of the classes.
-        given = {
-            name: getattr(videos, name) for name in ("instance_data_root", "dataset_name", "num_simulated_scenes")
-        }
+        sources = ("instance_data_root", "dataset_name", "num_simulated_scenes", "lerobot_root")
+        given = {name: getattr(videos, name) for name in sources}
         given |= {"streaming": videos.streaming, "windows_per_video": self.windows_per_video}
         for other, value in given.items():
             if self.cached_latents is not None and value:
@@ -349,6 +416,12 @@ class ObjectiveSettings:
         "none", "of a frame's error: none as the paper, or 1/(1-α)², which makes it that of the velocity"
     )
     max_loss_weight: float = option(25.0, "where --loss_weighting velocity is capped", type=positive_float)
+    resampled_history: float = option(
+        0.0,
+        "share of the samples whose past is as the model itself predicts it, clip after clip, not as it was",
+        type=share,
+    )
+    resampled_steps: Literal[1, 2] = option(1, "of --resampled_history: denoising steps a clip", type=int)
 
     def __post_init__(self):
         try:
@@ -372,14 +445,18 @@ class ObjectiveSettings:
                 raise ValueError(f"--{name} has an effect only with --weighting_scheme {scheme}")
         if self.uniform_share and self.weighting_scheme == "none":
             raise ValueError("--uniform_share has an effect only with another --weighting_scheme than none")
+        if self.resampled_steps != ObjectiveSettings.resampled_steps and not self.resampled_history:
+            raise ValueError("--resampled_steps has an effect only with --resampled_history above 0")
         if self.max_loss_weight != ObjectiveSettings.max_loss_weight and self.loss_weighting == "none":
             raise ValueError("--max_loss_weight has an effect only with --loss_weighting velocity")
 
     def noise_fields(self) -> dict[str, str | float]:
         """What a checkpoint must agree with; empty for the paper's objective, as checkpoints from before know no other."""
         fields = {}
+        if self.resampled_history:
+            fields = {"resampled_history": self.resampled_history, "resampled_steps": self.resampled_steps}
         if self.weighting_scheme != "none":
-            fields = {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
+            fields |= {"weighting_scheme": self.weighting_scheme, "uniform_share": self.uniform_share}
             names = ("mode_scale",) if self.weighting_scheme == "mode" else ("logit_mean", "logit_std")
             fields |= {name: getattr(self, name) for name in names}
         if self.loss_weighting != "none":
@@ -394,6 +471,34 @@ class ObjectiveSettings:
         if self.clips in (None, "random") and sampling.least_num_frames < 2:
             raise ValueError(
                 "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
+            )
+
+
+@dataclass(kw_only=True)
+class DistillationSettings:
+    """What a student learns from a teacher of many guided steps, and who it is."""
+
+    student: Literal["full", "lora"] = option(
+        "full", "full: a pipeline of its own; lora: a small adapter of the teacher's"
+    )
+    guidance_scale: float | None = option(
+        None, "of the teacher, by history; the student then needs none; default: the pipeline's own", type=finite_float
+    )
+    grid_steps: int = option(32, "steps of the teacher from noise to a clip", type=positive_int)
+    consistency_loss: Literal["pseudo_huber", "l2"] = option("pseudo_huber")
+    huber_c: float = option(
+        0.01, "of pseudo_huber: errors above it count by their size, below by its square", type=positive_float
+    )
+    num_inference_steps: int = option(
+        2, "at inference, a clip: kept in the saved pipeline or adapter", type=positive_int
+    )
+
+    def __post_init__(self):
+        if self.huber_c != DistillationSettings.huber_c and self.consistency_loss != "pseudo_huber":
+            raise ValueError("--huber_c has an effect only with --consistency_loss pseudo_huber")
+        if self.grid_steps < 2:
+            raise ValueError(
+                "--grid_steps 1 is one step of the teacher, from noise to its blurred guess: give 2 or more"
             )
 
 
@@ -485,51 +590,6 @@ class RolloutSettings:
 
 
 @dataclass(kw_only=True)
-class SmallSetLoopSettings(LoopSettings):
-    """Of a run on a small set of videos: it goes on as long as it helps with those that were held out."""
-
-    max_train_steps: int | None = option(
-        None,
-        "at most; default: as many as show each video 100 times, 500 at least, and of a stream 2000",
-        type=positive_int,
-    )
-    validation_steps: int | None = option(
-        None, "between two validation losses; default: a twentieth of max_train_steps", type=positive_int
-    )
-    patience: int = option(
-        5,
-        "validations in a row without a lower loss of held-out videos, after which the run ends; the adapter with the lowest is "
-        "saved; 0 for none: it goes to max_train_steps and saves the last",
-        type=natural_int,
-    )
-
-    def settle(self, num_videos: int | None, samples_a_step: int, *, rollouts: RolloutSettings) -> None:
-        """Sets what was not given by the number of videos to train on, which of a stream is not known."""
-        if self.max_train_steps is None:
-            passes = 2000 if num_videos is None else math.ceil(100 * num_videos / samples_a_step)
-            self.max_train_steps = max(passes, 500)
-        if self.validation_steps is None:
-            # Predictions are made when the validation loss is.
-            self.validation_steps = rollouts.validation_rollout_steps or max(self.max_train_steps // 20, 1)
-
-
-@dataclass(kw_only=True)
-class AdapterOptimizerSettings(OptimizerSettings):
-    """The optimizer of an adapter."""
-
-    learning_rate: float | None = option(None, "default: 5e-4 for a model 2000 wide, and more for narrower ones")
-
-    def settle(self, width: int) -> None:
-        """Sets a rate that was not given by the width of the model.
-
-        The best rate of a LoRA hardly depends on its rank, as its α grows with that, and falls with the width: Schulman et al.,
-        "LoRA Without Regret" (2025), fit (2000 / width)^0.78 to models of many sizes.
-        """
-        if self.learning_rate is None:
-            self.learning_rate = 5e-4 * (2000 / width) ** 0.78
-
-
-@dataclass(kw_only=True)
 class HubSettings:
     """Where a trained model is published, if it is."""
 
@@ -547,6 +607,7 @@ class DataSettings:
 
     Attributes:
         output_dir: of the run; what cannot be used is listed there, and what is encoded before the first step is kept there.
+        actions: of the videos, for a model that can be steered.
     """
 
     videos: VideoSettings
@@ -554,6 +615,7 @@ class DataSettings:
     latents: LatentSettings
     batches: BatchSettings
     output_dir: Path
+    actions: ActionSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -648,3 +710,27 @@ class PipelineSettings(NextClipSettings):
     @property
     def recipe(self) -> RecipeSettings:
         return replace(super().recipe, output_dtype=self.output_dtype)
+
+
+@dataclass(kw_only=True)
+class SteeredSettings(NextClipSettings):
+    """Of a run that may also train on what leads from frame to frame."""
+
+    actions: ActionSettings = part()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.actions.check_videos(self.videos)
+        if self.actions.are_given and self.objective.resampled_history:
+            raise ValueError(
+                "--resampled_history predicts the past without actions: leave it out, or --num_actions and --action_dim"
+            )
+
+    @property
+    def data(self) -> DataSettings:
+        return replace(super().data, actions=self.actions if self.actions.are_given else None)
+
+
+@dataclass(kw_only=True)
+class SteeredPipelineSettings(SteeredSettings, PipelineSettings):
+    """Of a run that trains the transformer of a pipeline, which may be one that can be steered."""

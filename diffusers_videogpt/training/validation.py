@@ -5,7 +5,8 @@ Shapes: F given frames, N predicted frames, H × W pixels.
 
 import csv
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +22,41 @@ from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import to_uint8_frames, write_video
 
 
+def predict_continuation(
+    pipe: VideoGPTPipeline,
+    video: np.ndarray,
+    *,
+    num_given: int,
+    num_inference_steps: int,
+    generator: torch.Generator,
+    frames_per_clip: int | None = None,
+    guidance_scale: float | None = None,
+    actions: np.ndarray | None = None,
+) -> np.ndarray:
+    """What follows the first frames of a video, uint8 (N, H, W, 3).
+
+    Args:
+        video: uint8 (F + N, H, W, 3).
+        num_given: F.
+        num_inference_steps, generator, frames_per_clip, guidance_scale: as in the pipeline's call.
+        actions: what led to all F + N frames, as in the pipeline's call.
+    """
+    predicted = pipe(
+        video=video[:num_given],
+        num_frames=len(video) - num_given,
+        height=video.shape[1],
+        width=video.shape[2],
+        frames_per_clip=frames_per_clip,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        history_actions=None if actions is None else actions[:num_given],
+        actions=None if actions is None else actions[num_given:],
+        generator=generator,
+        output_type="np",
+    ).frames[0]
+    return to_uint8_frames(predicted)
+
+
 def validation_rollout(
     pipe: VideoGPTPipeline,
     videos: Iterable[np.ndarray],
@@ -33,6 +69,8 @@ def validation_rollout(
     seed: int = 0,
     folder: str | Path | None = None,
     measures: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None,
+    beside: Mapping[str, Sequence[np.ndarray]] | None = None,
+    actions: Iterable[np.ndarray] | None = None,
 ) -> RolloutScores:
     """Continues each video after its first frames and compares with what really followed.
 
@@ -49,7 +87,9 @@ def validation_rollout(
         folder: gets `i.mp4` (left the truth, right the given frames and the prediction; the bar above is blue while frames
             are given, orange after that) and `i.png` (a film strip) for every video, and at the end `scores.json`.
             Without it nothing is written.
+        actions: what led to the frames of each video, (F + N,) or (F + N, D), as the pipeline's call takes them.
         measures: further ways to compare frames with the truth: two of uint8 (N, H, W, 3) → (N,).
+        beside: name → what others predict of each of the videos, uint8 (N, H, W, 3): shown and scored beside it.
 
     Raises:
         ValueError: if there is no video, or lengths differ, or nothing is left to predict.
@@ -59,7 +99,9 @@ def validation_rollout(
     compare = {"mse": mse_by_frame, **(measures or {})}
     by_frame = {name: {"predicted": [], "repeat": [], "autoencoder": []} for name in compare}
     num_frames = None
+    told = itertools.repeat(None) if actions is None else iter(actions)
     for index, video in enumerate(videos):
+        done = next(told)
         num_frames = num_frames or len(video)
         num_predicted = num_frames - num_given
         if len(video) != num_frames:
@@ -73,31 +115,31 @@ def validation_rollout(
         given, truth = video[:num_given], video[num_given:]
         generator = torch.Generator().manual_seed(seed + index)
         size = {"height": video.shape[1], "width": video.shape[2]}
-        predicted = predict_rest(
+        predicted = predict_continuation(
             pipe,
             video,
             num_given=num_given,
-            frames_per_clip=frames_per_clip,
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
+            actions=done,
             generator=generator,
+            frames_per_clip=frames_per_clip,
+            guidance_scale=guidance_scale,
         )
+        others = {name: frames[index] for name, frames in (beside or {}).items()}
         latents = pipe.encode_given(video=truth, max_context_frames=num_predicted, generator=generator, **size)
         decoded = to_uint8_frames(pipe.decode_latents(latents, "np")[0])
         for name, function in compare.items():
             by_frame[name]["predicted"].append(function(predicted, truth))
             by_frame[name]["repeat"].append(function(np.broadcast_to(given[-1:], truth.shape), truth))
             by_frame[name]["autoencoder"].append(function(decoded, truth))
+            for other, frames in others.items():
+                by_frame[name].setdefault(other, []).append(function(frames, truth))
         if folder is not None:
-            continued = np.concatenate([given, predicted])
-            write_video(
-                Path(folder) / f"{index}.mp4",
-                side_by_side({"truth": video, "predicted": continued}, num_given=num_given),
-                fps=fps,
-            )
-            write_film_strip(
-                Path(folder) / f"{index}.png", {"truth": video, "predicted": continued}, num_given=num_given, fps=fps
-            )
+            shown = {"truth": video} | {
+                name: np.concatenate([given, frames]) for name, frames in ({"predicted": predicted} | others).items()
+            }
+            write_video(Path(folder) / f"{index}.mp4", side_by_side(shown, num_given=num_given), fps=fps)
+            write_film_strip(Path(folder) / f"{index}.png", shown, num_given=num_given, fps=fps)
     pipe.transformer.train(was_training)
     if num_frames is None:
         raise ValueError("There is no video to predict: give one at least.")
@@ -111,31 +153,6 @@ def validation_rollout(
     if folder is not None:
         write_json(Path(folder) / "scores.json", asdict(scores), indent=2)
     return scores
-
-
-def predict_rest(
-    pipe: VideoGPTPipeline,
-    video: np.ndarray,
-    *,
-    num_given: int,
-    num_inference_steps: int,
-    generator: torch.Generator,
-    frames_per_clip: int | None = None,
-    guidance_scale: float | None = None,
-) -> np.ndarray:
-    """What a pipeline predicts of a video, uint8 (F + N, H, W, 3), after its first F frames: uint8 (N, H, W, 3)."""
-    predicted = pipe(
-        video=video[:num_given],
-        num_frames=len(video) - num_given,
-        frames_per_clip=frames_per_clip,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        generator=generator,
-        output_type="np",
-        height=video.shape[1],
-        width=video.shape[2],
-    ).frames[0]
-    return to_uint8_frames(predicted)
 
 
 def read_rollouts(validation_folder: str | Path) -> dict[int, RolloutScores]:

@@ -30,13 +30,11 @@ UNITS = 64.0  # the world is UNITS x UNITS whatever the size of the picture
 
 
 def load(module):
-    """Import one of the two libraries of the `worlds` extra, without a window, or say how to get it.
+    """Import one of the two libraries of the `worlds` extra, or say how to get it. No display is opened: surfaces need none.
 
     Raises:
         ImportError: the library is not installed.
     """
-    # Surfaces need no display; the driver keeps SDL from looking for one.
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     return require(module, f"diffusers_videogpt.worlds needs {module}, which is not installed", extra="worlds")
 

@@ -1,5 +1,6 @@
 """The page of `videogpt demo`: its work without a browser, then the page in a real one."""
 
+import asyncio
 import re
 import shutil
 import socket
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
+from diffusers_videogpt.commands.demo_play import MAX_PLAYED, Plays, buttons_of, keys_of, show_frame
 from diffusers_videogpt.commands.demo_rollout import (
     MAX_WALKED,
     Limits,
@@ -191,6 +193,63 @@ def test_a_walk_forgets_its_oldest_frames(make_tiny_pipe):
     rollouts.close()
 
 
+# Playing
+
+
+def test_a_play_goes_on_until_paused(steered_pipe, monkeypatch):
+    monkeypatch.setattr("diffusers_videogpt.commands.demo_play.FPS", 1000)
+    rollouts = Rollouts(steered_pipe)
+    plays = Plays(rollouts)
+    with pytest.raises(ValueError, match="no play yet"):
+        next(plays.run("a"))
+    rollouts.walk_on(VISITOR, Walk(noise(4), 4, 10, SETTINGS))  # the model is in another's use until the play begins
+    play = plays.begin("a", noise(4), seed=0, num_inference_steps=1)
+    steps = plays.run("a")
+    next(steps)
+    plays.hold("a", 2)
+    plays.hold("a", 0)  # let go before the next step: the press counts
+    plays.hold("nobody", 1)
+    next(steps)
+    next(steps)
+    plays.hold("a", 3)
+    for _ in range(2):
+        next(steps)
+    plays.pause("a")
+    assert list(steps) == [] and play.player.actions == [0, 2, 0, 3, 3]
+
+    frames = play.player.frames
+    next(plays.run("a", at=1))  # goes on from an earlier frame, which drops the rest
+    assert play.player.actions == [0, 3]
+    np.testing.assert_array_equal(play.player.frames[: 4 + 1], frames[: 4 + 1])
+    plays.leave("a")
+    with pytest.raises(ValueError, match="no play yet"):
+        plays.of("a")
+    rollouts.close()
+
+
+def test_a_play_ends_by_itself_so_that_others_get_the_model(steered_pipe, monkeypatch):
+    monkeypatch.setattr("diffusers_videogpt.commands.demo_play.FPS", 1000)
+    monkeypatch.setattr("diffusers_videogpt.commands.demo_play.MAX_PLAYED", 3)
+    plays = Plays(Rollouts(steered_pipe))
+    plays.begin("a", noise(2), seed=0, num_inference_steps=1)
+    assert len(list(plays.run("a"))) == 3 < MAX_PLAYED
+
+
+def test_buttons_and_keys(make_tiny_pipe, make_tiny_transformer, steered_pipe):
+    plays = Plays(Rollouts(steered_pipe))
+    assert [label for label, _, _ in buttons_of(plays)] == ["stay", "←", "→", "↑", "↓"]
+    keys = keys_of(plays)
+    assert keys["ArrowLeft"] == keys["1"] == "act_1" and keys["ArrowDown"] == keys["4"] == "act_4"
+    assert keys["0"] == "act_idle"
+    pipe = make_tiny_pipe()
+    pipe.register_modules(transformer=make_tiny_transformer(num_actions=2))
+    plays = Plays(Rollouts(pipe))
+    assert buttons_of(plays) == [("stay", "act_idle", -1), ("0", "act_0", 0), ("1", "act_1", 1)]
+    assert keys_of(plays) == {"0": "act_0", "1": "act_1"}
+    play = plays.begin("a", noise(2), seed=0, num_inference_steps=1)
+    assert 'data-step="0" data-action="-1"' in show_frame(play.player)
+
+
 # Showing
 
 
@@ -229,6 +288,38 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
         main(["demo"])
 
 
+HOSTS = {
+    "localhost:7860": True,
+    "127.0.0.1": True,
+    "[::1]:7860": True,
+    "192.168.0.9:7860": True,
+    "Film.Example:80": True,  # allowed by --name
+    "rebound.example:80": False,
+    "film.example.rebound.example": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize("host", [*HOSTS, None])
+def test_the_page_is_served_under_known_names_alone(host):
+    """A page of another site, whose name was made to lead here, reads nothing; neither by HTTP nor by a socket."""
+    pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
+    from diffusers_videogpt.commands.demo_page import OnlyTheseNames
+
+    sent = []
+
+    async def page(scope, receive, send):
+        sent.append("the page")
+
+    async def send(message):
+        sent.append(message.get("status", message.get("code")))
+
+    headers = [] if host is None else [(b"host", host.encode())]
+    for kind in ("http", "websocket"):
+        asyncio.run(OnlyTheseNames(page, ["film.example"])({"type": kind, "headers": headers}, None, send))
+    assert sent == (["the page"] * 2 if HOSTS.get(host) else [403, None, 1008])
+
+
 @pytest.fixture
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -262,6 +353,71 @@ def test_the_page_on_a_phone(browser, tmp_path, make_tiny_pipe):
         assert steps.input_value() == str(STEPS)
         settings = page.locator("#settings").bounding_box()
         assert settings["y"] > page.locator("#run").bounding_box()["y"]
+
+
+def test_playing_in_a_browser(browser, tmp_path, steered_pipe):
+    """Arrow keys steer, frames come as they are computed, an earlier frame is gone back to, and the clip is saved."""
+    pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
+    from diffusers_videogpt.commands.demo_page import running_page
+
+    with running_page(steered_pipe, LIMITS) as url:
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.locator("#status").get_by_text("Press").wait_for()
+        page.get_by_role("tab", name="Play").click()
+
+        def wait_for(condition: str):
+            page.wait_for_function(
+                f"() => {{ const x = document.querySelector('img.played'); return x && ({condition}); }}"
+            )
+
+        def step() -> int:
+            return int(page.locator("img.played").get_attribute("data-step"))
+
+        page.click("#play_begin")
+        wait_for("+x.dataset.step > 2")  # goes on by itself
+        for key, action in (("ArrowLeft", 1), ("ArrowUp", 3)):
+            before = step()
+            page.keyboard.down(key)
+            wait_for(f"x.dataset.action == {action}")
+            assert step() - before < 24  # the page is measured on an idle machine, this one may be busy
+            page.keyboard.up(key)
+            wait_for("x.dataset.action == 0")
+        page.click("#act_4")  # a button goes on until another is pressed
+        wait_for("x.dataset.action == 4")
+        page.click("#play_pause")
+        page.locator("#play_status").get_by_text("Paused after step").wait_for()
+        last = int(re.search(r"\d+", page.inner_text("#play_status"))[0])
+        assert step() == last
+
+        with page.expect_download() as download:
+            page.click("#play_save")
+        seen = read_video(download.value.path()).frames
+        assert len(seen) == 5 + last  # the tiny model looks back on 5 frames
+
+        # Back to the second step, and on from there.
+        number = page.get_by_label("number input for Step", exact=True)
+        number.fill("2")
+        number.press("Tab")
+        wait_for("x.dataset.step == 2")
+        page.click("#play_go_on")
+        wait_for("x.dataset.step > 2")
+        page.click("#play_pause")
+        page.locator("#play_status").get_by_text("Paused after step").wait_for()
+        assert step() < last
+
+
+def test_a_model_without_actions_has_no_play(browser, make_tiny_pipe):
+    pytest.importorskip("gradio", reason='needs pip install ".[demo]"')
+    from diffusers_videogpt.commands.demo_page import running_page
+
+    with running_page(make_tiny_pipe(), LIMITS) as url:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.locator("#status").get_by_text("Press").wait_for()
+        assert page.get_by_role("tab").all_inner_texts() == ["Predict", "Step by step"]
 
 
 def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):

@@ -292,6 +292,36 @@ def test_memory_follows_the_frames_that_are_used(num_history):
     assert peaks[2] < 1.5 * peaks[1] + 1e6, peaks
 
 
+# Predicts in a fresh interpreter; prints which libraries were imported by then.
+PREDICT = """
+import json, sys
+from diffusers_videogpt.commands.main import main
+main(json.loads(sys.argv[1]))
+import gc
+assert gc.isenabled()
+print([name for name in ("transformers", "peft", "scipy", "torchao") if sys.modules.get(name) is not None])
+"""
+
+
+@pytest.mark.parametrize("kind", ["alone", "with a LoRA", "with text"])
+def test_predict_imports_what_it_needs_and_predicts_the_same(kind, conditional, tmp_path):
+    if kind == "with text":
+        options, needed = ["--model", str(conditional), "--prompt", "the ball falls"], "['transformers', 'peft']"
+    elif kind == "with a LoRA":
+        save_lora(tmp_path / "strong", 1)
+        options, needed = ["--lora", str(tmp_path / "strong")], "['transformers', 'peft']"
+    else:
+        options, needed = ["--solver", "multistep", "--dtype", "bfloat16"], "[]"
+    words = ["predict", *options, "--num-frames", "2", *FEW_STEPS, "--output"]
+    main([*words, str(tmp_path / "here.mp4")])
+    code = [sys.executable, "-c", PREDICT, json.dumps([*words, str(tmp_path / "fresh.mp4")])]
+    result = subprocess.run(code, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == needed
+    here, fresh = (read_video(tmp_path / f"{name}.mp4").frames for name in ("here", "fresh"))
+    np.testing.assert_array_equal(here, fresh)
+
+
 @pytest.mark.parametrize("is_on_hub", [False, True], ids=["folder", "hub"])
 def test_predict_as_a_lora_was_trained(tmp_path, capsys, monkeypatch, hub, is_on_hub):  # noqa: F811
     """Rate, size and clips are the adapter's, unless others are asked for, which is said."""

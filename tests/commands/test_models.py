@@ -1,5 +1,6 @@
 """A saved model as commands see it: its settings from JSON files alone, and damage told in one line."""
 
+import gc
 import inspect
 import json
 import sys
@@ -12,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands import models
 from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.extras import importing_libraries
 from diffusers_videogpt.saved_models import LORA_WEIGHTS
 
 
@@ -125,6 +127,25 @@ def test_quantizers_are_left_out_only_before_diffusers_is_imported(monkeypatch):
     monkeypatch.delitem(sys.modules, "diffusers")
     models.leave_out(("no_package_at_all", "torch"))
     assert sys.modules.pop("no_package_at_all") is None and sys.modules["torch"] is before["torch"]
+
+
+@pytest.mark.parametrize("part", [["transformers", "CLIPTextModel"], ["os", "system"], []])
+def test_a_part_of_another_library_is_told_by_the_index(part):
+    index = {"vae": ["diffusers", "AutoencoderKL"], "text_encoder": [None, None], "trained_on": "balls"}
+    index["transformer"] = ["diffusers_videogpt", "VideoGPTTransformerModel"]
+    assert not models.SavedModel("m", index).needs_transformers
+    assert models.SavedModel("m", index | {"text_encoder": part}).needs_transformers
+    assert models.SavedModel("m", index, {"quantization_config": {}}).needs_transformers
+
+
+def test_no_garbage_is_collected_only_while_diffusers_is_imported(monkeypatch):
+    with importing_libraries():
+        assert gc.isenabled()  # diffusers is here: nothing more to import
+    monkeypatch.delitem(sys.modules, "diffusers")
+    with pytest.raises(ZeroDivisionError), importing_libraries():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
 
 
 def test_a_quantized_model_is_told_by_its_config():

@@ -2,10 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from diffusers_videogpt.evaluation.physics_box import (
     BoxScores,
     RolloutSettings,
+    colour_drift_of,
     energy_of,
     find_collisions,
     hold_lost_objects,
@@ -15,6 +17,7 @@ from diffusers_videogpt.evaluation.physics_box import (
     predict_scenes,
     score_predictions,
     score_without_model,
+    sharpness_of,
     track_objects,
     true_collisions,
 )
@@ -133,6 +136,24 @@ def test_collisions_at_the_wrong_time_do_not_count(scenes):
     assert collisions["seen"] > 5 and collisions["precision"] < 0.7 and collisions["recall"] < 0.5
 
 
+def test_what_a_rollout_loses_in_sharpness_and_colour(scenes, results):
+    truth = results["truth"]
+    assert truth.sharpness == [1] * 16 and truth.colour_drift == [0] * 16
+    assert max(results["constant velocity"].colour_drift) > 0
+    for frames in (scene.truth for scene in scenes):
+        blurred = ndimage.uniform_filter(frames, size=(1, 5, 5, 1))
+        assert (sharpness_of(blurred) < 0.5 * sharpness_of(frames)).all()
+        assert (
+            colour_drift_of(np.roll(frames, 7, axis=2), frames) == 0
+        ).all()  # in the wrong place, of the right colour
+        tinted = frames.astype(int) + [20, 0, 0]
+        np.testing.assert_allclose(colour_drift_of(tinted, frames), 20 / 3)
+    # By hand: neighbours to the right differ by 1 in half of the pairs, those below nowhere.
+    stripes = np.zeros((1, 2, 3, 3), np.uint8)
+    stripes[:, :, 2] = 255
+    np.testing.assert_allclose(sharpness_of(stripes), [0.5])
+
+
 def test_energy_of_true_tracks_is_the_simulators(scenes):
     kinds = set()
     for scene in scenes:
@@ -184,7 +205,7 @@ def test_models_of_two_sizes_are_not_compared(make_tiny_pipe, tmp_path):
 
 def test_report(results, tmp_path):
     tables = format_scores(results)
-    assert tables.count("| truth |") == 6 and "| repeat the last frame | 100 | 100 |" in tables
+    assert tables.count("| truth |") == 8 and "| repeat the last frame | 100 | 100 |" in tables
     plot_scores(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 20_000
     assert "; not in objects kept at 1–16" in where_not_ahead(results, "truth")  # repeating keeps all, too
@@ -192,7 +213,8 @@ def test_report(results, tmp_path):
 
 def test_where_a_model_is_not_ahead_is_named():
     def scores(number, score=1.0):
-        return BoxScores(*([number] * 4 for _ in range(5)), {"f1": score}, {"score": score})
+        drift = {"sharpness": [1.0] * 4, "colour_drift": [0.0] * 4}
+        return BoxScores(*([number] * 4 for _ in range(5)), {"f1": score}, {"score": score}, **drift)
 
     results = {"repeat the last frame": scores(2.0), "constant velocity": scores(3.0)}
     results["model"] = replace(

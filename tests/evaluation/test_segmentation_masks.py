@@ -23,7 +23,7 @@ from diffusers_videogpt.tasks.segmentation_data import read_mask, read_masked_vi
 class RepeatMarked(VideoGPTPipeline):
     """Answers with the first marked frame again and again."""
 
-    def denoise_clip(self, latents, history, num_inference_steps, on_step_end=None, generator=None):
+    def denoise_clip(self, latents, history, num_inference_steps, actions=None, on_step_end=None, generator=None):
         return history.latents[:, :, -1:].expand_as(latents)
 
 

@@ -29,7 +29,7 @@ CLIP = 4
 class CopyVideo(VideoGPTPipeline):
     """Answers with the frames of the video itself: right for a video that is marked already."""
 
-    def denoise_clip(self, latents, history, num_inference_steps, on_step_end=None, generator=None):
+    def denoise_clip(self, latents, history, num_inference_steps, actions=None, on_step_end=None, generator=None):
         assert history.num_frames == latents.shape[2] + 1
         return history.latents[:, :, :-1]
 
@@ -37,7 +37,7 @@ class CopyVideo(VideoGPTPipeline):
 class RepeatMarked(VideoGPTPipeline):
     """Answers with the first marked frame again and again."""
 
-    def denoise_clip(self, latents, history, num_inference_steps, on_step_end=None, generator=None):
+    def denoise_clip(self, latents, history, num_inference_steps, actions=None, on_step_end=None, generator=None):
         return history.latents[:, :, -1:].expand_as(latents)
 
 

@@ -109,10 +109,11 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
         "text": "text_to_video",
         "lora": "videogpt_lora",
     }
-    scripts |= {"classes": "class_to_video"}
+    scripts |= {"classes": "class_to_video", "distill": "distillation"}
     monkeypatch.chdir(SCRIPTS.parent)
     path = SCRIPTS / "configs" / config
     words = [] if config == "physics_without_classes.yaml" else path.stem.split("_")
+    words = ["distill"] if "distill" in words else words  # into an adapter, too
     (script,) = {scripts[word] for word in words if word in scripts} or {"videogpt"}
     doc, settings = settings_of(SCRIPTS / f"train_{script}.py")
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -223,6 +224,10 @@ def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_
         sampling = SamplingSettings(longest_side=given)
         settle_from_base(sampling, model)
         assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
+    # Beside a size of its own the longest side says nothing, and latents cached without a base are the same samples.
+    sampling = SamplingSettings(height=32, width=32)
+    settle_from_base(sampling, base)
+    assert make_sampling(sampling) == make_sampling(SamplingSettings(height=32, width=32, frame_interval=(1,)))
     with pytest.raises((OSError, ValueError), match="nowhere"):
         settle_from_base(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
 

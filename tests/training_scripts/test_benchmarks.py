@@ -51,3 +51,8 @@ def test_the_count_of_an_adapters_memory_is_what_its_steps_take(tmp_path):
     assert sizes["counted"] == sum(size for part, size in sizes.items() if part not in ("counted", "peak"))
     assert sizes["peak"] == pytest.approx(sizes["counted"], rel=0.15)
     assert f"{sizes['peak'] / 2**20:.1f} MiB at the peak" in out
+
+
+def test_folder_without_the_authors_code_is_refused(tmp_path):
+    result = run_script("benchmark_against_reference.py", "--reference", tmp_path, check=False)
+    assert result.returncode and "there is no LVM/model.py in it: clone the authors' repository" in result.stderr

@@ -486,6 +486,31 @@ def test_bad_arguments(tmp_path, new_model, args, message, refusal_of):
     assert message in refusal_of("train_videogpt.py", *arguments)
 
 
+@pytest.mark.parametrize("same_clips", [True, False])
+def test_resampled_history_trains_two_processes_as_one_and_resumes(tmp_path, new_model, videos, same_clips):
+    args = [*new_model, "--instance_data_root", videos, "--resampled_history", 0.5, "--resampled_steps", 2]
+    args += ["--same_clips_in_step"] * same_clips + ["--checkpointing_steps", 3]
+    train(tmp_path / "one", *args, "--max_train_steps", 6, "--train_batch_size", 2)
+    if same_clips:
+        train(tmp_path / "plain", *new_model, "--instance_data_root", videos, "--max_train_steps", 6)
+        assert losses(tmp_path / "plain") != losses(tmp_path / "one")
+        shutil.rmtree(tmp_path / "one" / "checkpoint-6")
+        (tmp_path / "one" / "model_index.json").unlink()
+        before = losses(tmp_path / "one")
+        go_on = [*args, "--max_train_steps", 6, "--train_batch_size", 2, "--resume_from_checkpoint", "latest"]
+        train(tmp_path / "one", *go_on)
+        assert losses(tmp_path / "one") == before
+        return
+    train(tmp_path / "two", *args, "--max_train_steps", 6, launcher=TWO_PROCESSES)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def test_resampled_history_under_fsdp2_is_refused(tmp_path, new_model, videos):
+    args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 1, "--resampled_history", 0.5]
+    result = train(tmp_path, *args, launcher=(*TWO_PROCESSES, FSDP2_ON_CPU), check=False)
+    assert result.returncode and "--resampled_history does not work with FSDP2" in result.stderr + result.stdout
+
+
 def test_what_is_there_is_not_replaced(tmp_path, new_model, videos, run_here, refusal_of):
     args = ["--output_dir", tmp_path, *new_model, "--instance_data_root", videos, "--max_train_steps", 2]
     rollouts = ["--validation_steps", 1, "--validation_rollout_steps", 1, "--validation_inference_steps", 1]

@@ -55,7 +55,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
             real,
             output=args.output,
             seed=args.seed,
-            **rollout_options(args),
+            **rollout_options(args, pipe),
             condition_guidance_scale=args.condition_guidance_scale,
         )
     distance = fvd.evaluate_fvd(i3d, real, made, cache_dir=args.cache, batch_size=args.batch_size)

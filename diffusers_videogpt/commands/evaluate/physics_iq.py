@@ -55,7 +55,7 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
         pipe = load_pipeline(saved, device=args.device, dtype=args.dtype)
         pipe.set_progress_bar_config(**progress_options())
         settings = PredictionSettings(
-            **rollout_options(args),
+            **rollout_options(args, pipe),
             max_context_frames=args.max_context_frames,
             height=args.height,
             width=args.width,

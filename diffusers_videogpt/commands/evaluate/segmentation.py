@@ -30,7 +30,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
         args.data,
         split=args.split,
         masks=args.masks,
-        **rollout_options(args),
+        **rollout_options(args, pipe),
         height=args.height,
         width=args.width,
         num_simulated=args.simulated,

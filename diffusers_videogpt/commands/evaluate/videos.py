@@ -53,7 +53,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
         pipe,
         videos,
         num_given=args.num_given,
-        **rollout_options(args),
+        **rollout_options(args, pipe),
         fps=args.fps,
         seed=args.seed,
         folder=args.output,

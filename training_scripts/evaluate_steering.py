@@ -1,0 +1,120 @@
+"""Does a model of the steered world obey its actions, and is it good enough to learn in?
+
+    python training_scripts/evaluate_steering.py moves --model physics_steered --output steering
+    python training_scripts/evaluate_steering.py policy --model physics_steered --output steering
+    python training_scripts/evaluate_steering.py speed --model physics_steered --output steering
+
+`moves` compares commanded with predicted displacement over unseen scenes and five actions, and what becomes of the other balls.
+`policy` trains small policies by stable-baselines3 (`pip install stable-baselines3`), in the simulator and in the model alone, and
+judges both in the simulator. `speed` counts steps a second of `VideoGPTEnv`.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering
+from diffusers_videogpt.files import write_json
+from diffusers_videogpt.tasks.environment import VideoGPTEnv
+from diffusers_videogpt.tasks.world_model import WorldModel
+from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.worlds import reach_target, steer
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument("what", choices=["moves", "policy", "speed"])
+    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the figures as JSON")
+    parser.add_argument("--num_scenes", type=int, help="unseen; default: 64 of moves, 100 of policy")
+    parser.add_argument("--num_steps", type=int, help="of a move (4), of a policy's training (20000), of speed (100)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the policies")
+    parser.add_argument("--num_envs", type=int, default=8, help="that a policy is trained in at once")
+    parser.add_argument("--horizon", type=int, default=32, help="steps of an episode")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps")
+    parser.add_argument("--num_history_frames", type=int, default=8)
+    parser.add_argument("--frames_per_step", type=int, default=1)
+    parser.add_argument("--guidance_scale", type=float, default=1.0)
+    parser.add_argument("--action_guidance_scale", type=float, default=1.0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def measure_speed(world: dict, num_steps: int) -> dict[str, float]:
+    """Steps a second of one environment, and of a step the median and the slowest of a hundred, in milliseconds."""
+    scene = steer(0, world["num_history_frames"])
+    env = VideoGPTEnv(videos=[(scene.frames, scene.actions)], reward=reach_target, horizon=num_steps + 5, **world)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(0)
+    seconds = []
+    for number in range(num_steps):
+        began = time.perf_counter()
+        env.step(number % 5)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "steps_per_second": num_steps / sum(seconds),
+        "median_ms": 1000 * float(np.median(seconds)),
+        "p99_ms": 1000 * float(np.quantile(seconds, 0.99)),
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def main():
+    args = parse_args()
+    world = {
+        "model": args.model,
+        "num_history_frames": args.num_history_frames,
+        "frames_per_step": args.frames_per_step,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "action_guidance_scale": args.action_guidance_scale,
+        "device": args.device,
+    }
+    record = {"what": args.what, "world": world}
+    if args.what == "moves":
+        scores, moves = evaluate_steering(WorldModel(**world), args.num_scenes or 64, num_steps=args.num_steps or 4)
+        record |= {
+            "scores": asdict(scores),
+            "moves": [{name: without_nan(x) for name, x in asdict(move).items()} for move in moves],
+        }
+        table = format_steering(scores)
+    elif args.what == "speed":
+        record["scores"] = measure_speed(world, args.num_steps or 100)
+        table = ", ".join(f"{name} {value:.4g}" for name, value in record["scores"].items())
+    else:
+        # Needs a library that nothing else does.
+        from diffusers_videogpt.evaluation.steered_policies import compare_policies, format_policies
+
+        scores = compare_policies(
+            world,
+            seeds=args.seeds,
+            num_steps=args.num_steps or 20_000,
+            num_scenes=args.num_scenes or 100,
+            horizon=args.horizon,
+            num_envs=args.num_envs,
+        )
+        record |= {
+            "seeds": args.seeds,
+            "scores": scores | {n: plain(scores[n]) for n in ("simulator", "model", "random")},
+        }
+        table = format_policies(scores)
+    write_json(args.output / f"{args.what}.json", record)
+    print(table)
+
+
+def without_nan(value):
+    """An array as a list with `None` for NaN, which JSON does not have; anything else as it is."""
+    return [None if np.isnan(x) else float(x) for x in value] if isinstance(value, np.ndarray) else value
+
+
+def plain(scores):
+    """Scores, or a list of them, as JSON has them."""
+    return [asdict(one) for one in scores] if isinstance(scores, list) else asdict(scores)
+
+
+if __name__ == "__main__":
+    main()
