@@ -20,7 +20,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from .config_values import check_trained_with
 from .files import path_inside, read_json, write_json, write_safetensors_header
@@ -217,8 +217,11 @@ def export_to_hub_folder(
         write_json(output_dir / LATENTS, index, indent=2)
         facts |= {"num_videos": len(index["videos"]), "num_windows": index["key"]["num_windows"]}
     elif kind == LORA:
-        with safe_open(source / LORA, "numpy") as file:
-            facts["trained_with"] = read_trained_with(file.metadata())
+        try:
+            with safe_open(source / LORA, "numpy") as file:
+                facts["trained_with"] = read_trained_with(file.metadata())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"'{source / LORA}' is no LoRA that can be read ({error}): save it again.") from error
     trained_with = facts.get("trained_with") or {}
     check_trained_with(trained_with)
     facts["fps"] = trained_with.get("fps") or PLAYED_FPS

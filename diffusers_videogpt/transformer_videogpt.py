@@ -337,8 +337,8 @@ class VideoGPTTransformerModel(
                 or need what the passes do not have (SeaCache, TextKVCache); and in context parallelism.
         """
         if self._context_parallel_config is not None:
-            what = f"{type(config).__name__} would keep tokens of whole sequences, of which each process has a share"
-            raise ValueError(f"{what}: load the model again for a cache, without `enable_parallelism`.")
+            what = f"{type(config).__name__} keeps tokens of whole sequences; in context parallelism each process has a share"
+            raise ValueError(f"{what} of them: load the model again for a cache, without `enable_parallelism`.")
         if not isinstance(config, BLOCK_CACHES):
             raise ValueError(
                 f"{type(config).__name__} would mix the passes with history and without, or needs what they do not have. "

@@ -15,8 +15,6 @@ from diffusers_videogpt.video_io import (
     VideoReadError,
     probe_video,
     read_video,
-    resize_and_crop,
-    resize_to_cover,
     target_size,
     to_uint8_frames,
     write_video,
@@ -601,7 +599,7 @@ def test_target_size_properties(longest_side, multiple):
 
 def test_too_thin_a_frame_is_an_error():
     with pytest.raises(ValueError, match="1000 x 20 becomes 320 x 6 .* less than 16"):
-        resize_and_crop(np.zeros((20, 1000, 3), np.uint8))
+        video_io.resize_and_crop(np.zeros((20, 1000, 3), np.uint8))
 
 
 @pytest.mark.parametrize("size", [(48, 64), (300, 200), (1080, 1920), (33, 1000)])
@@ -612,7 +610,7 @@ def test_resize_to_cover_keeps_the_centre(size, target):
     y, x = size[0] // 2, size[1] // 2
     arm = max(2, min(size) // 8)
     frame[y - arm : y + arm, x - arm : x + arm] = 255
-    output = resize_to_cover(frame, height=target[0], width=target[1])
+    output = video_io.resize_to_cover(frame, height=target[0], width=target[1])
     assert output.shape == (*target, 3)
     rows, columns = np.nonzero(output[..., 0] > 170)
     scale = max(target[0] / size[0], target[1] / size[1])

@@ -13,25 +13,17 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos besid
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.tasks.settings import NO_STREAM_OF_CLASSES, ClassSettings
+from diffusers_videogpt.tasks.settings import NO_STREAM_OF_CLASSES, ClassSettings, ConditionedSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
-from diffusers_videogpt.training.settings import (
-    NO_RESAMPLING,
-    ObjectiveSettings,
-    PipelineSettings,
-    RolloutSettings,
-    VideoSettings,
-)
+from diffusers_videogpt.training.settings import VideoSettings
 
 
 @dataclass(kw_only=True)
-class Settings(PipelineSettings):
-    """Of a pipeline's training, without a stream, and without given frames, as videos are made from their class alone."""
+class Settings(ConditionedSettings):
+    """Of a training on classes, without a stream."""
 
     condition: ClassSettings = part()
     videos: VideoSettings = part(without=NO_STREAM_OF_CLASSES)
-    objective: ObjectiveSettings = part(without=NO_RESAMPLING)
-    validation: RolloutSettings = part(without=["validation_given_frames"])
 
 
 def main():

@@ -76,22 +76,11 @@ def main():
     settings = parse_settings(Settings, __doc__, what="a distillation")
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt.data.latents import hash_weights
-    from diffusers_videogpt.training.adapter import add_adapter, load_base
+    from diffusers_videogpt.training.adapter import add_adapter, start_from_base
     from diffusers_videogpt.training.distillation import AdapterDistillation, PipelineDistillation, load_student
-    from diffusers_videogpt.training.feed import make_feed
-    from diffusers_videogpt.training.objective import make_clip_drawer
-    from diffusers_videogpt.training.recipe import record_run, run_training, start_processes
+    from diffusers_videogpt.training.recipe import record_run, run_training
 
-    accelerator = start_processes(settings.run, seed=settings.sampling.seed)
-    pipe = load_base(
-        settings.model,
-        settings.objective,
-        sampling=settings.sampling,
-        rollouts=settings.validation,
-        accelerator=accelerator,
-        clips="random",
-    )
-    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
+    accelerator, pipe, feed = start_from_base(settings, clips="random")
     how = {
         "feed": feed,
         "recipe": settings.recipe,

@@ -14,25 +14,17 @@ All else is as in `train_videogpt.py`; `validation/` shows held-out videos besid
 
 from dataclasses import dataclass
 
-from diffusers_videogpt.tasks.settings import NO_FOLDER_OF_CAPTIONS, TextSettings
+from diffusers_videogpt.tasks.settings import NO_FOLDER_OF_CAPTIONS, ConditionedSettings, TextSettings
 from diffusers_videogpt.training.arguments import parse_settings, part, run_script
-from diffusers_videogpt.training.settings import (
-    NO_RESAMPLING,
-    LatentSettings,
-    ObjectiveSettings,
-    PipelineSettings,
-    RolloutSettings,
-)
+from diffusers_videogpt.training.settings import LatentSettings
 
 
 @dataclass(kw_only=True)
-class Settings(PipelineSettings):
-    """Of a pipeline's training, without given frames, as videos are made from their caption alone."""
+class Settings(ConditionedSettings):
+    """Of a training on captions, which a folder for validation has not."""
 
     condition: TextSettings = part()
     latents: LatentSettings = part(without=NO_FOLDER_OF_CAPTIONS)
-    objective: ObjectiveSettings = part(without=NO_RESAMPLING)
-    validation: RolloutSettings = part(without=["validation_given_frames"])
 
 
 def main():

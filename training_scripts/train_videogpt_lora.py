@@ -54,22 +54,10 @@ def main():
     settings = parse_settings(Settings, __doc__, what="an adapter")
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt.data.latents import hash_weights
-    from diffusers_videogpt.training.adapter import AdapterTraining, add_adapter, load_base
-    from diffusers_videogpt.training.feed import make_feed
-    from diffusers_videogpt.training.loop import check_heads
-    from diffusers_videogpt.training.objective import make_clip_drawer
-    from diffusers_videogpt.training.recipe import record_run, run_training, start_processes
+    from diffusers_videogpt.training.adapter import AdapterTraining, add_adapter, start_from_base
+    from diffusers_videogpt.training.recipe import record_run, run_training
 
-    accelerator = start_processes(settings.run, seed=settings.sampling.seed)
-    pipe = load_base(
-        settings.model,
-        settings.objective,
-        sampling=settings.sampling,
-        rollouts=settings.validation,
-        accelerator=accelerator,
-    )
-    check_heads(pipe.transformer, settings.batches.context_parallel_size)
-    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
+    accelerator, pipe, feed = start_from_base(settings)
     settings.loop.settle(feed.num_videos, feed.samples_a_step, rollouts=settings.validation)
     settings.optimizer.settle(pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim)
     base_hash = hash_weights(pipe.transformer)[:16]

@@ -25,7 +25,7 @@ from ..frame_latents import VideoInput
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import read_video, to_uint8_frames
 from .video_classification import VideoGPTForVideoClassification, classify_videos
-from .window import METADATA, Window, check_render_mode
+from .window import METADATA, window_for
 from .world_model import Episode, WorldModel
 
 
@@ -175,13 +175,12 @@ class VideoGPTEnv(gymnasium.Env):
         render_mode: str | None = None,
         **world,
     ):
-        check_render_mode(render_mode)
+        self._window = window_for(render_mode, "Video-GPT")
         self._episodes = _Episodes(model, videos, reward=reward, horizon=horizon, **world)
         self.observation_space = self._episodes.observation_space
         self.action_space = self._episodes.action_space
         self.render_mode = render_mode
         self.episode: Episode | None = None
-        self._window = Window("Video-GPT") if render_mode == "human" else None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

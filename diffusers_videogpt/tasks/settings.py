@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..arguments import positive_int
-from ..training.arguments import option, share
+from ..training.arguments import option, part, share
+from ..training.settings import NO_RESAMPLING, ObjectiveSettings, PipelineSettings, RolloutSettings
 
 
 # What is told to whoever gives an option that a training on classes, or on captions, does not take.
@@ -26,6 +27,14 @@ class GuidanceSettings:
     condition_guidance_scale: float | None = option(
         None, "at inference: kept in the saved pipeline; default: the model's own"
     )
+
+
+@dataclass(kw_only=True)
+class ConditionedSettings(PipelineSettings):
+    """Of a pipeline's training, without given frames, as videos are made from their condition alone."""
+
+    objective: ObjectiveSettings = part(without=NO_RESAMPLING)
+    validation: RolloutSettings = part(without=["validation_given_frames"])
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..worlds import ACTIONS, SteeredSimulation, begin_scene, reach_target
-from .window import METADATA, Window, check_render_mode
+from .window import METADATA, window_for
 
 
 try:
@@ -56,7 +56,7 @@ class SteeredWorld(gymnasium.Env):
         frames_per_step: int = 1,
         render_mode: str | None = None,
     ):
-        check_render_mode(render_mode)
+        self._window = window_for(render_mode, "Steered world")
         for name, value in (
             ("horizon", horizon),
             ("num_history_frames", num_history_frames),
@@ -69,7 +69,6 @@ class SteeredWorld(gymnasium.Env):
         self.size, self.reward, self.horizon, self.render_mode = size, reward, horizon, render_mode
         self.num_history_frames, self.frames_per_step = num_history_frames, frames_per_step
         self._simulation: SteeredSimulation | None = None
-        self._window = Window("Steered world") if render_mode == "human" else None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -66,7 +66,13 @@ class Window:
             self._pygame.display.quit()
 
 
-def check_render_mode(render_mode: str | None) -> None:
-    """Raises a `ValueError` for a mode that environments do not have."""
+def window_for(render_mode: str | None, title: str) -> Window | None:
+    """The window of an environment that shows itself; `None` for the modes that need none.
+
+    Raises:
+        ValueError: environments have no such mode.
+        ImportError: a window is asked for, and pygame-ce is not installed.
+    """
     if render_mode is not None and render_mode not in METADATA["render_modes"]:
         raise ValueError(f"render_mode={render_mode!r} must be one of {', '.join(METADATA['render_modes'])}, or None.")
+    return Window(title) if render_mode == "human" else None

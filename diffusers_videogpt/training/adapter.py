@@ -18,13 +18,15 @@ from ..files import write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .adapter_report import AdapterReport, held_out_errors, write_comparison
+from .feed import LatentFeed, make_feed
 from .loading import load_vae, settle_from_base, widen_window
-from .loop import TrainingLoop
-from .objective import parse_clips
-from .recipe import NextClipTraining
+from .loop import TrainingLoop, check_heads
+from .objective import make_clip_drawer, parse_clips
+from .recipe import NextClipTraining, start_processes
 from .settings import (
     AdapterSettings,
     BaseModelSettings,
+    NextClipSettings,
     ObjectiveSettings,
     RolloutSettings,
     SamplingSettings,
@@ -38,6 +40,29 @@ MLP = ["ff.linear_in", "ff.linear_out"]
 PATCHES = ["noisy_patch_embed", "clean_patch_embed"]
 
 
+def start_from_base(
+    settings: NextClipSettings, clips: str = "first:1"
+) -> tuple[Accelerator, VideoGPTPipeline, LatentFeed]:
+    """What a run on a frozen base begins with: its processes, the pipeline, and the feed of its samples.
+
+    Args:
+        settings: of the run; `settings.model` is a [`~settings.BaseModelSettings`].
+        clips: as of [`load_base`].
+    """
+    accelerator = start_processes(settings.run, seed=settings.sampling.seed)
+    pipe = load_base(
+        settings.model,
+        settings.objective,
+        sampling=settings.sampling,
+        rollouts=settings.validation,
+        accelerator=accelerator,
+        clips=clips,
+    )
+    check_heads(pipe.transformer, settings.batches.context_parallel_size)
+    feed = make_feed(accelerator, pipe.vae, draw_clips=make_clip_drawer(settings.objective), data=settings.data)
+    return accelerator, pipe, feed
+
+
 def load_base(
     model: BaseModelSettings,
     objective: ObjectiveSettings,
@@ -45,7 +70,7 @@ def load_base(
     sampling: SamplingSettings,
     rollouts: RolloutSettings,
     accelerator: Accelerator,
-    clips: str = "first:1",
+    clips: str,
 ) -> VideoGPTPipeline:
     """The pipeline with frozen weights, quantized if asked to; it predicts clips as they are trained.
 

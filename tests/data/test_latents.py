@@ -18,7 +18,6 @@ from diffusers_videogpt.data import latents
 from diffusers_videogpt.data.latents import (
     LatentCache,
     encode_moments,
-    hash_weights,
     make_cache_key,
     sample_latents,
     write_latent_cache,
@@ -83,7 +82,7 @@ def test_weights_differ_by_name_and_shape_too():
     )
     for module in modules:
         torch.nn.init.ones_(module.weight)
-    hashes = [hash_weights(module) for module in (*modules, torch.nn.Sequential(modules[0]))]
+    hashes = [latents.hash_weights(module) for module in (*modules, torch.nn.Sequential(modules[0]))]
     assert hashes[2] == hashes[3] and len(set(hashes)) == 4
 
 

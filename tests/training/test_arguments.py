@@ -8,7 +8,6 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from diffusers.optimization import SchedulerType
@@ -17,19 +16,17 @@ from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
 from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values, unused_quantizers
-from diffusers_videogpt.training.loading import load_pipeline, load_video_table, make_sampling, settle_from_base
+from diffusers_videogpt.training.loading import load_pipeline
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
     LatentSettings,
     LoopSettings,
     ModelSettings,
-    ObjectiveSettings,
     PipelineSettings,
-    RolloutSettings,
     SamplingSettings,
+    SteeredPipelineSettings,
     VideoSettings,
 )
-from diffusers_videogpt.video_io import write_video
 
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
@@ -96,7 +93,7 @@ def test_a_file_with_an_option_of_another_script(tmp_path, capsys):
 def settings_of(script: Path):
     """The settings that a script composes."""
     names = runpy.run_path(str(script))
-    return names["__doc__"], names.get("Settings", PipelineSettings)
+    return names["__doc__"], names.get("Settings", SteeredPipelineSettings)
 
 
 @pytest.mark.parametrize("config", sorted(path.name for path in (SCRIPTS / "configs").glob("*.yaml")))
@@ -120,7 +117,7 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
     more = ["--output_dir", "out"]
     if not given.keys() & {"pretrained_model_name_or_path", "pretrained_vae_path"}:
         more += ["--pretrained_model_name_or_path", "base"]
-    if not given.keys() & {"num_simulated_scenes", "cached_latents"}:
+    if not given.keys() & {"instance_data_root", "num_simulated_scenes", "cached_latents"}:
         more += ["--instance_data_root", "videos"]
     read = plain_values(parse_settings(settings, doc, ["--config", str(path), *more]))
     for name, value in given.items():
@@ -212,69 +209,6 @@ def test_a_pipeline_keeps_its_settings_and_its_window_grows(tmp_path, make_tiny_
     assert load("--max_num_frames", 4, "--longest_side", 48) == [2, 1.5, 2.5, 5, 48]
     assert load("--max_num_frames", 16, "--height", 32, "--width", 64) == [2, 1.5, 2.5, 14, 64]
     assert load("--frames_per_clip", 4, "--guidance_scale", 1, "--max_num_frames", 16) == [4, 1.0, 2.5, 12, 320]
-
-
-def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_pipe):
-    make_tiny_pipe(longest_side=48).save_pretrained(tmp_path)
-    base, new = (
-        ModelSettings(pretrained_model_name_or_path=str(tmp_path)),
-        ModelSettings(pretrained_vae_path=str(tmp_path / "vae")),
-    )
-    for model, given, expected in ((base, None, 48), (base, 64, 64), (new, None, 320)):
-        sampling = SamplingSettings(longest_side=given)
-        settle_from_base(sampling, model)
-        assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
-    # Beside a size of its own the longest side says nothing, and latents cached without a base are the same samples.
-    sampling = SamplingSettings(height=32, width=32)
-    settle_from_base(sampling, base)
-    assert make_sampling(sampling) == make_sampling(SamplingSettings(height=32, width=32, frame_interval=(1,)))
-    with pytest.raises((OSError, ValueError), match="nowhere"):
-        settle_from_base(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
-
-
-def test_rate_length_and_clips_are_those_that_the_base_was_trained_with(tmp_path, make_tiny_pipe):
-    trained_with = {"fps": 8.0, "clips": "random", "max_clips": 3, "num_frames": 6}
-    make_tiny_pipe(trained_with=trained_with).save_pretrained(tmp_path / "told")
-    make_tiny_pipe().save_pretrained(tmp_path / "untold")
-
-    def settle(base, sampling, objective):
-        model = ModelSettings(pretrained_model_name_or_path=str(tmp_path / base))
-        settle_from_base(sampling, model, objective, clips="first:1")
-        made = make_sampling(sampling)
-        frames = (made.min_num_frames, made.max_num_frames)
-        return made.fps, made.frame_interval, frames, objective.clips, objective.max_clips
-
-    assert settle("told", SamplingSettings(), ObjectiveSettings()) == (8.0, (1, 1), (3, 6), "random", 3)
-    assert settle("untold", SamplingSettings(), ObjectiveSettings()) == (None, (1, 1), (None, 48), "first:1", None)
-    given = SamplingSettings(frame_interval=(2,), max_num_frames=5), ObjectiveSettings(clips="equal:2")
-    assert settle("told", *given) == (None, (2, 2), (None, 5), "equal:2", None)
-    index = tmp_path / "told" / "model_index.json"
-    index.write_text(index.read_text().replace("8.0", '"fast"'))
-    with pytest.raises(ValueError, match="`trained_with.fps` must be a finite number above 0, got 'fast'"):
-        settle("told", SamplingSettings(), ObjectiveSettings())
-
-
-def test_short_animations_are_used_as_the_bundled_model_was_trained(tmp_path):
-    """24 frames at 12 a second, or a little less: none of the GIFs that the README's LoRA command is given is left out."""
-    for index, (num_frames, fps) in enumerate(((24, 25), (24, 12.5), (31, 12), (40, 12))):
-        frames = np.zeros((num_frames, 256, 256, 3), np.uint8)
-        for t, frame in enumerate(frames):
-            frame[:, 6 * t : 6 * t + 9] = 255
-        write_video(tmp_path / f"{index}.gif", frames, fps=fps)
-    sampling, rollouts = SamplingSettings(), RolloutSettings(validation_given_frames=23)
-    settle_from_base(sampling, ModelSettings(pretrained_model_name_or_path=BUNDLED_MODEL), rollouts=rollouts)
-    table = load_video_table(VideoSettings(instance_data_root=tmp_path), sampling)
-    assert not table.dropped and [table.length(index) for index in range(4)] == [12, 22, 24, 24]
-    assert table.size(0) == (64, 64)
-    # What only the base's length makes impossible is told as soon as that is known.
-    rollouts = RolloutSettings(validation_given_frames=24)
-    rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings())
-    with pytest.raises(ValueError, match=r"--validation_given_frames 24 must lie in 1\.\.23: samples have 24 frames"):
-        settle_from_base(
-            SamplingSettings(), ModelSettings(pretrained_model_name_or_path=BUNDLED_MODEL), rollouts=rollouts
-        )
-    with pytest.raises(ValueError, match=r"must lie in 1\.\.3"):
-        rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings(max_num_frames=4))
 
 
 def test_settings_are_refused_in_python_as_on_the_command_line():

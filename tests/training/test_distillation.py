@@ -10,12 +10,8 @@ from peft import LoraConfig
 
 from diffusers_videogpt import NextClipFlowMatchScheduler
 from diffusers_videogpt.clips import make_clip_layout, make_guidance_layout
+from diffusers_videogpt.training import distillation
 from diffusers_videogpt.training.adapter import base_alone
-from diffusers_videogpt.training.distillation import (
-    PipelineDistillation,
-    consistency_loss,
-    guided_prediction,
-)
 from diffusers_videogpt.training.feed import MicroBatch
 from diffusers_videogpt.training.loop import TrainingLoop
 from diffusers_videogpt.training.noise_levels import ErrorsByAlpha
@@ -65,7 +61,7 @@ def test_both_predictions_of_guidance_in_one_pass(tiny_transformer):
         (1.0, clip_by_clip(tiny_transformer, clips, clips.noisy, clips.alphas, 1.0)),
     ):
         with torch.no_grad():
-            made = guided_prediction(tiny_transformer, clips, CLIPS, guidance_scale=scale, patch_size=2)
+            made = distillation.guided_prediction(tiny_transformer, clips, CLIPS, guidance_scale=scale, patch_size=2)
         torch.testing.assert_close(made, wanted, atol=2e-5, rtol=0)
 
 
@@ -90,7 +86,7 @@ def test_guidance_layout_is_trainings_and_each_clip_once_more():
 
 def distillation_of(student, teacher, **settings):
     """The training of a student whose average is a third model, without a run around it."""
-    training = PipelineDistillation.__new__(PipelineDistillation)
+    training = distillation.PipelineDistillation.__new__(distillation.PipelineDistillation)
     training.distillation = DistillationSettings(grid_steps=4, guidance_scale=GUIDANCE, **settings)
     training.guidance_scale, training.patch_size = GUIDANCE, 2
     scheduler = NextClipFlowMatchScheduler()
@@ -163,9 +159,11 @@ def test_loss_trains_the_student_alone(tiny_transformer):
 def test_losses_by_formula():
     target = torch.zeros(1, 2, 2, 3, 3)
     predicted = target + torch.tensor([0.3, 0.004])[:, None, None]
-    torch.testing.assert_close(consistency_loss(predicted, target, kind="l2"), torch.tensor((0.09 + 0.000016) / 2))
+    torch.testing.assert_close(
+        distillation.consistency_loss(predicted, target, kind="l2"), torch.tensor((0.09 + 0.000016) / 2)
+    )
     huber = [(e**2 + 0.01**2) ** 0.5 - 0.01 for e in (0.3, 0.004)]
-    torch.testing.assert_close(consistency_loss(predicted, target), torch.tensor(sum(huber) / 2))
+    torch.testing.assert_close(distillation.consistency_loss(predicted, target), torch.tensor(sum(huber) / 2))
 
 
 def test_points_of_the_grid_are_drawn_as_often_one_a_clip(tiny_transformer):
@@ -195,4 +193,4 @@ def test_the_base_without_its_adapter_and_what_is_trained_stays_so(tiny_transfor
 def test_a_model_that_takes_actions_is_refused(tiny_transformer):
     pipe = SimpleNamespace(transformer=SimpleNamespace(config={"num_actions": 5}))
     with pytest.raises(ValueError, match="5 actions.*would forget"):
-        PipelineDistillation(None, pipe, distillation=None, teacher=tiny_transformer, base_hash="")
+        distillation.PipelineDistillation(None, pipe, distillation=None, teacher=tiny_transformer, base_hash="")

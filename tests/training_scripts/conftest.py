@@ -9,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderTiny
 from run_scripts import SCRIPTS, TINY, make_videos
+from script_data import save_base
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +27,24 @@ def tiny_parts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory, tiny_parts) -> Path:
+    """A pipeline to start from."""
+    return save_base(tmp_path_factory.mktemp("base"), tiny_parts / "vae")
+
+
+@pytest.fixture(scope="session")
 def videos(tmp_path_factory) -> Path:
     return make_videos(tmp_path_factory.mktemp("videos"), 7)
+
+
+@pytest.fixture(scope="session")
+def short_run(videos) -> list:
+    """Arguments for six steps on small samples, from a pipeline that is named beside them."""
+    return [
+        *("--instance_data_root", videos, "--height", 32, "--width", 32, "--max_num_frames", 4),
+        *("--num_validation_videos", 2, "--lr_warmup_steps", 1, "--logging_steps", 1),
+        *("--max_train_steps", 6, "--checkpointing_steps", 3),
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
-"""What tests of several scripts read and write: videos with classes or captions, text encoders, the log of a run."""
+"""What tests of several scripts read and write: videos with classes or captions, models to start from, the log of a run."""
 
 import csv
 import json
 from pathlib import Path
 
-from run_scripts import make_videos
+import torch
+from diffusers import AutoModel
+from run_scripts import TINY, make_videos
 from text_encoders import make_text_encoder, make_tokenizer
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
 
 
 def make_ucf(root: Path, num_videos: int) -> Path:
@@ -30,6 +34,24 @@ def write_captions(folder: Path, videos: Path, captions: list[str], *, column: s
 def save_text_encoder(folder: Path, *kind: str) -> Path:
     make_text_encoder(*kind).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_base(folder: Path, vae: Path, **config) -> Path:
+    """A pipeline to train further, whose clips have two frames. What it predicts is not all zeros, as a new model's would be."""
+    transformer = VideoGPTTransformerModel(**TINY)
+    generator = torch.Generator().manual_seed(0)
+    transformer.init_weights(generator)
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2, generator=generator)
+    pipe = VideoGPTPipeline(
+        vae=AutoModel.from_pretrained(str(vae)),
+        transformer=transformer,
+        scheduler=NextClipFlowMatchScheduler(),
+        frames_per_clip=2,
+        longest_side=32,
+        **config,
+    )
+    pipe.save_pretrained(folder)
     return folder
 
 

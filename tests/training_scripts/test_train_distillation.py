@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoModel, DiffusionPipeline
-from run_scripts import FSDP2_ON_CPU, TINY, TWO_PROCESSES, run_script
+from diffusers import DiffusionPipeline
+from run_scripts import FSDP2_ON_CPU, TWO_PROCESSES, run_script
 from safetensors.torch import load_file
-from script_data import losses
+from script_data import losses, save_base
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt import NextClipFlowMatchScheduler
 
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -19,30 +19,12 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, tiny_parts):
-    transformer = VideoGPTTransformerModel(**TINY)
-    generator = torch.Generator().manual_seed(0)
-    transformer.init_weights(generator)
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2, generator=generator)
-    pipe = VideoGPTPipeline(
-        vae=AutoModel.from_pretrained(str(tiny_parts / "vae")),
-        transformer=transformer,
-        scheduler=NextClipFlowMatchScheduler(),
-        frames_per_clip=2,
-        longest_side=32,
-        guidance_scale=1.5,
-    )
-    folder = tmp_path_factory.mktemp("teacher")
-    pipe.save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("teacher"), tiny_parts / "vae", guidance_scale=1.5)
 
 
 @pytest.fixture(scope="module")
-def arguments(teacher, videos):
-    return [
-        *("--pretrained_model_name_or_path", teacher, "--instance_data_root", videos, "--height", 32, "--width", 32),
-        *("--max_num_frames", 4, "--learning_rate", 1e-3, "--lr_warmup_steps", 1, "--logging_steps", 1),
-        *("--num_validation_videos", 2, "--max_train_steps", 6, "--checkpointing_steps", 3, "--grid_steps", 8),
-    ]
+def arguments(teacher, short_run):
+    return [*short_run, "--pretrained_model_name_or_path", teacher, "--learning_rate", 1e-3, "--grid_steps", 8]
 
 
 def train(output_dir, *args, **kwargs):

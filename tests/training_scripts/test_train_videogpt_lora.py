@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoModel, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
-from run_scripts import TINY, make_videos, run_script
+from run_scripts import make_videos, run_script
 from safetensors import safe_open
 from safetensors.torch import load_file
 from script_data import losses
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt import VideoGPTTransformerModel
 from diffusers_videogpt.training import recipe
 from diffusers_videogpt.training.adapter import ATTENTION, MLP
 from diffusers_videogpt.training.loop import TrainingLoop
@@ -31,41 +31,9 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, tiny_parts):
-    transformer = VideoGPTTransformerModel(**TINY)
-    generator = torch.Generator().manual_seed(0)
-    transformer.init_weights(generator)
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2, generator=generator)
-    pipe = VideoGPTPipeline(
-        vae=AutoModel.from_pretrained(str(tiny_parts / "vae")),
-        transformer=transformer,
-        scheduler=NextClipFlowMatchScheduler(),
-        frames_per_clip=2,
-        longest_side=32,
-    )
-    folder = tmp_path_factory.mktemp("base")
-    pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def arguments(base, videos):
-    return [
-        *("--pretrained_model_name_or_path", base, "--instance_data_root", videos, "--height", 32, "--width", 32),
-        *("--max_num_frames", 4, "--rank", 4, "--learning_rate", 1e-2, "--lr_warmup_steps", 1, "--logging_steps", 1),
-        *(
-            "--train_batch_size",
-            1,
-            "--num_validation_videos",
-            2,
-            "--windows_per_video",
-            2,
-            "--max_train_steps",
-            6,
-            "--checkpointing_steps",
-            3,
-        ),
-    ]
+def arguments(base, short_run):
+    options = ("--pretrained_model_name_or_path", base, "--rank", 4, "--learning_rate", 1e-2, "--windows_per_video", 2)
+    return [*short_run, *options, "--train_batch_size", 1]
 
 
 def train(output_dir, *args, **kwargs):

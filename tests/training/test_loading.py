@@ -1,0 +1,81 @@
+"""What a run takes over from the pipeline that it starts from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusers_videogpt import BUNDLED_MODEL
+from diffusers_videogpt.training.loading import load_video_table, make_sampling, settle_from_base
+from diffusers_videogpt.training.settings import (
+    LoopSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    RolloutSettings,
+    SamplingSettings,
+    VideoSettings,
+)
+from diffusers_videogpt.video_io import write_video
+
+
+def test_samples_are_of_the_size_that_the_base_was_made_for(tmp_path, make_tiny_pipe):
+    make_tiny_pipe(longest_side=48).save_pretrained(tmp_path)
+    base, new = (
+        ModelSettings(pretrained_model_name_or_path=str(tmp_path)),
+        ModelSettings(pretrained_vae_path=str(tmp_path / "vae")),
+    )
+    for model, given, expected in ((base, None, 48), (base, 64, 64), (new, None, 320)):
+        sampling = SamplingSettings(longest_side=given)
+        settle_from_base(sampling, model)
+        assert sampling.longest_side == expected == make_sampling(sampling).longest_side == sampling.longest_pixels
+    # Beside a size of its own the longest side says nothing, and latents cached without a base are the same samples.
+    sampling = SamplingSettings(height=32, width=32)
+    settle_from_base(sampling, base)
+    assert make_sampling(sampling) == make_sampling(SamplingSettings(height=32, width=32, frame_interval=(1,)))
+    with pytest.raises((OSError, ValueError), match="nowhere"):
+        settle_from_base(SamplingSettings(), ModelSettings(pretrained_model_name_or_path=str(tmp_path / "nowhere")))
+
+
+def test_rate_length_and_clips_are_those_that_the_base_was_trained_with(tmp_path, make_tiny_pipe):
+    trained_with = {"fps": 8.0, "clips": "random", "max_clips": 3, "num_frames": 6}
+    make_tiny_pipe(trained_with=trained_with).save_pretrained(tmp_path / "told")
+    make_tiny_pipe().save_pretrained(tmp_path / "untold")
+
+    def settle(base, sampling, objective):
+        model = ModelSettings(pretrained_model_name_or_path=str(tmp_path / base))
+        settle_from_base(sampling, model, objective, clips="first:1")
+        made = make_sampling(sampling)
+        frames = (made.min_num_frames, made.max_num_frames)
+        return made.fps, made.frame_interval, frames, objective.clips, objective.max_clips
+
+    assert settle("told", SamplingSettings(), ObjectiveSettings()) == (8.0, (1, 1), (3, 6), "random", 3)
+    assert settle("untold", SamplingSettings(), ObjectiveSettings()) == (None, (1, 1), (None, 48), "first:1", None)
+    given = SamplingSettings(frame_interval=(2,), max_num_frames=5), ObjectiveSettings(clips="equal:2")
+    assert settle("told", *given) == (None, (2, 2), (None, 5), "equal:2", None)
+    index = tmp_path / "told" / "model_index.json"
+    index.write_text(index.read_text().replace("8.0", '"fast"'))
+    with pytest.raises(ValueError, match="`trained_with.fps` must be a finite number above 0, got 'fast'"):
+        settle("told", SamplingSettings(), ObjectiveSettings())
+
+
+def test_short_animations_are_used_as_the_bundled_model_was_trained(tmp_path):
+    """24 frames at 12 a second, or a little less: none of the GIFs that the README's LoRA command is given is left out."""
+    for index, (num_frames, fps) in enumerate(((24, 25), (24, 12.5), (31, 12), (40, 12))):
+        frames = np.zeros((num_frames, 256, 256, 3), np.uint8)
+        for t, frame in enumerate(frames):
+            frame[:, 6 * t : 6 * t + 9] = 255
+        write_video(tmp_path / f"{index}.gif", frames, fps=fps)
+    sampling, rollouts = SamplingSettings(), RolloutSettings(validation_given_frames=23)
+    settle_from_base(sampling, ModelSettings(pretrained_model_name_or_path=BUNDLED_MODEL), rollouts=rollouts)
+    table = load_video_table(VideoSettings(instance_data_root=tmp_path), sampling)
+    assert not table.dropped and [table.length(index) for index in range(4)] == [12, 22, 24, 24]
+    assert table.size(0) == (64, 64)
+    # What only the base's length makes impossible is told as soon as that is known.
+    rollouts = RolloutSettings(validation_given_frames=24)
+    rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings())
+    with pytest.raises(ValueError, match=r"--validation_given_frames 24 must lie in 1\.\.23: samples have 24 frames"):
+        settle_from_base(
+            SamplingSettings(), ModelSettings(pretrained_model_name_or_path=BUNDLED_MODEL), rollouts=rollouts
+        )
+    with pytest.raises(ValueError, match=r"must lie in 1\.\.3"):
+        rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings(max_num_frames=4))
