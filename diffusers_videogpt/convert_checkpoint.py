@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from .config_values import check_positive_number, check_whole_number
 from .files import read_json, write_json, write_safetensors_header
 from .pipeline_videogpt import VideoGPTPipeline
+from .reference_names import LAYER_MODULES, MODULES, SWAPPED
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from .transformer_videogpt import VideoGPTTransformerModel
 
@@ -32,28 +33,6 @@ from .transformer_videogpt import VideoGPTTransformerModel
 HINT_TOKENS = ("<img>", "</img>", "<|diffusion|>")  # the rows of `hint_embed`
 TOKEN_TABLE = "llm.embed_tokens.weight"
 POS_EMBED = "pos_embed"
-SWAPPED = "final_layer.adaLN_modulation.1"
-
-# The reference's modules and ours.
-MODULES = {
-    "x_embedder.proj": "noisy_patch_embed",
-    "input_x_embedder.proj": "clean_patch_embed",
-    "time_token.mlp.0": "time_token_embed.linear_1",
-    "time_token.mlp.2": "time_token_embed.linear_2",
-    "t_embedder.mlp.0": "time_embed.linear_1",
-    "t_embedder.mlp.2": "time_embed.linear_2",
-    SWAPPED: "norm_out.linear",  # shift, scale there; scale, shift here
-    "final_layer.linear": "proj_out",
-}
-# Those of one decoder layer; where there are several of ours, the reference stacks their rows.
-LAYER_MODULES = {
-    "input_layernorm": ["norm1"],
-    "self_attn.qkv_proj": ["attn.to_q", "attn.to_k", "attn.to_v"],
-    "self_attn.o_proj": ["attn.to_out.0"],
-    "post_attention_layernorm": ["norm2"],
-    "mlp.gate_up_proj": ["ff.linear_in"],
-    "mlp.down_proj": ["ff.linear_out"],
-}
 
 TOKENIZER_FILES = (
     "tokenizer.json",

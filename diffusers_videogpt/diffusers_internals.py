@@ -19,7 +19,12 @@ from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.hooks.tensor_parallel import PackedColwiseParallel
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, _fetch_state_dict
+from diffusers.loaders.lora_base import (
+    LORA_ADAPTER_METADATA_KEY,
+    LORA_WEIGHT_NAME_SAFE,
+    LoraBaseMixin,
+    _fetch_state_dict,
+)
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_dispatch import AttentionBackendName, SeqAllToAllDim, _AttentionBackendRegistry
 from diffusers.modular_pipelines import BlockState, ModularPipeline
@@ -30,6 +35,7 @@ from torch.distributed.device_mesh import init_device_mesh
 __all__ = [
     "ContextParallelInput",
     "ContextParallelOutput",
+    "LORA_ADAPTER_METADATA_KEY",
     "LORA_WEIGHT_NAME_SAFE",
     "LoraBaseMixin",
     "PackedColwiseParallel",

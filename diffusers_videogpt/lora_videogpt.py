@@ -3,22 +3,32 @@
 Shapes: r is the rank of a layer's LoRA.
 """
 
+import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
 from diffusers.utils import is_peft_available
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from .config_values import check_finite_number, check_whole_number
-from .diffusers_internals import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin, fetch_lora_state_dict, unscale_lora_layers
+from .diffusers_internals import (
+    LORA_ADAPTER_METADATA_KEY,
+    LORA_WEIGHT_NAME_SAFE,
+    LoraBaseMixin,
+    fetch_lora_state_dict,
+    unscale_lora_layers,
+)
+from .lora_formats import convert_from_other_tools, is_of_other_tools, to_plain_form
 from .saved_models import TRAINED_WITH
 from .transformer_videogpt import VideoGPTTransformerModel
+from .weights import save_tensors
 
 
 if is_peft_available():
@@ -172,6 +182,43 @@ def _make_config(layers: dict[str, dict[str, torch.Tensor]], metadata: dict[str,
     return config | {name: metadata[name] for name in ("lora_alpha", "alpha_pattern", "use_rslora")}
 
 
+def _config_and_training(
+    layers: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a file's metadata, what [`_make_config`] makes of PEFT's, and the rest, which tells of the training's samples."""
+    known = {key: x for key, x in (metadata or {}).items() if key.startswith(f"{TRAINED_WITH}.")}
+    of_peft = {key.removeprefix("transformer."): x for key, x in (metadata or {}).items() if key not in known}
+    return _make_config(layers, of_peft or None), known
+
+
+def _scales(layers: dict[str, dict[str, torch.Tensor]], config: dict[str, Any]) -> dict[str, float]:
+    """Layer → what PEFT multiplies the product of its factors by: α over the rank, or over its root (rsLoRA)."""
+    scales, patterns = {}, config["alpha_pattern"]
+    for name, parts in layers.items():
+        rank = parts["lora_A.weight"].shape[0]
+        alpha = patterns.get(get_pattern_key(patterns, name), config["lora_alpha"])
+        scales[name] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scales
+
+
+def _file_header(metadata: dict[str, Any], header: Mapping[str, str] | None) -> dict[str, str]:
+    """What diffusers writes at the head of a LoRA's file, and `header` besides."""
+    known = {LORA_ADAPTER_METADATA_KEY: json.dumps(metadata, indent=2, sort_keys=True, default=sorted)}
+    return {**(header or {}), "format": "pt"} | (known if metadata else {})
+
+
+def _texts_of(source: str | Path | dict[str, torch.Tensor]) -> dict[str, str]:
+    """The texts at the head of a LoRA's file, but diffusers' own."""
+    if isinstance(source, dict):
+        return {}
+    path = Path(source)
+    path = path / (_safetensors_name(path, None, None) or "") if path.is_dir() else path
+    if not path.is_file():
+        return {}
+    with safe_open(path, "numpy") as file:
+        return {k: text for k, text in (file.metadata() or {}).items() if k != LORA_ADAPTER_METADATA_KEY}
+
+
 def _check_metadata(metadata: dict[str, Any]) -> None:
     """Raises a `ValueError` that names a value of another type than PEFT writes, in what is read of a LoRA's metadata."""
     check_whole_number("r", metadata["r"])
@@ -276,7 +323,10 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         proxies: dict[str, str] | None = None,
         return_lora_metadata: bool = False,
     ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """Reads a LoRA without loading it into anything.
+        """Reads a LoRA without loading it into anything; one of another tool comes in diffusers' form.
+
+        The key names of kohya's sd-scripts and musubi-tuner (`lora_unet_…`), and the plain ones (`diffusion_model.…`, as
+        ComfyUI reads them) are converted, of this network's modules or of the authors', with their `.alpha`.
 
         Args:
             pretrained_model_name_or_path_or_dict: a safetensors file, a folder with one, a Hub id, or the tensors.
@@ -289,7 +339,8 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             `{"transformer.r": 16, ...}`, the latter `None` where there is none.
 
         Raises:
-            ValueError: if there is no such file, or it is not a safetensors file.
+            ValueError: if there is no such file, it is not a safetensors file, or another tool's that can't be converted
+                exactly (the message names the keys).
         """
         source = pretrained_model_name_or_path_or_dict
         if not isinstance(source, dict):
@@ -317,6 +368,8 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
                 f"The metadata of the LoRA '{source}' is a {type(metadata).__name__}, not an object: save it again by "
                 "`save_lora_weights`."
             )
+        if is_of_other_tools(state_dict):
+            state_dict, metadata = convert_from_other_tools(state_dict, metadata)
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     def load_lora_weights(
@@ -374,10 +427,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         layers = _split_by_layer(state_dict)
         _check_fit(transformer, layers)
         prefix = f"{cls.transformer_name}."
-        if metadata is not None:
-            of_config = {key: value for key, value in metadata.items() if not key.startswith(f"{TRAINED_WITH}.")}
-            metadata = {key.removeprefix(prefix): value for key, value in of_config.items()} or None
-        config = _make_config(layers, metadata)
+        config, _ = _config_and_training(layers, metadata)
         if hotswap:
             _check_hotswap(transformer, layers, config, adapter_name)
         transformer.load_lora_adapter(
@@ -401,6 +451,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         safe_serialization: bool = True,
         transformer_lora_adapter_metadata: dict[str, Any] | None = None,
         trained_with: dict[str, Any] | None = None,
+        header: Mapping[str, str] | None = None,
     ) -> None:
         """Writes a LoRA as safetensors, with the configuration that its scale depends on.
 
@@ -420,6 +471,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             transformer_lora_adapter_metadata (`dict`, *optional*): `LoraConfig.to_dict()`. Without it α counts as the rank.
             trained_with (`dict`, *optional*): size, `fps`, `num_frames` and form of `clips` of its samples, plain values;
                 `videogpt predict` predicts so.
+            header (`Mapping`, *optional*): texts for the head of the file, which other tools show: base, data, date.
 
         Raises:
             ValueError: if there are no layers, `save_directory` is a file, or a pickle was asked for.
@@ -438,14 +490,45 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             )
         if not is_main_process:
             return
-        known = {name: value for name, value in (trained_with or {}).items() if value is not None}
-        cls._save_lora_weights(
-            save_directory,
-            lora_layers={cls.transformer_name: transformer_lora_layers},
-            lora_metadata={cls.transformer_name: transformer_lora_adapter_metadata, TRAINED_WITH: known},
-            weight_name=weight_name,
-            save_function=save_function,
-        )
+        state_dict = {f"{cls.transformer_name}.{name}": tensor for name, tensor in transformer_lora_layers.items()}
+        metadata = {f"{cls.transformer_name}.{k}": x for k, x in (transformer_lora_adapter_metadata or {}).items()}
+        metadata |= {f"{TRAINED_WITH}.{k}": x for k, x in (trained_with or {}).items() if x is not None}
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        path = Path(save_directory, weight_name)
+        if save_function is not None:
+            save_function(state_dict, path.as_posix())
+        else:
+            save_tensors(path, state_dict, _file_header(metadata, header))
+
+    @classmethod
+    def export_lora_weights(
+        cls,
+        source: str | Path | dict[str, torch.Tensor],
+        path: str | os.PathLike,
+        *,
+        form: Literal["plain", "diffusers"] = "plain",
+        **kwargs,
+    ) -> None:
+        """Writes a LoRA in the plain form that other tools read: keys `diffusion_model.LAYER.lora_A.weight`, and `.alpha` where
+        it is not the rank. [`load_lora_weights`] reads it as the same LoRA, tensor for tensor.
+
+        Args:
+            source: as [`~VideoGPTLoraLoaderMixin.lora_state_dict`] reads it.
+            path: a `.safetensors` file; missing folders are made.
+            form (`"plain"` or `"diffusers"`, defaults to `"plain"`): the latter is the way back, keys `transformer.LAYER.…`.
+            kwargs: of [`~VideoGPTLoraLoaderMixin.lora_state_dict`].
+
+        Raises:
+            ValueError: if it can't be read, or the plain form has no place for it (DoRA); nothing is written.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise ValueError(f"LoRAs are saved as safetensors alone: `path` must end in .safetensors, got '{path}'.")
+        state_dict, metadata = cls.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+        layers = _split_by_layer(state_dict)
+        config, known = _config_and_training(layers, metadata)
+        if form == "plain":
+            state_dict, metadata = to_plain_form(layers, _scales(layers, config)), known
+        save_tensors(path, state_dict, _file_header(metadata or {}, _texts_of(source)))
 
     @property
     def fused_loras(self) -> set[str]:

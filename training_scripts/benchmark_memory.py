@@ -10,32 +10,40 @@ layer (a layer's weights in bf16 while it works come on top). Distillation adds 
 backward pass: to a whole student a second copy in bf16, to a LoRA nothing, as its teacher is its base. On a GPU with enough
 memory, `--measure` also runs a step and reports the peak.
 
+With `--adapter_of PIPELINE` nothing of this is done: `train_videogpt_lora.py` with its defaults is counted in the same way on that
+pipeline, which fits into this machine's memory, and two of its steps are run while PyTorch writes down every allocation, to see
+whether the count can be trusted.
+
 At last the memory of a GPU among 8 and 64 under FSDP2, as `configs/stage3.yaml` and `stage4.yaml` train and as those for 8 and 64
 GPUs do: its share of weights, gradients, optimizer state and average; two blocks' weights gathered in bf16; and the activations
 that one process of a group of `--context_parallel_size` keeps, counted as above, with checkpointing those of one block besides.
 """
 
+import itertools
 from pathlib import Path
 
 import torch
 from diffusers import ContextParallelConfig
 from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
+from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import write_results
-from diffusers_videogpt.training.adapter import ATTENTION, MLP
+from diffusers_videogpt.training.adapter import ATTENTION, MLP, add_adapter
 from diffusers_videogpt.training.arguments import make_parser
 from diffusers_videogpt.training.objective import next_clip_loss
+from diffusers_videogpt.training.settings import AdapterSettings
 
 
+ADAPTER_BATCH = 4  # samples of a step of train_videogpt_lora.py
 SIZES = ((176, 320), (256, 256))  # height, width in pixels
 GIB = 2**30
 
 
-def kept_bytes(transformer, layout, height: int, width: int) -> int:
-    """Bytes of what one sample's forward pass keeps for its backward pass, parameters left out."""
+def kept_bytes(transformer, layout, height: int, width: int, *, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes of what one sample's forward pass keeps for its backward pass, parameters left out; autocast to `dtype`."""
     parameters = {p.untyped_storage()._cdata for p in transformer.parameters()}
     kept = {}
 
@@ -46,9 +54,10 @@ def kept_bytes(transformer, layout, height: int, width: int) -> int:
         return tensor
 
     def latents(num_frames):
-        return torch.zeros(1, 4, num_frames, height // 8, width // 8)
+        return torch.zeros(1, transformer.config.in_channels, num_frames, height // 8, width // 8)
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         transformer(
             latents(layout.num_noisy_frames),
             torch.zeros(1, layout.num_noisy_frames),
@@ -177,6 +186,38 @@ def count_gpus(state: dict[str, int], layouts, num_layers: int = 32) -> dict[str
     return rows
 
 
+def check_adapter(name: str) -> dict[str, int]:
+    """Bytes that training an adapter of a pipeline takes, as the script's defaults train it, in fp32: counted, and the peak of two
+    steps."""
+    pipe = VideoGPTPipeline.from_pretrained(name, vae=None)
+    transformer = pipe.transformer.float().requires_grad_(False)
+    num_frames, side = (pipe.config.trained_with or {}).get("num_frames") or 48, pipe.config.longest_side
+    layout = make_clip_layout([1, num_frames - 1], (side // 16, side // 16))
+    add_adapter(transformer, AdapterSettings(rank=32, train_mlp=True), seed=0)
+    transformer.train()
+    adapter = [p for p in transformer.parameters() if p.requires_grad]
+    sizes = {"base": sum(4 * p.numel() for p in transformer.parameters() if not p.requires_grad)}
+    sizes["adapter, gradients, AdamW and average"] = sum(20 * p.numel() for p in adapter)
+    sizes["activations"] = ADAPTER_BATCH * kept_bytes(transformer, layout, side, side, dtype=torch.float32)
+
+    optimizer = torch.optim.AdamW(adapter)
+    average = [p.detach().clone() for p in adapter]
+    latents = torch.randn(ADAPTER_BATCH, transformer.config.in_channels, num_frames, side // 8, side // 8)
+    held = sum(tensor.nbytes for tensor in (*transformer.state_dict().values(), *average, latents))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        for _ in range(2):
+            next_clip_loss(transformer, latents, clip_lengths=[[1, num_frames - 1]] * ADAPTER_BATCH).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    peak = held + max(itertools.accumulate(event.nbytes() for event in events))
+    counted = sum(sizes.values())
+    print(f"{name}: {counted / 2**20:.1f} MiB counted, {peak / 2**20:.1f} MiB at the peak ({peak / counted - 1:+.1%})")
+    print(*(f"  {part}: {size / 2**20:.1f} MiB" for part, size in sizes.items()), sep="\n")
+    return sizes | {"counted": counted, "peak": peak}
+
+
 def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
     """Peak bytes on the GPU of one step of AdamW."""
     optimizer = torch.optim.AdamW(transformer.parameters())
@@ -196,8 +237,14 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 48, 80])
     parser.add_argument("--measure", action="store_true", help="run the steps too (needs a GPU)")
+    parser.add_argument(
+        "--adapter_of", metavar="PIPELINE", help="only count and measure a LoRA of this small pipeline"
+    )
     parser.add_argument("--output", type=Path, default=Path("memory.json"))
     args = parser.parse_args()
+    if args.adapter_of is not None:
+        write_results(args.output, check_adapter(args.adapter_of))
+        return
 
     layouts, lora_layouts = {}, {}
     for height, width in SIZES:

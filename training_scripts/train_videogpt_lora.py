@@ -8,8 +8,12 @@ Two clips as in the paper: the first frame is given, the rest is one clip. Laten
 samples of each video (`--windows_per_video`), unless they are cached already or the videos come as a stream. Only the adapter
 is trained and kept in checkpoints; data, resume and validation are those of `train_videogpt.py`.
 
+The defaults are made for small sets: the run ends when the loss of held-out videos has stopped falling, keeps the adapter that had
+the lowest, and tells what it found.
+
 Writes into --output_dir: `pytorch_lora_weights.safetensors` with a card, `train_log.csv`, `latents/`, `validation/` with
-animations of held-out first frames, and `checkpoint-N` folders for `--resume_from_checkpoint latest`.
+`held_out.png` (held-out first frames: still, base, LoRA, truth) and `report.json`, and `checkpoint-N` folders for
+`--resume_from_checkpoint latest`.
 """
 
 from dataclasses import dataclass
@@ -18,12 +22,12 @@ from diffusers_videogpt.training.arguments import parse_settings, part, run_scri
 from diffusers_videogpt.training.settings import (
     AdapterSettings,
     BaseModelSettings,
-    LoopSettings,
-    OptimizerSettings,
+    BatchSettings,
     RolloutSettings,
     SteeredSettings,
     require_base_on_hub,
 )
+from diffusers_videogpt.training.small_sets import AdapterOptimizerSettings, SmallSetLoopSettings
 
 
 @dataclass(kw_only=True)
@@ -31,9 +35,11 @@ class Settings(SteeredSettings):
     """Of a training by next clip diffusion whose model is a frozen base and an adapter."""
 
     model: BaseModelSettings = part()
-    adapter: AdapterSettings = part()
-    optimizer: OptimizerSettings = part(adam_weight_decay=0.01, lr_warmup_steps=100)
-    loop: LoopSettings = part(max_train_steps=2000)
+    adapter: AdapterSettings = part(rank=32, train_mlp=True)
+    batches: BatchSettings = part(train_batch_size=4)
+    # A constant rate with averaged weights: a falling rate would have to know the last step, which the held-out loss decides.
+    optimizer: AdapterOptimizerSettings = part(adam_weight_decay=0.01, lr_warmup_steps=20, ema_decay=0.95)
+    loop: SmallSetLoopSettings = part()
     validation: RolloutSettings = part(validation_given_frames=1)
 
     def __post_init__(self):
@@ -52,6 +58,8 @@ def main():
     from diffusers_videogpt.training.recipe import record_run, run_training
 
     accelerator, pipe, feed = start_from_base(settings)
+    settings.loop.settle(feed.num_videos, feed.samples_a_step, rollouts=settings.validation)
+    settings.optimizer.settle(pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim)
     base_hash = hash_weights(pipe.transformer)[:16]
     config = add_adapter(pipe.transformer, settings.adapter, seed=settings.sampling.seed)
     training = AdapterTraining(
@@ -63,6 +71,7 @@ def main():
         config=config,
         recipe=settings.recipe,
         actions=settings.actions,
+        patience=settings.loop.patience,
     )
     record = record_run(settings, "training_scripts/train_videogpt_lora.py")
     run_training(accelerator, training, feed=feed, run=settings.run, record=record)

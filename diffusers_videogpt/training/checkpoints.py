@@ -63,6 +63,7 @@ def save_checkpoint(
     *,
     state: dict[str, Any],
     total_limit: int | None = None,
+    best_step: int | None = None,
 ) -> Path:
     """Writes `output_dir/checkpoint-<step>`. Called by all processes; the main one writes.
 
@@ -76,6 +77,7 @@ def save_checkpoint(
         state: what else the run needs, as JSON can hold it (tuples come back as lists). `state["run"]` tells what a run
             that resumes must agree with.
         total_limit: checkpoints kept, at least 1; all if `None`.
+        best_step: of a checkpoint that is kept beside these.
 
     Returns:
         The folder.
@@ -121,7 +123,8 @@ def save_checkpoint(
                 "it are as they were: make room there, and go on from the latest."
             ) from error
         raise
-    _on_main(accelerator, lambda: _remove_oldest(output_dir, final, total_limit))
+    best = None if best_step is None else output_dir / f"checkpoint-{best_step}"
+    _on_main(accelerator, lambda: _remove_oldest(output_dir, total_limit, kept={final, best}))
     return final
 
 
@@ -251,6 +254,24 @@ def load_checkpoint(path: str | Path, parts: RunParts, *, expected: dict[str, An
         raise ValueError(
             f"'{path}' holds other values than a checkpoint does ({type(error).__name__}: {error}): resume from another one."
         ) from error
+
+
+def load_weights(path: str | Path, parts: RunParts) -> None:
+    """Puts the weights of a checkpoint of this run in place, and their average if there is one; nothing else is changed.
+
+    Raises:
+        ValueError: a file is damaged, or of another model.
+    """
+    path, network = Path(path), _network(parts.accelerator, parts.model)
+    targets = {MODEL: _weights(network, parts.trainable_only)}
+    if parts.ema is not None:
+        targets[EMA] = _averages(network, parts.ema)
+    with torch.no_grad():
+        for name, tensors in targets.items():
+            _check_shapes(path / name, tensors)
+            with _open(path / name) as file:
+                for key, tensor in tensors.items():
+                    tensor.copy_(_place(file.get_tensor(key), tensor))
 
 
 def _network(accelerator: Accelerator, model: nn.Module) -> nn.Module:
@@ -389,10 +410,10 @@ def _finish(partial: Path, final: Path, notes: dict) -> None:
     wait_for_disk(final.parent)
 
 
-def _remove_oldest(output_dir: Path, newest: Path, total_limit: int | None) -> None:
+def _remove_oldest(output_dir: Path, total_limit: int | None, *, kept: set[Path | None]) -> None:
     # Other programs name their folders so too.
     ours = (path for path in _checkpoints(output_dir) if (path / MANIFEST).is_file())
-    others = sorted((path for path in ours if path != newest), key=_step)
+    others = sorted((path for path in ours if path not in kept), key=_step)
     if total_limit is not None:
         for path in others[: max(len(others) + 1 - total_limit, 0)]:
             _remove(path)

@@ -27,7 +27,7 @@ from ..clips import make_guidance_layout
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .adapter import AdapterTraining
+from .adapter import AdapterTraining, base_alone
 from .feed import MicroBatch
 from .loop import TrainingLoop, reshard
 from .objective import NoisyClips
@@ -58,24 +58,6 @@ def consistency_loss(
     if kind == "l2":
         return squared.mean()
     return ((squared + huber_c**2).sqrt() - huber_c).mean()
-
-
-@contextmanager
-def base_alone(model: nn.Module) -> Iterator[None]:
-    """The model as it is without its adapters. What is trained stays marked as such, which `disable_adapters` undoes."""
-    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-
-    def mark():
-        for parameter, requires_grad in trained.items():
-            parameter.requires_grad_(requires_grad)
-
-    model.disable_adapters()
-    mark()
-    try:
-        yield
-    finally:
-        model.enable_adapters()
-        mark()
 
 
 class Distillation(NextClipTraining):
@@ -251,6 +233,9 @@ class AdapterDistillation(Distillation, AdapterTraining):
         with base_alone(self.model):
             yield self.model
         reshard(self.model)
+
+    def report(self, loop: TrainingLoop) -> None:
+        """Nothing beside the validation: there the student is compared with its teacher, at its own number of steps."""
 
     def trained_with(self) -> dict[str, Any]:
         sampled = {"num_inference_steps": self.distillation.num_inference_steps, "guidance_scale": 1.0}

@@ -159,6 +159,7 @@ class PlannedBatches:
         }
         samples_a_process = batches.train_batch_size * batches.gradient_accumulation_steps
         self.plan = BatchPlan(table_of(dataset), samples_a_process * self.shares["num_processes"], seed=seed)
+        self.num_videos, self.samples_a_step = len(dataset), self.plan.global_batch_size
 
     def run_fields(self) -> dict:
         """What a checkpoint must agree with: which videos, and what is in them."""
@@ -183,6 +184,9 @@ class StreamSource:
     def __init__(self, accelerator: Accelerator, stream: StreamedBatches):
         self.accelerator, self.stream = accelerator, stream
         self.group_size = accelerator.num_processes // stream.run["num_processes"]
+        run = stream.run
+        self.num_videos = None
+        self.samples_a_step = run["batch_size"] * run["accumulation"] * run["num_processes"]
 
     def run_fields(self) -> dict:
         run = {name: value for name, value in self.stream.run.items() if name != "rank"}
@@ -231,6 +235,16 @@ class LatentFeed:
         self.source, self.validation = source, validation
         self.sampling, self.latents, self.batch_size = sampling, latents, batch_size
         self._validation_batches: list[dict] | None = None
+
+    @property
+    def num_videos(self) -> int | None:
+        """To train on; `None` of a stream."""
+        return self.source.num_videos
+
+    @property
+    def samples_a_step(self) -> int:
+        """That a step of the optimizer trains on, in all processes together."""
+        return self.source.samples_a_step
 
     def run_fields(self) -> dict:
         """What a checkpoint must agree with."""

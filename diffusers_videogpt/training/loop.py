@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, reduce
+from accelerate.utils import DistributedType, broadcast_object_list, reduce
 from diffusers import ContextParallelConfig
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..context_parallel import check_context_parallel
 from ..extras import require
 from ..files import written_whole
-from .checkpoints import RunParts, find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import RunParts, find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from .feed import LatentFeed, MicroBatch
 from .noise_levels import ErrorsByAlpha
 from .settings import BatchSettings, LoopSettings, OptimizerSettings
@@ -170,6 +170,11 @@ class TrainingLoop:
         trainable_only: checkpoints hold only the trained parameters (adapters).
         options: of the run, plain values by name, which a tracker shows.
         errors: filled by `loss` as it runs: the errors by noise level, for the log.
+        patience: validations without a lower loss of the held-out videos after which the run ends, with the weights that had
+            the lowest in place; 0 for none: the run goes to its last step, and keeps what it has there.
+
+    Attributes:
+        best: "step" and "loss" of the lowest validation loss, where there is patience.
     """
 
     def __init__(
@@ -187,6 +192,7 @@ class TrainingLoop:
         trainable_only: bool = False,
         options: dict | None = None,
         errors: ErrorsByAlpha | None = None,
+        patience: int = 0,
     ):
         self.accelerator, self.feed, self.loss = accelerator, feed, loss
         self.settings, self.max_grad_norm, self.options = settings, optimizer.max_grad_norm, options or {}
@@ -220,6 +226,7 @@ class TrainingLoop:
         self.log, self.losses, self.step = [], [], 0
         self.errors = errors or ErrorsByAlpha()
         self.error_sums = self.errors.take()  # since the last row of the log, over all processes
+        self.patience, self.best, self.num_since_best = patience, None, 0
         self.first_step = 0  # later than 0 in a run that was resumed
         # A signal may reach one process only (`_stop_asked`). All processes stop at the same step (`_stopping`, the same in
         # all): if one stopped alone, the others would wait for it for ever.
@@ -246,14 +253,15 @@ class TrainingLoop:
         )
         throughput = Throughput(accelerator, accelerator.unwrap_model(self.model), group_size=self.group_size)
         batches = iter(self.feed.micro_batches(self.step, settings.max_train_steps))
-        while self.step < settings.max_train_steps:
+        while self.step < settings.max_train_steps and not self.has_converged:
             self._train_step(batches, throughput)
             progress.update()
             is_last = self.step == settings.max_train_steps
             validates = self.step % settings.validation_steps == 0 or is_last
             if self.step % settings.logging_steps == 0 or validates:
                 self._log(throughput, progress, self._validation() if validates else {})
-            if self.step % settings.checkpointing_steps == 0 or (self._stopping and not is_last):
+            is_best = self.best is not None and self.best["step"] == self.step
+            if self.step % settings.checkpointing_steps == 0 or is_best or (self._stopping and not is_last):
                 self._checkpoint()
             if self._stopping and not is_last:
                 accelerator.print(f"stopped at step {self.step}: resume with --resume_from_checkpoint latest")
@@ -261,6 +269,17 @@ class TrainingLoop:
                 sys.exit(EXIT_ON_SIGTERM)
         progress.close()
         signal.signal(signal.SIGTERM, previous)
+        if self.best is not None and self.best["step"] != self.step:
+            accelerator.print(
+                f"ended at step {self.step}: the loss of held-out videos was lowest at step {self.best['step']}, whose weights "
+                "are kept"
+            )
+            load_weights(settings.output_dir / f"checkpoint-{self.best['step']}", self._parts())
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= self.num_since_best
 
     def _ask_to_stop(self, *_):
         self._stop_asked = True
@@ -372,10 +391,21 @@ class TrainingLoop:
         with self.averaged_weights():
             numbers = self.validate(self, self.step)
         self.model.train()
+        if self.patience and "loss" in numbers:
+            self._note_best(numbers["loss"])
         return numbers
 
+    def _note_best(self, loss: float) -> None:
+        # All processes go by one number: where they end differs otherwise, and they wait for each other for ever.
+        loss = broadcast_object_list([loss])[0]
+        if self.best is None or loss < self.best["loss"]:
+            self.best, self.num_since_best = {"step": self.step, "loss": loss}, 0
+        else:
+            self.num_since_best += 1
+
     def _state(self) -> dict:
-        return {
+        best = {"best": self.best, "num_since_best": self.num_since_best} if self.patience else {}
+        return best | {
             "step": self.step,
             "losses": self.losses,
             "error_sums": self.error_sums.tolist(),
@@ -393,6 +423,7 @@ class TrainingLoop:
             self._parts(),
             state=self._state(),
             total_limit=self.settings.checkpoints_total_limit,
+            best_step=None if self.best is None else self.best["step"],
         )
 
     def _resume(self) -> None:
@@ -405,6 +436,13 @@ class TrainingLoop:
         self.step, self.losses = state["step"], state["losses"]
         if "error_sums" in state:  # not in checkpoints from before
             self.error_sums = torch.tensor(state["error_sums"], dtype=torch.float64)
+        if self.patience and state.get("best") is not None:
+            self.best, self.num_since_best = state["best"], state["num_since_best"]
+            best = self.settings.output_dir / f"checkpoint-{self.best['step']}"
+            if not best.is_dir():
+                raise SystemExit(
+                    f"{best}, which had the lowest loss of held-out videos so far, is not there: bring it back."
+                )
         self.first_step = self.step
         self.feed.source.load_state_dict(state["feed"])
         if self.log_path.exists():

@@ -51,15 +51,19 @@ class Training:
         model: the network; what requires gradients when the run begins is trained.
         trainable_only: whether checkpoints leave out the weights that are not trained.
         errors: what the loss counts beside, for the log.
+        patience: of [`~loop.TrainingLoop`].
         trained_on: what the videos show, in a few words, where that is known; [`run_training`] sets it.
+        dataset: the name of the videos, as [`RunRecord`] has it; [`run_training`] sets it.
         averaged_weights: the loop's, for a loss that needs the average of the weights; [`run_training`] sets it.
     """
 
     trained_on: str | None = None
+    dataset: str | None = None
     averaged_weights: Callable[[], AbstractContextManager[None]]
     model: nn.Module
     trainable_only = False
     errors: ErrorsByAlpha | None = None
+    patience = 0
 
     def settle_parameters(self) -> None:
         """Freezes what no step uses, before the run begins."""
@@ -75,6 +79,9 @@ class Training:
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """Numbers for the log, by name; called on all processes, without gradients."""
         raise NotImplementedError
+
+    def report(self, loop: TrainingLoop) -> None:
+        """Tells what came of the run, before it is saved; called on all processes, with the weights to keep in place."""
 
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Saves what was trained, from its full weights, in the main process; returns what the card says of it, as
@@ -274,12 +281,7 @@ class NextClipTraining(Training):
 
         It is the paper's, of uniform noise levels without weights, whatever is trained with: so runs can be compared.
         """
-        losses, errors = [], ErrorsByAlpha()  # one loss a video: batches may be of different sizes
-        for batch in self.feed.validation_batches():
-            with self.accelerator.autocast():
-                clips = self.denoise(loop.model, batch, draw_alphas=sample_alphas)
-                losses += [clips.loss().item()] * len(batch.ids)
-            errors.add(clips)
+        losses, errors = self.held_out_losses(loop.model)
         self.validation_errors = errors.describe(errors.take())
         numbers = {"loss": sum(losses) / len(losses), **self.validation_errors} if losses else {}
         every = self.rollouts.validation_rollout_steps
@@ -287,6 +289,16 @@ class NextClipTraining(Training):
             numbers |= self.predict(loop, step)
             self.predicted.add(step)
         return numbers
+
+    def held_out_losses(self, model: nn.Module) -> tuple[list[float], ErrorsByAlpha]:
+        """Of the held-out videos, one loss a video, as batches may be of different sizes; and the errors by noise level."""
+        losses, errors = [], ErrorsByAlpha()
+        for batch in self.feed.validation_batches():
+            with self.accelerator.autocast():
+                clips = self.denoise(model, batch, draw_alphas=sample_alphas)
+                losses += [clips.loss().item()] * len(batch.ids)
+            errors.add(clips)
+        return losses, errors
 
     def prediction_settings(self) -> dict[str, Any]:
         """How held-out videos are predicted, as [`~validation.predict_continuation`] takes it."""
@@ -498,7 +510,7 @@ def run_training(
 
     Pipelines, adapters and heads all go this way; what differs is in `training`.
     """
-    training.trained_on = record.trained_on
+    training.trained_on, training.dataset = record.trained_on, record.dataset
     training.settle_parameters()
     trainer = TrainingLoop(
         accelerator,
@@ -513,10 +525,12 @@ def run_training(
         trainable_only=training.trainable_only,
         options=record.options,
         errors=training.errors,
+        patience=training.patience,
     )
     training.averaged_weights = trainer.averaged_weights
     trainer.run()
     weights = trainer.trained_state_dict()
+    training.report(trainer)
     if accelerator.is_main_process:
         publish(run.loop.output_dir, run.hub, record=record, **training.save(trainer, weights))
     accelerator.end_training()

@@ -567,10 +567,12 @@ class RolloutSettings:
         Raises:
             ValueError: predictions would fall between validations, or nothing would be left to predict.
         """
-        if self.validation_rollout_steps and self.validation_rollout_steps % loop.validation_steps:
+        # Of a run whose steps follow from its videos, these are not known yet.
+        every = loop.validation_steps or self.validation_rollout_steps
+        if self.validation_rollout_steps and self.validation_rollout_steps % every:
             raise ValueError(
                 f"--validation_rollout_steps {self.validation_rollout_steps} must be a multiple of --validation_steps "
-                f"{loop.validation_steps}: predictions are made when the validation loss is"
+                f"{every}: predictions are made when the validation loss is"
             )
         if sampling.max_num_frames is not None:
             self.check_given_frames(sampling)

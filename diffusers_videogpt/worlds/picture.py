@@ -2,6 +2,8 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -102,7 +104,49 @@ def draw_masks(objects, positions, angles, size):
     return masks
 
 
-def find_objects(frame, min_area=None):
+def draw_shapes(shapes: Sequence[Sequence[tuple[np.ndarray, tuple]]], *, size: int, background: tuple) -> np.ndarray:
+    """Draw every frame from outlines, anti-aliased as the objects of [`draw_frames`] are.
+
+    Args:
+        shapes: F frames of (corners (K, 2) in pixels, RGB in 0..255); later ones cover earlier ones.
+        size: side of the square picture in pixels.
+        background: RGB in 0..255.
+
+    Returns:
+        uint8 (F, size, size, 3).
+    """
+    pygame = load("pygame")
+    canvas = pygame.Surface((size * SUPERSAMPLING, size * SUPERSAMPLING), depth=24)
+    frames = np.empty((len(shapes), size, size, 3), dtype=np.uint8)
+    for frame, outlines in zip(frames, shapes, strict=True):
+        canvas.fill(background)
+        for corners, colour in outlines:
+            pygame.draw.polygon(canvas, colour, corners * SUPERSAMPLING - 0.5)
+        frame[:] = pygame.surfarray.pixels3d(pygame.transform.smoothscale(canvas, (size, size))).swapaxes(0, 1)
+    return frames
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected region of one palette colour in a picture.
+
+    Attributes:
+        colour: a key of `PALETTE`.
+        shape: "ball" or "box", by how far it reaches into corners.
+        centre: (x, y) in pixels, x to the right and y down.
+        area: in pixels.
+        width, height: what a box of these standard deviations along x and y would measure, in pixels.
+    """
+
+    colour: str
+    shape: str
+    centre: tuple[float, float]
+    area: int
+    width: float
+    height: float
+
+
+def find_regions(frame, min_area=None) -> list[Region]:
     """The objects of one picture, as connected regions of one palette colour each.
 
     Objects are drawn a little smaller than they collide, so two of one colour that touch stay two regions.
@@ -111,9 +155,6 @@ def find_objects(frame, min_area=None):
         frame: uint8 (H, W, 3), drawn by `simulate` or predicted by a model.
         min_area: smaller regions, in pixels, are not counted. Default: 16 at 64 x 64, in proportion at other sizes
             (the smallest object covers about 40).
-
-    Returns:
-        a list of (colour, shape): names of `PALETTE`; "ball" or "box", by how far a region reaches into corners.
 
     Raises:
         ValueError: `frame` is not uint8 (H, W, 3).
@@ -134,14 +175,34 @@ def find_objects(frame, min_area=None):
         matching = pygame.mask.from_threshold(picture, colour, (MATCH, MATCH, MATCH, 255))
         for region in matching.connected_components(max(1, round(min_area))):
             pixels = np.argwhere(pygame.surfarray.array3d(region.to_surface())[..., 0])
-            square = np.square(pixels - pixels.mean(axis=0)).sum(axis=1)
+            centre = pixels.mean(axis=0)
+            square = np.square(pixels - centre).sum(axis=1)
             is_box = (square**2).mean() / square.mean() ** 2 > LEAST_SPREAD_OF_BOX
-            found.append((name, "box" if is_box else "ball"))
+            sides = np.sqrt(12) * pixels.std(axis=0)
+            found.append(
+                Region(
+                    name,
+                    "box" if is_box else "ball",
+                    centre=tuple((centre + 0.5).tolist()),
+                    area=len(pixels),
+                    width=float(sides[0]),
+                    height=float(sides[1]),
+                )
+            )
     return found
 
 
+def find_objects(frame, min_area=None):
+    """The objects of one picture; the arguments and errors are those of `find_regions`.
+
+    Returns:
+        a list of (colour, shape): names of `PALETTE`; "ball" or "box", by how far a region reaches into corners.
+    """
+    return [(region.colour, region.shape) for region in find_regions(frame, min_area)]
+
+
 def count_objects(frame, min_area=None):
-    """Count the objects of each palette colour in one picture; the arguments and errors are those of `find_objects`.
+    """Count the objects of each palette colour in one picture; the arguments and errors are those of `find_regions`.
 
     Returns:
         dict from colour name to count, only for the colours that are present.

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from diffusers_videogpt import NextClipFlowMatchScheduler
 from diffusers_videogpt.clips import make_clip_layout, make_guidance_layout
 from diffusers_videogpt.training import distillation
+from diffusers_videogpt.training.adapter import base_alone
 from diffusers_videogpt.training.feed import MicroBatch
 from diffusers_videogpt.training.loop import TrainingLoop
 from diffusers_videogpt.training.noise_levels import ErrorsByAlpha
@@ -182,7 +183,7 @@ def test_the_base_without_its_adapter_and_what_is_trained_stays_so(tiny_transfor
     frozen.requires_grad_(False)  # as what no step uses
     marks = [p.requires_grad for p in tiny_transformer.parameters()]
     adapted = tiny_transformer(clip, alpha).sample
-    with distillation.base_alone(tiny_transformer):
+    with base_alone(tiny_transformer):
         assert torch.equal(tiny_transformer(clip, alpha).sample, expected)
         assert [p.requires_grad for p in tiny_transformer.parameters()] == marks
     assert [p.requires_grad for p in tiny_transformer.parameters()] == marks

@@ -119,6 +119,77 @@ def test_steps_are_those_of_a_loop_written_out(make_tiny_transformer, tmp_path, 
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([rates[step] for step in (2, 3, 4, 5)])
 
 
+LOSSES = {1: 3.0, 2: 2.0, 3: 2.5, 4: 2.0, 5: 1.0, 6: 9.0, 7: 9.0, 8: 9.0}
+
+
+def loop_with_patience(model, folder, *, patience, resume=None, ema_decay=0.5):
+    """One that validates at every step, with the losses above."""
+    feed = KnownFeed()
+    feed.source = SimpleNamespace(state_dict=dict, load_state_dict=lambda state: None)
+    return TrainingLoop(
+        Accelerator(cpu=True, gradient_accumulation_steps=2),
+        model,
+        feed=feed,
+        loss=loss_of,
+        settings=LoopSettings(
+            output_dir=folder,
+            max_train_steps=8,
+            validation_steps=1,
+            checkpointing_steps=3,
+            checkpoints_total_limit=1,
+            resume_from_checkpoint=resume,
+        ),
+        optimizer=OptimizerSettings(learning_rate=0.1, lr_warmup_steps=1, ema_decay=ema_decay),
+        run={},
+        validate=lambda loop, step: (
+            loop.seen.update({step: loop.model.proj_out.weight.clone()}) or {"loss": LOSSES[step]}
+        ),
+        batches=BatchSettings(gradient_accumulation_steps=2),
+        patience=patience,
+    )
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+@pytest.mark.parametrize("patience, last, best", [(1, 3, 2), (2, 4, 2), (3, 8, 5), (0, 8, None)])
+def test_patience_ends_a_run_and_keeps_the_best(make_tiny_transformer, tmp_path, patience, last, best, ema_decay):
+    loop = loop_with_patience(make_tiny_transformer(), tmp_path, patience=patience, ema_decay=ema_decay)
+    loop.seen = {}
+    loop.run()
+    assert loop.step == last == max(loop.seen)
+    assert loop.best == (None if best is None else {"step": best, "loss": LOSSES[best]})
+    kept = loop.trained_state_dict()["proj_out.weight"]
+    torch.testing.assert_close(kept, loop.seen[best or last], atol=0, rtol=0)
+    names = {path.name for path in tmp_path.glob("checkpoint-*")}
+    if best is not None:  # beside the one that the limit lets stay
+        assert f"checkpoint-{best}" in names and len(names) <= 2
+
+
+def test_a_run_that_goes_on_remembers_its_best(make_tiny_transformer, tmp_path):
+    whole = loop_with_patience(make_tiny_transformer(), tmp_path / "whole", patience=3)
+    whole.seen = {}
+    whole.run()
+    first = loop_with_patience(make_tiny_transformer(), tmp_path / "run", patience=3)
+    first.seen, first.settings.max_train_steps = {}, 4
+    first.run()
+    # It went back to step 2 when it ended; its last checkpoint is of step 3.
+    second = loop_with_patience(make_tiny_transformer(), tmp_path / "run", patience=3, resume="latest")
+    second.seen = {}
+    second.run()
+    assert second.first_step == 3 and second.best == whole.best and second.step == 8
+    expected = whole.trained_state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in second.trained_state_dict().items())
+
+    third = loop_with_patience(make_tiny_transformer(), tmp_path / "again", patience=3)
+    third.seen, third.settings.max_train_steps = {}, 4
+    third.run()
+    (tmp_path / "again" / "checkpoint-2").rename(tmp_path / "moved")
+    fourth = loop_with_patience(make_tiny_transformer(), tmp_path / "again", patience=3, resume="latest")
+    with pytest.raises(
+        SystemExit, match="checkpoint-2, which had the lowest loss of held-out videos so far, is not there"
+    ):
+        fourth.run()
+
+
 def test_heads_that_processes_can_not_share_are_refused(tiny_transformer):
     check_heads(tiny_transformer, 1)
     check_heads(tiny_transformer, 2)

@@ -5,6 +5,8 @@ import json
 import pytest
 from run_scripts import make_videos, run_script
 
+from diffusers_videogpt import BUNDLED_MODEL
+
 
 SMALL = ("--layers", 2, "--heads", 1, "--ffn_dim", 64)
 
@@ -41,6 +43,14 @@ def test_loader(tmp_path):
     options = ("--instance_data_root", videos, "--max_num_frames", 4, "--steps", 4, "--rounds", 1)
     run_script("benchmark_loader.py", *options, "--output_json", tmp_path / "loader.json")
     assert json.loads((tmp_path / "loader.json").read_text())["frames_decoded_twice"] == 0
+
+
+def test_the_count_of_an_adapters_memory_is_what_its_steps_take(tmp_path):
+    out = run_script("benchmark_memory.py", "--adapter_of", BUNDLED_MODEL, "--output", tmp_path / "memory.json").stdout
+    sizes = json.loads((tmp_path / "memory.json").read_text())["results"]
+    assert sizes["counted"] == sum(size for part, size in sizes.items() if part not in ("counted", "peak"))
+    assert sizes["peak"] == pytest.approx(sizes["counted"], rel=0.15)
+    assert f"{sizes['peak'] / 2**20:.1f} MiB at the peak" in out
 
 
 def test_folder_without_the_authors_code_is_refused(tmp_path):
