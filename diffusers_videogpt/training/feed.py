@@ -159,7 +159,7 @@ class PlannedBatches:
         }
         samples_a_process = batches.train_batch_size * batches.gradient_accumulation_steps
         self.plan = BatchPlan(table_of(dataset), samples_a_process * self.shares["num_processes"], seed=seed)
-        self.num_videos, self.samples_a_step = len(dataset), self.plan.global_batch_size
+        self.num_videos, self.samples_a_step = len(table_of(dataset)), self.plan.global_batch_size
 
     def run_fields(self) -> dict:
         """What a checkpoint must agree with: which videos, and what is in them."""

@@ -156,6 +156,11 @@ def run_script(script: str, *args, **kwargs) -> subprocess.CompletedProcess:
     return run_file(SCRIPTS / script, *args, **kwargs)
 
 
+def run_script_under_fsdp2(script: str, *args, num_processes: int = 2, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a training script in processes that share its parameters out, as [`run_file`]."""
+    return run_file(FSDP2_ON_CPU, SCRIPTS / script, *args, num_processes=num_processes, **kwargs)
+
+
 def run_code(code: str, *args, process: WarmProcess | None = None) -> subprocess.CompletedProcess:
     """Runs code that is the first to import diffusers or this package: in a fork of a process that has imported neither, but
     the libraries below them, which take most of the time. `process` is one of another environment."""

@@ -5,11 +5,10 @@ import shutil
 
 import pytest
 import torch
-from run_scripts import FSDP2_ON_CPU, TWO_PROCESSES, run_script
+from run_scripts import run_script, run_script_under_fsdp2
 from safetensors.torch import load_file
 
 
-FOUR_PROCESSES = (*TWO_PROCESSES[:-1], "4")
 # Steps of four samples each, with validation losses, predictions and averaged weights on the way
 STEPS = ["--max_train_steps", 6, "--checkpointing_steps", 3, "--ema_decay", 0.9, "--validation_steps", 2]
 STEPS += ["--validation_rollout_steps", 4, "--validation_inference_steps", 2, "--num_validation_rollouts", 1]
@@ -54,20 +53,17 @@ def of_one_process(tmp_path_factory, steps):
 
 def test_two_groups_of_two_under_fsdp2_train_as_one_process(tmp_path, steps, of_one_process):
     groups = ["--context_parallel_size", 2]
-    launcher = (*FOUR_PROCESSES, FSDP2_ON_CPU)
-    result = train(tmp_path / "four", *steps, "--train_batch_size", 2, *groups, launcher=launcher)
+    args = ["--output_dir", tmp_path / "four", *steps, "--train_batch_size", 2, *groups]
+    result = run_script_under_fsdp2("train_videogpt.py", *args, num_processes=4)
     assert "FSDP2 on the CPU" in result.stdout
     check_same_run(tmp_path / "four", of_one_process)
     assert (tmp_path / "four" / "validation" / "step-000004" / "scores.json").exists()
 
     # From its third step on: one group of two processes under DDP, and one process
-    for name, args, launcher in (
-        ("two", [*groups, *ONE_PROCESS], TWO_PROCESSES),
-        ("one", ONE_PROCESS, ()),
-    ):
+    for name, args, number in (("two", [*groups, *ONE_PROCESS], 2), ("one", ONE_PROCESS, 1)):
         shutil.copytree(tmp_path / "four" / "checkpoint-3", tmp_path / name / "checkpoint-3")
         shutil.copy(tmp_path / "four" / "train_log.csv", tmp_path / name)
-        result = train(tmp_path / name, *steps, *args, "--resume_from_checkpoint", "latest", launcher=launcher)
+        result = train(tmp_path / name, *steps, *args, "--resume_from_checkpoint", "latest", num_processes=number)
         assert "resumed from" in result.stdout
         check_same_run(tmp_path / name, of_one_process)
 

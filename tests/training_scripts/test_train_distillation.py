@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from run_scripts import FSDP2_ON_CPU, TWO_PROCESSES, run_script
+from run_scripts import run_script, run_script_under_fsdp2
 from safetensors.torch import load_file
 from script_data import losses, save_base
 
@@ -99,12 +99,16 @@ def test_a_lora_that_makes_its_base_fast(tmp_path, teacher, arguments, run_here)
 def test_two_processes_train_as_one(tmp_path, arguments, student, strategy):
     args = [*arguments, "--student", student, "--max_train_steps", 3]
     train(tmp_path / "one", *args, "--train_batch_size", 2)
-    train(tmp_path / "two", *args, launcher=TWO_PROCESSES if strategy == "ddp" else (*TWO_PROCESSES, FSDP2_ON_CPU))
+    if strategy == "ddp":
+        train(tmp_path / "two", *args, num_processes=2)
+    else:
+        result = run_script_under_fsdp2("train_distillation.py", "--output_dir", tmp_path / "two", *args)
+        assert "FSDP2 on the CPU" in result.stdout
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), abs=1e-5)
 
 
 def test_from_simulated_scenes(tmp_path, arguments, run_here):
-    args = [*arguments[:2], *arguments[4:], "--num_simulated_scenes", 4, "--num_validation_videos", 1]
+    args = [*arguments[2:], "--num_simulated_scenes", 4, "--num_validation_videos", 1]
     run_here("train_distillation.py", "--output_dir", tmp_path, *args, "--max_train_steps", 2)
     assert len(losses(tmp_path)) == 2
 

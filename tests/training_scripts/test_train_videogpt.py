@@ -19,13 +19,12 @@ from diffusers import AutoModel, DiffusionPipeline
 from fake_hub import hub  # noqa: F401
 from filelock import FileLock
 from run_scripts import (
-    FSDP2_ON_CPU,
     SCRIPTS,
     SECONDS,
     TWO_PROCESSES,
     make_videos,
-    run_file,
     run_script,
+    run_script_under_fsdp2,
     script_command,
     script_environment,
 )
@@ -108,8 +107,7 @@ def test_two_processes_train_as_one(tmp_path, new_model, videos, strategy):
     if strategy == "ddp":
         result = train(tmp_path / "two", *args, launcher=TWO_PROCESSES)
     else:
-        command = (FSDP2_ON_CPU, SCRIPTS / "train_videogpt.py", "--output_dir", tmp_path / "two", *args)
-        result = run_file(*command, num_processes=2)
+        result = run_script_under_fsdp2("train_videogpt.py", "--output_dir", tmp_path / "two", *args)
     assert ("FSDP2 on the CPU" in result.stdout) == (strategy == "fsdp2")
     one, two = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert len(one) == 10
@@ -501,13 +499,13 @@ def test_resampled_history_trains_two_processes_as_one_and_resumes(tmp_path, new
         train(tmp_path / "one", *go_on)
         assert losses(tmp_path / "one") == before
         return
-    train(tmp_path / "two", *args, "--max_train_steps", 6, launcher=TWO_PROCESSES)
+    train(tmp_path / "two", *args, "--max_train_steps", 6, num_processes=2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
 def test_resampled_history_under_fsdp2_is_refused(tmp_path, new_model, videos):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 1, "--resampled_history", 0.5]
-    result = train(tmp_path, *args, launcher=(*TWO_PROCESSES, FSDP2_ON_CPU), check=False)
+    result = run_script_under_fsdp2("train_videogpt.py", "--output_dir", tmp_path, *args, check=False)
     assert result.returncode and "--resampled_history does not work with FSDP2" in result.stderr + result.stdout
 
 
