@@ -21,6 +21,14 @@ from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline  # n
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel  # noqa: E402
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of several workers, one that has no tests left takes some from another: the long files stand at the end."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
