@@ -163,14 +163,15 @@ def encode_history_actions(
         return None
     if given is None:
         raise ValueError("`history_actions` are of given frames: pass `video`, `image` or `video_latents` with them.")
-    num_frames, name = given.shape[2], "history_actions"
-    encoded = space.encode_frames(history_actions, None, name=name, device=given.device)
-    is_cut = num_frames == window and encoded.shape[1] > window
-    return (
-        encoded[:, -window:]
-        if is_cut
-        else space.encode_frames(history_actions, num_frames, name=name, device=given.device)
-    )
+    num_frames = given.shape[2]
+    how = {"name": "history_actions", "device": given.device}
+    if num_frames != window:
+        return space.encode_frames(history_actions, num_frames, **how)
+    # There may have been more frames, of which the last are looked back on.
+    encoded = space.encode_frames(history_actions, None, **how)
+    if encoded.shape[1] > window:
+        return encoded[:, -window:]
+    return space.encode_frames(history_actions, num_frames, **how)
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_transformers import pipe_without_vae
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt import VideoGPTPipeline
 from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.lora_formats import KOHYA, PLAIN
 
@@ -19,9 +20,7 @@ RANK, ALPHA = 4, 6
 
 @pytest.fixture
 def pipe(tiny_transformer):
-    pipe = VideoGPTPipeline(None, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, longest_side=32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe_without_vae(tiny_transformer)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_transformers import pipe_without_vae
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt import VideoGPTPipeline
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -20,9 +21,7 @@ EVERYTHING = [*ATTENTION, "linear_in", "linear_out", "noisy_patch_embed", "clean
 
 @pytest.fixture
 def pipe(tiny_transformer):
-    pipe = VideoGPTPipeline(None, tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, longest_side=32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe_without_vae(tiny_transformer)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""The transformer that most tests use, for those that run as a script of their own."""
+"""The transformer that most tests use, also for those that run as a script of their own."""
 
 import torch
 
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -22,3 +23,10 @@ def tiny_transformer_of(**config) -> VideoGPTTransformerModel:
     for parameter in (*model.norm_out.parameters(), *model.proj_out.parameters()):
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     return model.eval()
+
+
+def pipe_without_vae(transformer: VideoGPTTransformerModel) -> VideoGPTPipeline:
+    """A pipeline from latents to latents, without a progress bar."""
+    pipe = VideoGPTPipeline(None, transformer, NextClipFlowMatchScheduler(), frames_per_clip=2, longest_side=32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -74,11 +74,9 @@ class Distillation(NextClipTraining):
     def __init__(
         self, accelerator: Accelerator, pipe: VideoGPTPipeline, *, distillation: DistillationSettings, **training
     ):
-        space = ActionSpace.of(pipe.transformer.config)
-        if space is not None:
-            number = space.num_actions if space.is_discrete else f"continuous ones of {space.action_dim} numbers as"
+        if ActionSpace.of(pipe.transformer.config) is not None:
             raise ValueError(
-                f"The pipeline takes {number} actions, which distillation would forget: distil one that takes none."
+                "The pipeline takes actions, which distillation would forget: distil one that takes none."
             )
         super().__init__(accelerator, pipe, **training)
         self.distillation = distillation
