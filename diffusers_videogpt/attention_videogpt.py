@@ -214,12 +214,12 @@ class VideoGPTRotaryPosEmbed(nn.Module):
     def forward(
         self, position_ids: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) integer positions → cos and sin, each (B, T, 1, K), computed in fp32 and rounded to `dtype`."""
-        with torch.autocast(position_ids.device.type, enabled=False):
-            angles = position_ids[:, :, None].float() * self.inv_freq
-            angles = torch.cat([angles, angles], dim=-1)[:, :, None]
-            cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
-            return cos.to(dtype), sin.to(dtype)
+        """(B, T) integer positions → cos and sin, each (B, T, 1, K), computed in fp32, also under autocast, which changes no
+        such operation, and rounded to `dtype`."""
+        angles = position_ids[:, :, None].float() * self.inv_freq
+        angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return cos.to(dtype), sin.to(dtype)
 
 
 def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

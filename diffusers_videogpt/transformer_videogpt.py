@@ -195,15 +195,13 @@ class VideoGPTTransformerModel(
     _no_split_modules = ["VideoGPTTransformerBlock", "VideoGPTLastTransformerBlock"]
     _repeated_blocks = ["VideoGPTTransformerBlock", "VideoGPTLastTransformerBlock"]
     _skip_layerwise_casting_patterns = ["embed", "time", "norm", "text_projection"]
+    _keep_in_fp32_modules = ["time_token_embed", "time_embed"]
     # Hooks that move arguments between devices leave the cache alone: it lives where the blocks wrote it.
     _skip_keys = ["kv_cache"]
     # Tokens and positions come in the order of `TokenShares`, of which every process takes its row; the output layer's patches
     # are put together again frame by frame. In between, attention exchanges tokens for heads.
     _cp_plan = {
-        "rope": {
-            0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
-            1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
-        },
+        "rope": {table: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True) for table in (0, 1)},
         "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
         "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
     }
@@ -679,7 +677,8 @@ class VideoGPTTransformerModel(
         hint = self.hint_embed(torch.arange(2, 3, device=latents.device))
         patches = self._embed_patches(self.noisy_patch_embed, latents, pos_embed.to(hint.dtype))
         frame_shape = (latents.shape[0], latents.shape[2])
-        time_tokens = self.time_token_embed(time_proj.to(hint.dtype)).unflatten(0, frame_shape)
+        time_tokens = self.time_token_embed(time_proj.to(self.time_token_embed.linear_1.weight.dtype))
+        time_tokens = time_tokens.to(hint.dtype).unflatten(0, frame_shape)
         hint = add_actions(hint.expand(*frame_shape, -1), actions, self.action_embed)
         return [hint, time_tokens, patches]
 
@@ -704,7 +703,7 @@ class VideoGPTTransformerModel(
         """(B, F P, D) tokens of the noisy patches → the predicted latents, of the shape of `hidden_states`."""
         batch_size, channels, num_frames = hidden_states.shape[:3]
         size = self.config.patch_size
-        time_emb = self.time_embed(time_proj.to(patches.dtype))
+        time_emb = self.time_embed(time_proj.to(self.time_embed.linear_1.weight.dtype)).to(patches.dtype)
         patches = self.norm(patches).unflatten(1, (num_frames, -1)).flatten(0, 1)  # (B F, P, D)
         patches = self.proj_out(self.norm_out(patches, time_emb))
         if self._context_parallel_config is not None:
@@ -740,7 +739,8 @@ class VideoGPTTransformerModel(
         The tables are in the dtype of queries and keys, rounded once for all layers.
         """
         device = tokens.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+        in_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on "meta"
+        dtype = torch.get_autocast_dtype(device) if in_autocast else tokens.dtype
         if self._context_parallel_config is None:
             return tokens, self.rope(layout.position_ids, dtype), None
         mesh = self._context_parallel_config._ulysses_mesh

@@ -4,13 +4,12 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from run_scripts import run_file
 from safetensors.torch import load_file, save_file
 from transformers import Phi3Config
 
@@ -514,8 +513,8 @@ def test_memory_is_a_few_tensors(reference_dir, tmp_path):
     size = sum(tensor.nbytes for tensor in state_dict.values())
     assert size > 180 * 2**20
 
-    command = [sys.executable, "-c", MEASURE, str(reference_dir), str(pickled_dir)]
-    growths = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    (tmp_path / "measure.py").write_text(MEASURE)
+    growths = run_file(tmp_path / "measure.py", reference_dir, pickled_dir).stdout.split()
     assert len(growths) == 2
     assert int(growths[-1]) < size / 2, f"{growths} bytes for a checkpoint of {size}"
 

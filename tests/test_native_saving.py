@@ -36,6 +36,7 @@ def test_variant_of_a_pipeline(make_tiny_pipe, tmp_path):
     with pytest.raises(ValueError, match="variant=fp16"):
         VideoGPTPipeline.from_pretrained(tmp_path, variant="fp16")
     loaded = VideoGPTPipeline.from_pretrained(tmp_path, variant="bf16", dtype=torch.bfloat16)
+    loaded.transformer.to(torch.bfloat16)  # the time embedders too, as they were in `pipe`
     assert torch.equal(predict(loaded.transformer), predict(pipe.transformer))
 
 
@@ -51,8 +52,14 @@ def test_a_dtype_for_each_component(make_tiny_pipe, tmp_path):
         assert frames.shape == (1, 4, 3, 32, 32) and frames.isfinite().all()
 
 
-def test_float16_weights_come_back(tiny_transformer, tmp_path):
-    tiny_transformer.half().save_pretrained(tmp_path)
-    loaded = VideoGPTTransformerModel.from_pretrained(tmp_path, dtype=torch.float16)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
-    assert torch.equal(predict(loaded), predict(tiny_transformer))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_come_back_with_time_in_float32(tiny_transformer, tmp_path, dtype):
+    """What embeds the time is loaded in float32, in which α has all its digits; `to` casts it too."""
+    tiny_transformer.to(dtype).save_pretrained(tmp_path)
+    loaded = VideoGPTTransformerModel.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.dtype == dtype
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == (torch.float32 if name.startswith(("time_embed", "time_token_embed")) else dtype)
+    close, exact = predict(loaded), predict(tiny_transformer.float())
+    assert close.dtype == dtype and (close - exact).abs().max() < 0.05 * exact.abs().max()
+    assert torch.equal(predict(loaded.to(dtype)), predict(tiny_transformer.to(dtype)))

@@ -1,17 +1,15 @@
 """The benchmark as files, through the command: predict, score, go on after a kill, share the work, and refuse what is wrong."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from run_scripts import start_file
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands.main import main, make_parser
@@ -173,23 +171,13 @@ def test_predict_after_a_kill(data, tmp_path, capsys):
     evaluate(data, tmp_path / "whole", *QUICK)
     whole, _ = last_score(capsys)
 
-    command = [
-        sys.executable,
-        "-u",
-        "-c",
-        "from diffusers_videogpt.commands.main import main; main()",
-        "evaluate",
-        "physics-iq",
-    ]
-    command += ["--data", data, "--output", tmp_path / "killed", *QUICK]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, env=os.environ)
-    for line in process.stdout:
-        if " predicted in " in line:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
     videos = tmp_path / "killed" / "videos"
+    command = ["evaluate", "physics-iq", "--data", data, "--output", tmp_path / "killed", *QUICK]
+    (tmp_path / "main.py").write_text("from diffusers_videogpt.commands.main import main; main()")
+    with start_file(tmp_path / "main.py", *command) as run:
+        run.wait_for(videos / "0001_perspective-left_trimmed-scene-0.mp4")
+        run.kill()
+        assert run.exit_code == -signal.SIGKILL
     kept = contents(videos)
     assert 1 <= len(kept) < 3
 

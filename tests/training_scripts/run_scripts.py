@@ -2,13 +2,16 @@
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from diffusers_videogpt.video_io import write_video
 
@@ -41,10 +44,6 @@ def make_videos(folder: Path, num_videos: int, num_frames: int = 8, height: int 
     return folder
 
 
-def script_command(script: str, *args, launcher=()) -> list[str]:
-    return [sys.executable, *launcher, str(SCRIPTS / script), *map(str, args)]
-
-
 def script_environment(**variables) -> dict[str, str]:
     return os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | variables
 
@@ -63,36 +62,90 @@ class WarmProcess:
             env=script_environment(),
         )
 
-    def run(
+    def start(
         self, command: list[str], *, num_processes: int = 1, path: tuple = (), variables: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess:
-        """What a command of Python, a file and its arguments, prints: of several processes, one after the other."""
-        with tempfile.TemporaryDirectory() as folder:
-            request = {
-                "script": command[1],
-                "arguments": command[2:],
-                "folder": os.getcwd(),
-                "path": [str(entry) for entry in path],
-                "output": folder,
-                "seconds": SECONDS,
-                "variables": variables or {},
-                "num_processes": num_processes,
-                "port": free_port() if num_processes > 1 else None,
-            }
-            self.process.stdin.write(f"{json.dumps(request)}\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-            assert answer, "the warm process has ended"
-            stdout, stderr = (
-                "".join(Path(folder, f"{name}-{rank}").read_text() for rank in range(num_processes))
-                for name in ("stdout", "stderr")
-            )
-            return subprocess.CompletedProcess(command, int(answer), stdout, stderr)
+    ) -> "Started":
+        """Starts a command of Python: a file and its arguments, in one fork or several. One command at a time."""
+        folder = tempfile.TemporaryDirectory()
+        request = {
+            "script": command[1],
+            "arguments": command[2:],
+            "folder": os.getcwd(),
+            "path": [str(entry) for entry in path],
+            "output": folder.name,
+            "seconds": SECONDS,
+            "variables": variables or {},
+            "num_processes": num_processes,
+            "port": free_port() if num_processes > 1 else None,
+        }
+        self.process.stdin.write(f"{json.dumps(request)}\n")
+        self.process.stdin.flush()
+        return Started(command, num_processes, self.process.stdout, folder)
+
+    def run(self, command: list[str], **kwargs) -> subprocess.CompletedProcess:
+        """What a command prints, run to its end as [`start`] starts it: of several processes, one after the other."""
+        with self.start(command, **kwargs) as started:
+            return started.result()
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
+
+
+class Started:
+    """A command that a warm process runs. What leaves the `with` before the command's end kills it."""
+
+    def __init__(self, command: list[str], num_processes: int, answers, folder: tempfile.TemporaryDirectory):
+        self.command, self.num_processes, self.answers, self.folder = command, num_processes, answers, folder
+        self.exit_code = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.exit_code is None:
+            self.kill()
+        self.folder.cleanup()
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """Its forks, by rank; waits until they are there."""
+        paths = [Path(self.folder.name, f"pid-{rank}") for rank in range(self.num_processes)]
+        while not all(path.exists() for path in paths):
+            time.sleep(0.01)
+        return [psutil.Process(int(path.read_text())) for path in paths]
+
+    def has_ended(self) -> bool:
+        return self.exit_code is not None or bool(select.select([self.answers], [], [], 0)[0])
+
+    def wait_for(self, path: Path) -> None:
+        """Waits until the command has written the file or made the folder."""
+        end = time.monotonic() + SECONDS
+        while not path.exists():
+            assert not self.has_ended(), self.result()
+            assert time.monotonic() < end, f"{path} did not appear"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Kills its processes and theirs, as a machine that goes off."""
+        if not self.has_ended():
+            for process in self.processes:
+                for victim in (*process.children(recursive=True), process):
+                    victim.kill()
+        self.result()
+
+    def result(self) -> subprocess.CompletedProcess:
+        """Waits for its end. The exit code is minus the number of a signal that ended it."""
+        if self.exit_code is None:
+            answer = self.answers.readline()
+            assert answer, "the warm process has ended"
+            self.exit_code = int(answer)
+        stdout, stderr = (
+            "".join(Path(self.folder.name, f"{name}-{rank}").read_text() for rank in range(self.num_processes))
+            for name in ("stdout", "stderr")
+        )
+        return subprocess.CompletedProcess(self.command, self.exit_code, stdout, stderr)
 
 
 def free_port() -> int:
@@ -154,6 +207,16 @@ def run_file(
 def run_script(script: str, *args, **kwargs) -> subprocess.CompletedProcess:
     """Runs a training script to its end, as [`run_file`]."""
     return run_file(SCRIPTS / script, *args, **kwargs)
+
+
+def start_file(file: str | Path, *args, num_processes: int = 1) -> Started:
+    """Starts a file of Python that a test will end, in forks of a process that has imported what it needs."""
+    return warm_process().start([sys.executable, *map(str, (file, *args))], num_processes=num_processes)
+
+
+def start_script(script: str, *args, **kwargs) -> Started:
+    """Starts a training script that a test will end, as [`start_file`]."""
+    return start_file(SCRIPTS / script, *args, **kwargs)
 
 
 def run_script_under_fsdp2(script: str, *args, num_processes: int = 2, **kwargs) -> subprocess.CompletedProcess:

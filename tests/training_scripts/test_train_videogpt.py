@@ -6,12 +6,9 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import tarfile
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -20,13 +17,11 @@ from fake_hub import hub  # noqa: F401
 from filelock import FileLock
 from run_scripts import (
     SCRIPTS,
-    SECONDS,
     TWO_PROCESSES,
     make_videos,
     run_script,
     run_script_under_fsdp2,
-    script_command,
-    script_environment,
+    start_script,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -53,46 +48,28 @@ def file_hashes(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-def wait_for(path, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("launcher", [(), TWO_PROCESSES], ids=["one process", "two processes"])
-def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, launcher):
-    batch = 1 if launcher else 2
-    args = [*new_model, "--instance_data_root", videos, "--train_batch_size", batch, "--max_train_steps", 40]
-    args += ["--checkpointing_steps", 20, "--validation_steps", 10, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
-    args += ["--logging_steps", 3]  # a checkpoint falls between two rows of the log
-    num_processes = 2 if launcher else 1
+@pytest.mark.parametrize("num_processes", [1, 2], ids=["one process", "two processes"])
+def test_killed_run_goes_on_exactly(tmp_path, new_model, videos, num_processes):
+    batch = 2 // num_processes
+    args = [*new_model, "--instance_data_root", videos, "--train_batch_size", batch, "--max_train_steps", 24]
+    args += ["--checkpointing_steps", 12, "--validation_steps", 6, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
+    args += ["--logging_steps", 5]  # a checkpoint falls between two rows of the log
     train(tmp_path / "straight", *args, num_processes=num_processes)
 
     killed = tmp_path / "killed"
-    command = script_command("train_videogpt.py", "--output_dir", killed, *args, launcher=launcher)
-    process = subprocess.Popen(
-        command,
-        env=script_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(killed / "checkpoint-20" / "manifest.json", process)
-    for victim in (*psutil.Process(process.pid).children(recursive=True), process):
-        victim.kill()
-    process.communicate()
+    with start_script("train_videogpt.py", "--output_dir", killed, *args, num_processes=num_processes) as run:
+        run.wait_for(killed / "checkpoint-12" / "manifest.json")
+        run.kill()
     assert not (killed / "model_index.json").exists()
 
     result = train(killed, *args, "--resume_from_checkpoint", "latest", num_processes=num_processes)
     assert "resumed from" in result.stdout
     columns = ("step", "loss", "validation_loss", "loss_at_0.4", "velocity_error_at_0.8", "validation_loss_at_0.2")
     assert read_log(killed, columns) == read_log(tmp_path / "straight", columns)
-    assert [int(row[0]) for row in read_log(killed)][:4] == [3, 6, 9, 10]
-    expected = file_hashes(tmp_path / "straight" / "checkpoint-40")
+    assert [int(row[0]) for row in read_log(killed)][:4] == [5, 6, 10, 12]
+    expected = file_hashes(tmp_path / "straight" / "checkpoint-24")
     assert {"model.safetensors", "optimizer-0.safetensors", "ema.safetensors"} <= set(expected)
-    assert file_hashes(killed / "checkpoint-40") == expected
+    assert file_hashes(killed / "checkpoint-24") == expected
     first, second = (
         load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (killed, tmp_path / "straight")
     )
@@ -122,17 +99,11 @@ def test_sigterm_saves_and_exits(tmp_path, new_model, videos):
     train(tmp_path / "straight", *args)
     stopped = tmp_path / "stopped"
     long = [*args[:-3], 100_000, "--checkpointing_steps", 100_000, "--lr_scheduler", "constant"]
-    process = subprocess.Popen(
-        script_command("train_videogpt.py", "--output_dir", stopped, *long),
-        env=script_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(stopped / "train_log.csv", process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "stopped at step" in output
+    with start_script("train_videogpt.py", "--output_dir", stopped, *long) as run:
+        run.wait_for(stopped / "train_log.csv")
+        run.processes[0].send_signal(signal.SIGTERM)
+        result = run.result()
+    assert result.returncode == 143 and "stopped at step" in result.stdout
     (checkpoint,) = stopped.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     long[long.index(100_000)] = step + 2
@@ -142,18 +113,11 @@ def test_sigterm_saves_and_exits(tmp_path, new_model, videos):
 
 def test_sigterm_to_one_of_two_processes_stops_both(tmp_path, new_model, videos):
     args = [*new_model, "--instance_data_root", videos, "--max_train_steps", 100_000, "--lr_scheduler", "constant"]
-    process = subprocess.Popen(
-        script_command("train_videogpt.py", "--output_dir", tmp_path, *args, launcher=TWO_PROCESSES),
-        env=script_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(tmp_path / "train_log.csv", process)
-    worker = next(p for p in psutil.Process(process.pid).children() if "train_videogpt.py" in " ".join(p.cmdline()))
-    worker.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert "stopped at step" in output
+    with start_script("train_videogpt.py", "--output_dir", tmp_path, *args, num_processes=2) as run:
+        run.wait_for(tmp_path / "train_log.csv")
+        run.processes[1].send_signal(signal.SIGTERM)
+        result = run.result()
+    assert result.returncode == 143 and "stopped at step" in result.stdout
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     assert (checkpoint / "manifest.json").exists()
 
@@ -301,20 +265,12 @@ def test_one_run_at_a_time_in_a_folder_and_none_is_left_empty(tmp_path, new_mode
 def test_two_processes_of_two_runs_in_one_folder(tmp_path, new_model, videos, refusal_of, run_here):
     """The second is refused, and changes nothing; when the first is killed, its folder is free."""
     args = ["--output_dir", tmp_path / "run", *new_model, "--instance_data_root", videos, "--checkpointing_steps", 2]
-    command = script_command("train_videogpt.py", *args, "--max_train_steps", 100_000)
-    first = subprocess.Popen(command, env=script_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + SECONDS
-        while not list(tmp_path.glob("run/checkpoint-*")):
-            assert first.poll() is None and time.monotonic() < until
-            time.sleep(0.1)
+    with start_script("train_videogpt.py", *args, "--max_train_steps", 100_000) as first:
+        first.wait_for(tmp_path / "run" / "checkpoint-2")
         resume = ["--resume_from_checkpoint", "latest", "--max_train_steps", 100_000]
         said = refusal_of("train_videogpt.py", *args, *resume)
         assert "is in use by another run" in said and "Nothing was changed" in said
-        assert first.poll() is None and list(tmp_path.glob("run/checkpoint-*"))
-    finally:
-        first.kill()
-        first.wait()
+        assert not first.has_ended() and list(tmp_path.glob("run/checkpoint-*"))
     steps = max(int(path.name.rpartition("-")[2]) for path in tmp_path.glob("run/checkpoint-*")) + 2
     run_here("train_videogpt.py", *args, "--resume_from_checkpoint", "latest", "--max_train_steps", steps)
     assert len(losses(tmp_path / "run")) == steps

@@ -3,9 +3,9 @@
 Importing PyTorch, diffusers and transformers takes most of the time of a script at toy size, and here it is done once.
 The argument says what is imported: `everything`, or the `libraries` below diffusers and this package, but neither of these.
 
-`run_scripts.run_file` starts this process and writes a JSON object a line to its standard input: `script` (a path),
-`arguments`, `folder` (to work in), `path` (further folders to import from), `output` (a folder for the files `stdout-RANK`
-and `stderr-RANK`), `seconds` (after which the script is killed), `variables` (of the environment), `num_processes` (as many
+`run_scripts.WarmProcess` starts this process and writes a JSON object a line to its standard input: `script` (a path),
+`arguments`, `folder` (to work in), `path` (further folders to import from), `output` (a folder for the files `stdout-RANK`,
+`stderr-RANK` and `pid-RANK`, which holds the number of the fork), `seconds` (after which the script is killed), `variables` (of the environment), `num_processes` (as many
 forks run the script together) and `port` (where these find each other). A line of standard output tells how the script
 ended: its exit code, or minus the number of the signal that ended it. The process ends with its input.
 """
@@ -78,8 +78,16 @@ def next_request() -> dict | None:
             if child == 0:
                 return request | {"rank": rank}
             children.append(child)
+            write_whole(Path(request["output"], f"pid-{rank}"), str(child))
         print(wait_for_all(children), flush=True)
     return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Who finds the file finds all of it."""
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 def wait_for_all(children: list[int]) -> int:
