@@ -322,9 +322,8 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
                     try:
                         yield from work(request.session_hash, target, *values)
                     except (ValueError, OSError) as error:
-                        message = html.escape(str(error), quote=False)
-                        gr.Warning(message, duration=20)
-                        yield {told: f"**That did not work.** {message}"}
+                        # Not in a notice that floats over the page: it would lie over the buttons.
+                        yield {told: f"**That did not work.** {html.escape(str(error), quote=False)}"}
 
             return trigger(
                 event,

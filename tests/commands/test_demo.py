@@ -480,6 +480,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
             upload(tmp_path / name)
             wait_for(f"That did not work. {name}")
             assert message in page.inner_text("#status")
+        page.click("#cancel", trial=True, timeout=10_000)  # no notice lies over the button
         heavy = {"name": "heavy.mp4", "mimeType": "video/mp4", "buffer": bytes(2_000_000)}
         assert page.request.post(f"{url}gradio_api/upload", multipart={"files": heavy}).status == 413
         upload(write_video(tmp_path / "one.mp4", noise(1, 64, 64), fps=10))
