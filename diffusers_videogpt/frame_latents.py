@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
 
 from .config_values import check_positive_number
@@ -166,8 +167,12 @@ def encode_frames(
     latents = []
     for pixels in frames.flatten(0, 1).split(FRAMES_PER_VAE_CALL):
         encoded = vae.encode(pixels.to(vae.device if device is None else device, vae.dtype))
-        posterior = getattr(encoded, "latent_dist", None)
-        latents.append(encoded.latents if posterior is None else posterior.sample(generator))
+        if hasattr(encoded, "latent_dist"):
+            # In fp32, as all noise: in half precision a seed draws other numbers from one version of PyTorch to the next.
+            posterior = DiagonalGaussianDistribution(encoded.latent_dist.parameters.float())
+            latents.append(posterior.sample(generator))
+        else:
+            latents.append(encoded.latents)
     latents = torch.cat(latents).float() - (vae.config.get("shift_factor") or 0.0)
     latents = latents * vae.config.scaling_factor
     _check_finite(latents, vae)

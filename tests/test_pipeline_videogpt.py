@@ -489,7 +489,7 @@ def test_tiny_autoencoder_fits_too(pipe, video):
 def test_bfloat16(pipe, video):
     exact = predict(pipe, video=video)
     pipe.to(torch.bfloat16)
-    torch.testing.assert_close(predict(pipe, video=video), exact, atol=0.3, rtol=0.1)
+    torch.testing.assert_close(predict(pipe, video=video), exact, atol=0.1, rtol=0.1)  # the noise of its posterior too
 
 
 def test_noise_is_in_fp32_whatever_the_model_and_the_given_noise_are_in(pipe):
