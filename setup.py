@@ -12,22 +12,22 @@ class SourcesAlone(sdist):
         super().make_distribution()
 
 
-# What each part of the package needs beside `install_requires`; `.ci/lowest` does not install these.
+# What each part of the package needs beside `install_requires`; of these `.ci/lowest` tests the bounds of EVAL, ENV and DEMO.
 WORLDS = ["pymunk>=7.0", "pygame-ce>=2.5"]
 TRAIN = [
     "datasets>=4.0",
     "torchdata>=0.11",
     "bitsandbytes>=0.45",
     "tensorboard>=2.15",
-    "matplotlib>=3.8",
+    "matplotlib>=3.9",
     "pyyaml>=6.0",
     *WORLDS,
 ]
 EVAL = [
-    "scipy>=1.11",
+    "scipy>=1.13",
     "torchmetrics>=1.4",
-    "opencv-python-headless>=4.10",
-    "matplotlib>=3.8",
+    "opencv-python-headless>=4.10.0.84",
+    "matplotlib>=3.9",
     "datasets>=4.0",
     *WORLDS,
 ]
@@ -67,7 +67,7 @@ setup(
         "peft>=0.20",  # before, hot swapping a LoRA of a lower rank gave up the room for a higher one
         "huggingface-hub>=1.32",
         "safetensors>=0.8",
-        "numpy>=1.26",
+        "numpy>=2.0",  # pyarrow, which `datasets` brings, asks for it where it is imported, not where it is installed
         "pillow>=10.1",
         "av>=17.0",
     ],
