@@ -35,12 +35,9 @@ MASKED_BACKENDS = (
     AttentionBackendName.FLEX,
 )
 
-# From here on, the mask is computed sparsely unless a backend was set: by tiles on a CPU, by FlexAttention on a GPU. Below,
-# one dense call is faster.
-MIN_SPARSE_TOKENS = 2048
-
-# The same under bf16 autocast on a CPU, where tiles are computed in fp32 and a dense call in bf16, which is slower there.
-MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST = 512
+# From so many tokens on, the mask is computed sparsely unless a backend was set: by tiles on a CPU, by FlexAttention on a GPU.
+# Below, one dense call is faster.
+MIN_SPARSE_TOKENS = {"cpu": 640, "cuda": 2048}
 
 TILE_DEVICES = ("cpu",)
 BLOCK_MASK_DEVICES = ("cuda",)  # where FlexAttention has a compiled kernel for both passes
@@ -62,9 +59,8 @@ def masks_for_attention(
     device = layout.stream.device.type
     if backend is None:
         backend = active_attention_backend()
-        in_cpu_autocast = device == "cpu" and torch.is_autocast_enabled("cpu")
-        least = MIN_SPARSE_TOKENS_IN_CPU_AUTOCAST if in_cpu_autocast else MIN_SPARSE_TOKENS
-        if backend == AttentionBackendName.NATIVE and layout.num_tokens >= least and not num_cached:
+        is_long = layout.num_tokens >= MIN_SPARSE_TOKENS.get(device, math.inf)
+        if backend == AttentionBackendName.NATIVE and is_long and not num_cached:
             if device in TILE_DEVICES:
                 return layout.attention_tiles, layout.output_attention_tiles
             if device in BLOCK_MASK_DEVICES:

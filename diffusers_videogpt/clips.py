@@ -507,11 +507,13 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
     partial = (attended > 0) & ~full
 
     # Only tensors change from layout to layout: a compiled kernel fits all partitions into clips.
-    # Copies, not views: the compiler also looks at the size of the tensor behind a view, and would make one kernel for all
-    # rows and another for the rows of the outputs.
-    keys_meta = meta.to(device)
-    key_stream, key_clip, key_frame, key_rank = (x.clone() for x in keys_meta)
-    query_stream, query_clip, query_frame, query_rank = (x.clone() for x in keys_meta[:, :, first_query:])
+    # Whole copies, not views: the compiler also looks at the size of the tensor behind a view and at the strides of a copy that
+    # kept them, and would make one kernel for all rows and another for the rows of the outputs.
+    keys_meta, whole = meta.to(device), torch.contiguous_format
+    key_stream, key_clip, key_frame, key_rank = (x.clone(memory_format=whole) for x in keys_meta)
+    query_stream, query_clip, query_frame, query_rank = (
+        x.clone(memory_format=whole) for x in keys_meta[:, :, first_query:]
+    )
     is_per_sample = layout.batch_size > 1  # the layout of one sample serves a whole batch
 
     def mask_mod(b, h, q, k):
@@ -580,6 +582,10 @@ def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_quer
     return AttentionTiles(torch.tensor(plan, dtype=torch.int32), meta[:, :1] if same_for_all else meta)
 
 
+# A noisy clip of so few tokens is one masked tile: a call costs more than the pairs that it could leave out.
+_FEW_TOKENS = 128
+
+
 def _tiles(meta: TokenMeta, tile_size: int, first_query: int):
     """(query ranges, key ranges, is masked) of every tile of one sample; each pair that attends is in exactly one."""
     condition, clean, noisy = (meta.stream == stream for stream in (CONDITION, CLEAN, NOISY))
@@ -600,11 +606,15 @@ def _tiles(meta: TokenMeta, tile_size: int, first_query: int):
     is_query = torch.arange(len(noisy)) >= first_query
     for clip in meta.clip[noisy].unique().tolist():
         here = noisy & (meta.clip == clip)
-        history = condition | (clean & (meta.clip < clip))
-        if history.any():
-            yield _ranges(here & is_query), _ranges(history), False
-        for rank in meta.rank[here & is_query].unique().tolist():
-            yield _ranges(here & is_query & (meta.rank == rank)), _ranges(here & (meta.rank <= rank)), False
+        seen = here | condition | (clean & (meta.clip < clip))
+        queries = here & is_query
+        patches = queries & (meta.rank == meta.rank[here].max())  # they see all that their clip may see
+        if queries.sum() <= _FEW_TOKENS and (queries & ~patches).any():
+            yield _ranges(queries), _ranges(seen), True
+            continue
+        if (queries & ~patches).any():
+            yield _ranges(queries & ~patches), _ranges(seen & ~patches), True
+        yield _ranges(patches), _ranges(seen), False
 
 
 def _ranges(selected: torch.Tensor) -> list[tuple[int, int]]:

@@ -37,10 +37,10 @@ def _read_plan(plan: torch.Tensor, meta: torch.Tensor):
         samples = slice(None) if sample < 0 else slice(sample, sample + 1)
         mask = None
         if is_masked:
-            here = TokenMeta(*_take(meta.transpose(0, 1)[samples].transpose(1, 2), queries).unbind(-1))
-            mask = attends(TokenMeta(*(m[:, :, None] for m in here)), TokenMeta(*(m[:, None, :] for m in here)))[
-                :, None
-            ]
+            tokens = meta.transpose(0, 1)[samples].transpose(1, 2)
+            rows, columns = (TokenMeta(*_take(tokens, ranges).unbind(-1)) for ranges in (queries, keys))
+            mask = attends(TokenMeta(*(m[:, :, None] for m in rows)), TokenMeta(*(m[:, None] for m in columns)))
+            mask = mask[:, None]
         yield samples, queries, keys, mask
 
 

@@ -38,8 +38,14 @@ def flex_on_cpu(monkeypatch):
 
     monkeypatch.setattr(attention_videogpt, "BLOCK_MASK_DEVICES", ("cpu",))
     monkeypatch.setattr(attention_videogpt, "TILE_DEVICES", ())
-    monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", 0)
+    monkeypatch.setitem(attention_videogpt.MIN_SPARSE_TOKENS, "cpu", 0)
     monkeypatch.setattr(attention_videogpt, "flex_attention", watched)
+    dispatch = attention_videogpt.dispatch_attention_fn
+    monkeypatch.setattr(
+        attention_videogpt,
+        "dispatch_attention_fn",
+        lambda *args, **kwargs: dense_calls.append(args[0].shape) or dispatch(*args, **kwargs),
+    )
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     # The kernel that a CPU lacks is that of the backward pass; what is counted here has one.
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_validate_device", lambda *_: None)

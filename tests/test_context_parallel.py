@@ -176,8 +176,8 @@ def compare_training(degree: int, name: str) -> dict[str, float]:
     """The largest differences to one process of the loss and of a gradient, relative to its largest value."""
     config, prepare, loss_of, least_tokens = TRAINING_CASES[name]
     results = []
-    default = attention_videogpt.MIN_SPARSE_TOKENS
-    attention_videogpt.MIN_SPARSE_TOKENS = default if least_tokens is None else least_tokens
+    default = attention_videogpt.MIN_SPARSE_TOKENS["cpu"]
+    attention_videogpt.MIN_SPARSE_TOKENS["cpu"] = default if least_tokens is None else least_tokens
     for is_parallel in (False, True):
         model = make_model(**config).train()
         if prepare is not None:
@@ -190,7 +190,7 @@ def compare_training(degree: int, name: str) -> dict[str, float]:
         # Projections that were fused, and what a case does not use, have none, or zeros.
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         results.append((loss.item(), gradients))
-    attention_videogpt.MIN_SPARSE_TOKENS = default
+    attention_videogpt.MIN_SPARSE_TOKENS["cpu"] = default
     (expected_loss, expected), (loss, gradients) = results
     assert gradients.keys() == expected.keys()
     return {
@@ -239,7 +239,9 @@ def compare_rollout(degree: int, name: str) -> dict[str, float]:
 def compare_memory(degree: int) -> float:
     """Bytes that a training step keeps for its backward pass, weights apart: this process's part of what one process keeps."""
     totals = []
-    attention_videogpt.MIN_SPARSE_TOKENS = 0  # all have the same dense mask, which this size is too small to hide
+    attention_videogpt.MIN_SPARSE_TOKENS["cpu"] = (
+        0  # all have the same dense mask, which this size is too small to hide
+    )
     noisy, clean = (torch.randn(1, 4, n, 26, 26, generator=seeded(n)) for n in (6, 4))
     layout = make_clip_layout([2, 2, 2], (13, 13))
     for is_parallel in (False, True):

@@ -159,7 +159,7 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     losses, grads, asked = {}, {}, []
     monkeypatch.setattr(attention_videogpt, "tile_attention", lambda *args: asked.append(1) or tile_attention(*args))
     for name, least in (("dense", 10_000), ("tiles", 0)):
-        monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", least)
+        monkeypatch.setitem(attention_videogpt.MIN_SPARSE_TOKENS, "cpu", least)
         tiny_transformer.zero_grad()
         loss = next_clip_loss(
             tiny_transformer, latents, clip_lengths=[[1, 3], [2, 2]], generator=torch.Generator().manual_seed(0)
@@ -178,22 +178,23 @@ def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeyp
     assert len(asked) == tiny_transformer.config.num_layers
 
 
-def test_model_takes_tiles_earlier_under_autocast_on_a_cpu(tiny_transformer, monkeypatch):
-    """Of 64 × 64 pixels and 24 frames in a few clips there are 600 to 850 tokens: dense in fp32, tiles under autocast."""
+def test_the_bundled_recipe_takes_tiles_unless_a_backend_was_set(tiny_transformer, monkeypatch):
+    """24 frames of 64 × 64 pixels in a few clips have 640 to 850 tokens."""
     latents, losses = torch.randn(1, 4, 24, 8, 8, generator=torch.Generator().manual_seed(0)), {}
-    for name in ("fp32", "autocast", "autocast, dense"):
+    for name in ("fp32", "autocast", "fp32, dense", "autocast, dense"):
         asked = []
         monkeypatch.setattr(
             attention_videogpt, "tile_attention", lambda *x, log=asked: log.append(1) or tile_attention(*x)
         )
-        if name == "autocast, dense":
+        if name.endswith("dense"):
             tiny_transformer.set_attention_backend("native")
-        with torch.autocast("cpu", torch.bfloat16, enabled=name != "fp32"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=name.startswith("autocast")):
             loss = next_clip_loss(
                 tiny_transformer, latents, clip_lengths=[[6, 10, 8]], generator=torch.Generator().manual_seed(0)
             )
         losses[name] = loss.item()
-        assert len(asked) == (tiny_transformer.config.num_layers if name == "autocast" else 0)
+        assert len(asked) == (tiny_transformer.config.num_layers if "dense" not in name else 0)
+    assert losses["fp32, dense"] == pytest.approx(losses["fp32"], rel=1e-6)
     assert losses["autocast"] == pytest.approx(losses["fp32"], rel=2e-4)
     assert losses["autocast, dense"] == pytest.approx(losses["fp32"], rel=2e-4)
 
@@ -221,7 +222,7 @@ def test_model_takes_a_block_mask_on_a_gpu_where_there_are_many_tokens(make_tiny
     calls = []
     compiled = attention_videogpt.block_attention
     monkeypatch.setattr(attention_videogpt, "block_attention", lambda *x, **y: calls.append(1) or compiled(*x, **y))
-    monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", 0)
+    monkeypatch.setitem(attention_videogpt.MIN_SPARSE_TOKENS, "cpu", 0)
     latents = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
     model, grads = make_tiny_transformer(attention_head_dim=96, rope_long_factor=None).cuda(), {}
     for name, backend, precision in (

@@ -21,7 +21,7 @@ def golden_model():
 def model(request, golden_model, monkeypatch):
     if request.param == "tiles":  # what a CPU does by itself where there are many tokens
         golden_model.reset_attention_backend()
-        monkeypatch.setattr(attention_videogpt, "MIN_SPARSE_TOKENS", 0)
+        monkeypatch.setitem(attention_videogpt.MIN_SPARSE_TOKENS, "cpu", 0)
     else:
         golden_model.set_attention_backend(request.param)
     return golden_model
