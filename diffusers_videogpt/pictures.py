@@ -87,6 +87,21 @@ def picture_to_rgb(picture: Image.Image, background: Color = WHITE) -> np.ndarra
 # Files
 
 
+def picture_size(source: Path | bytes) -> tuple[int, int, int] | None:
+    """(width, height, how many pictures stand in memory while one is read) by the header; `None` for a file that is none
+    of the pictures of [`open_picture`].
+
+    Raises:
+        VideoReadError: it is damaged or far too large.
+    """
+    try:
+        with _told_as_video_errors(source), _open(source) as image:
+            # Pillow decodes all pictures of an animated WebP at once.
+            return *image.size, getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+    except Image.UnidentifiedImageError:
+        return None
+
+
 def open_picture(
     source: Path | bytes, background: Color
 ) -> tuple[float | None, Iterator[tuple[float, float, np.ndarray]]] | None:

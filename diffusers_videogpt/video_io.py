@@ -234,6 +234,18 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
     return VideoInfo(*sizes[0], video.timestamps)
 
 
+def video_header(path: str | Path | bytes) -> tuple[int, int, float]:
+    """(width, height, seconds) of a video, as its header says, without looking at a frame. A header may lie: this is for
+    limits that are to hold before anything is decoded; [`probe_video`] finds out what is true.
+
+    Raises:
+        VideoReadError: there is no such file, or no video in it that can be decoded.
+    """
+    container, stream = _open_container(_check_source(path))
+    with container:
+        return stream.codec_context.width, stream.codec_context.height, (container.duration or 0) / av.time_base
+
+
 def _packet_stamps(path: Path | bytes) -> list[int] | None:
     """When the packets are shown, in ticks; `None` where they do not tell."""
     stamps, previous = [], -math.inf

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from odd_videos import take_decoder_away, write_titled_in_latin_1
 from PIL import Image
 
 from diffusers_videogpt.film_strips import GIVEN, NEXT, side_by_side
@@ -181,26 +182,11 @@ def test_hdr_is_said(tmp_path, monkeypatch, transfer, kind):
     assert len(said) == 1 and f"hdr.mkv: an HDR video in {kind}" in said[0] and "ffmpeg -i HDR -vf zscale" in said[0]
 
 
-def rename(path, old, new):
-    path.write_bytes(path.read_bytes().replace(old, new))
-    return path
-
-
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_metadata_in_latin_1_and_codecs_without_decoder(tmp_path, suffix):
-    path = tmp_path / f"film.{suffix}"
-    codec = "mpeg4" if suffix == "avi" else "libx264"
-    with av.open(str(path), "w") as container:
-        container.metadata["title"] = "Cafe XX"
-        stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for _ in range(4):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    rename(path, b"Cafe XX", "Café XX".encode("latin-1"))
+    path = write_titled_in_latin_1(tmp_path / f"film.{suffix}")
     assert len(read_video(path).frames) == probe_video(path).num_frames == 4
-    tag = {"mp4": b"avc1", "mkv": b"V_MPEG4/ISO/AVC", "avi": b"FMP4"}[suffix]
-    rename(path, tag, b"V_" + b"Q" * (len(tag) - 2))
+    take_decoder_away(path)
     for read in (read_video, probe_video):
         with pytest.raises(VideoReadError, match=f"film.{suffix}: this FFmpeg has no decoder"):
             read(path)
