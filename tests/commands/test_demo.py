@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from odd_videos import take_decoder_away, write_titled_in_latin_1
-from PIL import Image
+from PIL import Image, features
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands.demo_play import MAX_PLAYED, Plays, buttons_of, keys_of, show_frame
@@ -122,6 +122,15 @@ def test_uploads_are_opened_as_every_reader_opens_them(tmp_path, make_tiny_pipe,
     take_decoder_away(path)
     with pytest.raises(VideoReadError, match=f"^film.{suffix}: this FFmpeg has no decoder"):
         check_upload(path, LIMITS)
+
+
+def test_pictures_are_looked_at_as_they_are_read(tmp_path, make_tiny_pipe):
+    """What Pillow alone reads right is not asked of FFmpeg."""
+    path = tmp_path / "clear.avif"
+    if "avif" not in features.modules or not features.check("avif"):
+        pytest.skip("this Pillow does not write AVIF")
+    Image.new("RGBA", (48, 32), (0, 0, 255, 0)).save(path)
+    assert (read_upload(path, make_tiny_pipe(), SETTINGS, LIMITS).frames == 255).all()
 
 
 def test_names_of_uploads_do_not_steer_a_terminal(tmp_path):
