@@ -27,7 +27,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..actions import ActionSpace, between_frames
-from ..console import printable_name
+from ..console import printable, printable_name
 from ..extras import require
 from ..files import plain_cell
 from ..pictures import name_of
@@ -98,7 +98,7 @@ class DroppedVideos(dict[str, str]):
             return
         self[id] = reason
         if self.path is not None:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 csv.writer(file).writerow(_csv_row(id, reason))
         self.check()
 
@@ -115,13 +115,14 @@ def report_dropped(dropped: DroppedVideos, output_dir: str | Path, *, is_main_pr
     dropped.path = Path(output_dir) / "dropped_videos.csv"
     if is_main_process:
         dropped.path.parent.mkdir(parents=True, exist_ok=True)
-        with dropped.path.open("w", newline="", encoding="utf-8") as file:
+        # Half a character, which a name in JSON can hold, has no bytes in UTF-8.
+        with dropped.path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "kind", "reason"])
             writer.writerows(_csv_row(id, reason) for id, reason in dropped.items())
         # A console may have no sign for a letter of a foreign name, which must not end the run.
         encoding = sys.stdout.encoding or "utf-8"
-        said = f"{dropped.summary()}; listed in {dropped.path}{dropped.first()}"
+        said = printable(f"{dropped.summary()}; listed in {dropped.path}{dropped.first()}")
         print(said.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     return dropped.path
 
@@ -478,7 +479,7 @@ class VideoTable(Sequence[VideoRecord]):
                 records.append(VideoRecord(f"row {number}", None, caption, label))
                 continue
             name = str(row[video_column])
-            id = f"{name} (row {number})" if name in seen else name
+            id = _text_of(f"{name} (row {number})" if name in seen else name)
             seen.add(name)
             told = None if action_column is None else row[action_column]
             records.append(VideoRecord(id, root / name, caption, label, actions=told))
@@ -591,7 +592,8 @@ class VideoTable(Sequence[VideoRecord]):
 
 
 def _text_of(value) -> str | None:
-    return None if value is None else str(value)
+    """As text that every file and hash can take: half a character, as JSON can name one, is spelled out."""
+    return None if value is None else str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _text_of_path(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """Which videos are usable, why others are not, and which frames a sample takes: on files made here."""
 
+import codecs
 import csv
 import io
 import json
@@ -412,18 +413,27 @@ def test_real_videos(shared_dir):
 
 TWO_ROWS = [{"video": "a.mp4", "caption": "first line\u2028second\u0085third"}, {"video": "b.mp4", "caption": "ok"}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in TWO_ROWS)
+CSV = "video,caption\na.mp4,first line\u2028second\u0085third\nb.mp4,ok\n"
 TABLES = {
     "separators.jsonl": LINES.encode(),
     "blank.jsonl": f"{LINES}\n\n".encode(),
     "windows.jsonl": LINES.replace("\n", "\r\n").encode(),
     "bom.jsonl": b"\xef\xbb\xbf" + LINES.encode(),
     "utf16.jsonl": LINES.encode("utf-16"),
+    "utf16_big.jsonl": LINES.encode("utf-16-be"),
+    "utf16_little.json": json.dumps(TWO_ROWS).encode("utf-16-le"),
+    "utf16_little.csv": CSV.encode("utf-16-le"),
+    "utf32.jsonl": LINES.encode("utf-32"),
+    "utf32_big.csv": CSV.encode("utf-32-be"),
+    "utf32_mark.csv": codecs.BOM_UTF32_BE + CSV.encode("utf-32-be"),
     "UPPER.JSONL": LINES.encode(),
     "lines.ndjson": LINES.encode(),
     "lines.json": LINES.encode(),
     "list.json": json.dumps(TWO_ROWS).encode(),
-    "table.csv": "video,caption\na.mp4,first line\u2028second\u0085third\nb.mp4,ok\n".encode(),
-    "table.CSV": "video,caption\r\na.mp4,first line\u2028second\u0085third\r\nb.mp4,ok\r\n".encode("utf-16"),
+    "table.csv": CSV.encode(),
+    "table.CSV": CSV.replace("\n", "\r\n").encode("utf-16"),
+    "leading.csv": f"\n \r\n,\n{CSV}".encode(),
+    "leading_mark.csv": f"\n{CSV}".encode("utf-8-sig"),
     "table.tsv": "video\tcaption\na.mp4\tfirst line\u2028second\u0085third\nb.mp4\tok\n".encode("utf-8-sig"),
 }
 
@@ -443,6 +453,13 @@ def test_every_table_is_the_same(tmp_path, name):
             r"line 2 is not UTF-8 \(byte 0xe9\); save the table as UTF-8.*cp1252",
         ),
         ("table.jsonl", b'{"video": "caf\xe9"}', "line 1 is not UTF-8"),
+        ("table.csv", b"\xef\xbb\xbfvideo\ncaf\xe9", r"line 2 is not UTF-8 \(byte 0xe9\)"),
+        (
+            "table.csv",
+            "video\nਗ\na".encode("utf-16-le") + b"\x00",
+            "line 3 is not UTF-16",
+        ),  # ਗ holds the byte of a line feed
+        ("table.csv", "video\na".encode("utf-32") + b"\x00", "line 2 is not UTF-32"),
         ("table.jsonl", b'{"video": "a"}\n\n' + b"[" * 100_000, "line 3 is no JSON"),
         ("table.json", b'[{"video": "a"}, 3]', "row 2 is 3, not an object"),
         ("table.xlsx", b"PK", "a table of videos ends in .csv, .tsv"),
@@ -492,6 +509,24 @@ def test_linked_folders_and_other_files_are_counted(tmp_path):
         "0 of 2 videos dropped; besides 7 not looked at (4 linked folders that lead back, 2 .txt"
         in table.dropped.summary()
     )
+
+
+def test_a_name_with_half_a_character_is_one_dropped_video(tmp_path, capsys):
+    write(tmp_path / "a.mp4", 8)
+    rows = [
+        r'{"video": "\ud800.mp4", "caption": "", "label": ""}',
+        r'{"video": "a.mp4", "caption": "x\udfff", "label": "\ud800"}',
+    ]
+    (tmp_path / "table.jsonl").write_text("\n".join(rows))
+    table = VideoTable.from_table(
+        tmp_path / "table.jsonl", Sampling(8), caption_column="caption", label_column="label", max_bad_fraction=0.5
+    )
+    path = report_dropped(table.dropped, tmp_path / "run")
+    assert r"\ud800.mp4" in capsys.readouterr().out and r"\ud800.mp4" in path.read_text(encoding="utf-8")
+    assert list(table.dropped) == [r"\ud800.mp4"] and table[0].caption == r"x\udfff" and table[0].label == r"\ud800"
+    table.dropped.max_bad_fraction = 1
+    table.dropped.add("\ud801", "unreadable: \ud802")
+    assert r"\ud801,unreadable,\ud802" in path.read_text(encoding="utf-8")
 
 
 def test_names_of_any_bytes_are_ids(tmp_path, capsys):
