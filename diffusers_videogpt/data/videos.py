@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from ..actions import ActionSpace, between_frames
 from ..console import printable, printable_name
 from ..extras import require
-from ..files import plain_cell
+from ..files import VIDEO_SUFFIXES, plain_cell
 from ..pictures import name_of
 from ..video_io import VideoInfo, VideoReadError, probe_video
 from ..worlds import draw_order, plan_scene, simulate
@@ -39,10 +39,6 @@ from .sampling import Sampling, Window, seeded_generator
 from .tables import read_table
 
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
-    *(".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"),
-)
 NEEDS_DATASETS = "datasets of the Hub need the datasets package"
 FIRST_TRAINING_SEED = 1_000_000  # simulated scenes 0..9999 are kept for evaluation
 
