@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ..data.batches import WindowDataset
 from ..data.latents import LatentCache, make_cache_key
 from ..data.sampling import Sampling, Window, seeded_generator
+from ..data.tables import read_text
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..files import hash_file, hash_json, path_inside, read_json
 from ..pictures import opened_picture, read_picture, upright_size
@@ -206,7 +207,7 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         if not path.exists():
             known = ", ".join(sorted(x.stem for x in lists.glob("*.txt")))
             raise ValueError(f"There is no split '{split}' in {lists}: choose one of {known}.")
-        names = path.read_text(encoding="utf-8").split()
+        names = read_text(path).split()
     elif meta.exists():
         try:
             names = sorted(read_json(meta)["videos"])

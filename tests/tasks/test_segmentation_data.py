@@ -54,6 +54,8 @@ def test_masks_are_written_as_davis_has_them(tmp_path):
 
 def test_davis(davis):
     assert [video.name for video in read_masked_videos(davis, "val")] == ["cow"]
+    (davis / "ImageSets" / "2017" / "val.txt").write_text("cow\n", encoding="utf-8-sig")
+    assert [video.name for video in read_masked_videos(davis, "val")] == ["cow"]
     videos = read_masked_videos(davis)
     assert [video.name for video in videos] == ["ant", "bee"] and videos[0].annotated == list(range(6))
     frames, masks = videos[0].read([1, 3])
