@@ -407,8 +407,8 @@ class VideoTable(Sequence[VideoRecord]):
     ) -> "VideoTable":
         """The videos in all folders below `root`, found by their suffix; ids are paths relative to it.
 
-        Linked folders are entered, except those that lead back into `root` or above it. What else lies there is counted in
-        `dropped.passed_over`. The label of a video is the folder of `root` that it lies in, if any.
+        Linked folders are entered, except those that lead back into `root` or above it. A file with several names, by links, is
+        one video. What else lies there is counted in `dropped.passed_over`. The label of a video is the folder of `root` that it lies in, if any.
 
         Args:
             root, sampling, max_bad_fraction: as in the other methods.
@@ -598,8 +598,8 @@ def _text_of_path(path: str | Path) -> str:
 
 
 def _find_videos(root: Path) -> tuple[list[Path], Counter[str]]:
-    """Paths below `root`, relative to it, of what is a video by its suffix; and how many files and folders of which kind
-    were passed over."""
+    """Paths below `root`, relative to it, of what is a video by its suffix, each file once; and how many files and folders of
+    which kind were passed over."""
     real_root = Path(os.path.realpath(root))
     paths, passed_over, entered = [], Counter(), set()
 
@@ -607,20 +607,34 @@ def _find_videos(root: Path) -> tuple[list[Path], Counter[str]]:
         passed_over[f"folders that cannot be opened ({error.strerror})"] += 1
 
     for folder, folders, files in os.walk(root, onerror=count_closed, followlinks=True):
-        folders.sort()
-        for name in folders.copy():
+        for name in sorted(folders):
             path = Path(folder, name)
-            if not path.is_symlink():
-                continue
-            target = Path(os.path.realpath(path))
-            if target in entered or target.is_relative_to(real_root) or real_root.is_relative_to(target):
-                passed_over["linked folders that lead back"] += 1
+            target, is_link = Path(os.path.realpath(path)), path.is_symlink()
+            if is_link and (target.is_relative_to(real_root) or real_root.is_relative_to(target)) or target in entered:
+                passed_over["linked folders that lead back" if is_link else "folders entered by another link"] += 1
                 folders.remove(name)
             entered.add(target)
+        folders.sort()
         for name in files:
             path = Path(folder, name)
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 paths.append(path.relative_to(root))
             else:
                 passed_over[path.suffix.lower() or "without a suffix"] += 1
-    return sorted(paths), passed_over
+
+    # One file under two names would be trained on and held out. Of these it keeps the one that is no link.
+    once = {}
+    for path in sorted(paths, key=lambda path: (Path(os.path.realpath(root / path)) != real_root / path, path)):
+        once.setdefault(_identity(root / path), path)
+    if len(once) < len(paths):
+        passed_over["second names of a video"] = len(paths) - len(once)
+    return sorted(once.values()), passed_over
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """The same for all links to a file, soft and hard."""
+    try:
+        stat = path.stat()
+    except OSError:  # a link that leads nowhere, say; the look at the video tells of it
+        return str(path)
+    return stat.st_dev, stat.st_ino

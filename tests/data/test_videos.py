@@ -511,6 +511,30 @@ def test_linked_folders_and_other_files_are_counted(tmp_path):
     )
 
 
+def test_a_file_with_several_names_is_one_video(tmp_path):
+    """Else it would be trained on and held out."""
+    root, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    write(root / "own" / "b.mp4", 8)
+    write(elsewhere / "sub" / "deeper" / "c.mp4", 8)
+    write(elsewhere / "d.mp4", 8)
+    for name, target in (("l1", elsewhere), ("l2", elsewhere / "sub"), ("l3", elsewhere / "sub" / "deeper")):
+        (root / name).symlink_to(target, target_is_directory=True)
+    (root / "a.mp4").symlink_to(root / "own" / "b.mp4")
+    (root / "e.mp4").symlink_to(elsewhere / "d.mp4")
+    os.link(root / "own" / "b.mp4", root / "own" / "c.mp4")
+    (root / "nowhere.mp4").symlink_to(tmp_path / "missing.mp4")
+    (root / "nothing.mp4").symlink_to(tmp_path / "missing.mp4")
+    table = VideoTable.from_folder(root, Sampling(8))
+    assert sorted(os.path.realpath(record.source) for record in table) == [
+        str(elsewhere / "d.mp4"),
+        str(elsewhere / "sub" / "deeper" / "c.mp4"),
+        str(root / "own" / "b.mp4"),
+    ]
+    assert [record.id for record in table] == ["e.mp4", "l3/c.mp4", "own/b.mp4"]
+    assert list(table.dropped) == ["nothing.mp4", "nowhere.mp4"]
+    assert table.dropped.passed_over == {"folders entered by another link": 2, "second names of a video": 3}
+
+
 def test_a_name_with_half_a_character_is_one_dropped_video(tmp_path, capsys):
     write(tmp_path / "a.mp4", 8)
     rows = [
