@@ -19,6 +19,7 @@ import pytest
 from diffusers_videogpt.data.sampling import Sampling, Window, seeded_generator
 from diffusers_videogpt.data.tables import read_table
 from diffusers_videogpt.data.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped, video_of
+from diffusers_videogpt.training.arguments import run_script
 from diffusers_videogpt.video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, write_video
 from diffusers_videogpt.worlds import draw_order, simulate
 
@@ -470,6 +471,21 @@ def test_tables_that_are_none(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / name)
+
+
+def test_a_header_does_not_steer_the_terminal_of_a_script(tmp_path):
+    (tmp_path / "table.csv").write_text("file\x1b[2J\na.mp4\n")
+    with pytest.raises(SystemExit) as said:
+        run_script(lambda: VideoTable.from_table(tmp_path / "table.csv", Sampling(8)))
+    assert "\x1b" not in str(said.value) and r"no column 'video', only file\x1b[2J" in str(said.value)
+
+    def refuse(code):
+        raise SystemExit(code)
+
+    for code, expected in (("run\x1b[2J is there", r"run\x1b[2J is there"), (3, 3)):
+        with pytest.raises(SystemExit) as said:
+            run_script(lambda code=code: refuse(code))
+        assert said.value.code == expected
 
 
 def test_names_with_spaces_in_lists(tmp_path):
