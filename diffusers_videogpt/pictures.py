@@ -21,6 +21,7 @@ from .console import printable_name
 logger = logging.getLogger(__name__)
 
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # in Pillow's words; and AVIF, where this Pillow has it
+MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
 WHITE = (255, 255, 255)
 # FFmpeg's filters from HDR to SDR: to linear light, tone mapped, to BT.709.
 TO_SDR = (
@@ -48,6 +49,13 @@ def check_frame_size(source: Path | bytes, width: int, height: int) -> None:
             f"{name_of(source)}: a picture too large to be meant ({width} x {height} = {width * height} pixels); scale it down, "
             "or raise `PIL.Image.MAX_IMAGE_PIXELS`."
         )
+
+
+def too_long(path: Path | bytes, begin: float, end: float) -> VideoReadError:
+    return VideoReadError(
+        f"{name_of(path)}: the frame at {begin:g} s would be shown until {end:g} s, longer than {MAX_GAP:g} s: the timestamps "
+        "are damaged; mend the video by encoding it anew, or leave it out."
+    )
 
 
 # Colours
@@ -145,7 +153,7 @@ def upright_size(source: Path | bytes) -> tuple[int, int]:
     """(height, width) of what [`read_picture`] gives. A PNG is decoded for it, since it may tell of turning at its end."""
     try:
         with opened_picture(source) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             return image.size if is_turned else image.size[::-1]
     except Image.UnidentifiedImageError as error:
         raise _no_picture(source) from error
@@ -162,7 +170,7 @@ def open_picture(
         (H, W, 3)). `None` for a file that is none of these pictures.
 
     Raises:
-        VideoReadError: it is damaged or far too large.
+        VideoReadError: it is damaged or far too large, or a frame is shown for longer than [`MAX_GAP`].
     """
     durations = {0: math.inf}  # of each frame
     try:
@@ -177,6 +185,9 @@ def open_picture(
                     image.seek(index)
                     image.load()
                     durations[index] = (image.info["duration"] or 100) / 1000
+                    if durations[index] > MAX_GAP:
+                        end = sum(durations.values())
+                        raise too_long(source, end - durations[index], end)
     except Image.UnidentifiedImageError:
         return None
     rate = None if len(durations) == 1 else len(durations) / sum(durations.values())

@@ -26,6 +26,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from .pictures import (
+    MAX_GAP,
     WHITE,
     Color,
     VideoReadError,
@@ -35,6 +36,7 @@ from .pictures import (
     name_of,
     open_picture,
     picture_to_rgb,
+    too_long,
     warn_of_hdr,
 )
 
@@ -50,7 +52,6 @@ CONTAINERS = (
 READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
 HEIF = ("avif", "avis", "heic", "heix", "hevc", "hevx", "mif1", "msf1")  # brands of HEIC and AVIF
 MAX_FPS = 1000.0
-MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
 
 # (shown from, shown until, picture), in seconds since the first frame of the file.
 ShownFrame = tuple[float, float, "av.VideoFrame | np.ndarray"]
@@ -218,7 +219,7 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
             stamps = np.unique([stamp for stamp in stamps if stamp >= first.pts])
             times = stamps * tick - first.pts * tick
             for gap in np.flatnonzero(np.diff(times) > MAX_GAP):
-                raise _too_long(path, times[gap], times[gap + 1])
+                raise too_long(path, times[gap], times[gap + 1])
             return VideoInfo(*size, times, first.pts * tick)
     sizes = []
 
@@ -278,13 +279,6 @@ def _check_source(path: str | Path | bytes) -> Path | bytes:
 def _no_frame(path: Path | bytes) -> VideoReadError:
     return VideoReadError(
         f"{name_of(path)}: the video track holds no frame that decodes; the file is empty or damaged."
-    )
-
-
-def _too_long(path: Path | bytes, begin: float, end: float) -> VideoReadError:
-    return VideoReadError(
-        f"{name_of(path)}: the frame at {begin:g} s would be shown until {end:g} s, longer than {MAX_GAP:g} s: the timestamps "
-        "are damaged; mend the video by encoding it anew, or leave it out."
     )
 
 
@@ -423,7 +417,7 @@ def _open_video(
                 # A frame replaced at the very time of its own is never on screen.
                 if held is not None and held[0] < time:
                     if time - held[0] > MAX_GAP:
-                        raise _too_long(path, held[0], time)
+                        raise too_long(path, held[0], time)
                     yield held[0], time, held[2]
                 time = time or 0.0
                 held = time, time + min((frame.duration or 0) * tick or interval, MAX_GAP), frame

@@ -156,6 +156,16 @@ def test_a_picture_and_its_size_are_upright(tmp_path, suffix):
             read(tmp_path / "notes.txt")
 
 
+def test_turning_that_is_no_number(tmp_path):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (32, 8)).save(file, "JPEG", exif=exif)
+    as_number, as_text = (struct.pack(">HHI", ExifTags.Base.Orientation, kind, 1) for kind in (3, 2))
+    assert upright_size(file.getvalue()) == (32, 8) and as_number in file.getvalue()
+    data = file.getvalue().replace(as_number, as_text)
+    assert upright_size(data) == read_picture(data).shape[:2] == (8, 32)
+
+
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
 def test_modes_with_opacity(mode):
     """Black, of which half is seen."""
@@ -353,6 +363,11 @@ def test_a_gap_of_a_year_is_damage(tmp_path):
     for read in (probe_video, read_video, lambda path: read_video(path, fps=8, max_frames=4, from_end=True)):
         with pytest.raises(VideoReadError, match=r"the frame at 0.2 s would be shown until 3.1536e\+07 s"):
             read(path)
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    first.save(tmp_path / "gap.png", save_all=True, append_images=[second], duration=[100, 7_200_000])
+    for read in (probe_video, lambda path: read_video(path, fps=1000)):
+        with pytest.raises(VideoReadError, match="gap.png: the frame at 0.1 s would be shown until 7200.1 s"):
+            read(tmp_path / "gap.png")
     slow = read_video(write_ticks(tmp_path / "slow.mkv", [0, round(MAX_GAP * 10)]))
     assert len(slow.frames) == 2 and slow.fps == pytest.approx(1 / MAX_GAP)
     # And this rate can be written.

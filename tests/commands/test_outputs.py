@@ -14,9 +14,8 @@ def test_a_path_that_ends_as_a_video_is_a_file(tmp_path):
     assert is_video_file(Path("OUT.GIF")) and not is_video_file(Path("run.v2")) and not is_video_file(Path("runs"))
     with pytest.raises(ValueError, match="out.mkv: a video is written as .mp4, .webm, .gif; or name a folder"):
         is_video_file(Path("out.mkv"))
-    others = set(VIDEO_SUFFIXES) - {".mp4", ".webm", ".gif"} | set(
-        ".mts .m2ts .3gp .h264 .avif .TS .ogg .heic .png".split()
-    )
+    others = {".mts", ".m2ts", ".3gp", ".h264", ".avif", ".TS", ".ogg", ".heic", ".png"}
+    others |= set(VIDEO_SUFFIXES) - {".mp4", ".webm", ".gif"}
     for suffix in others:
         with pytest.raises(ValueError, match=f"z{suffix}: a video is written as .mp4"):
             output_paths(tmp_path / f"z{suffix}", "made")
