@@ -54,6 +54,7 @@ __all__ = [
     "is_guider_enabled",
     "quiet_guiders",
     "refuse_incomplete_vae",
+    "refuse_missing_tensors",
     "refuse_unread_tensors",
     "reset_block_caches",
     "unscale_lora_layers",
@@ -78,7 +79,7 @@ class WholeWeightsMixin:
         loaded = super()._load_pretrained_model(
             model, state_dict, resolved_model_file, pretrained_model_name_or_path, *args, **kw
         )
-        _refuse_missing(loaded[1], f"The weights in '{pretrained_model_name_or_path}'")
+        refuse_missing_tensors(loaded[1], f"The weights in '{pretrained_model_name_or_path}'")
         return loaded
 
 
@@ -123,7 +124,7 @@ def refuse_unread_tensors(models: Mapping[str, Any]) -> None:
     for name, model in models.items():
         if isinstance(model, nn.Module) and not any(hasattr(module, "_hf_hook") for module in model.modules()):
             unread = [tensor for tensor, values in model.state_dict().items() if values.is_meta]
-            _refuse_missing(unread, f"The weights of the pipeline's `{name}`")
+            refuse_missing_tensors(unread, f"The weights of the pipeline's `{name}`")
 
 
 # Of `from_pretrained`: which files are read.
@@ -151,10 +152,12 @@ def refuse_incomplete_vae(name: str | Path, *, low_cpu_mem_usage: bool = True, *
     if library == "diffusers":
         autoencoder = getattr(diffusers, class_name)
         loaded = autoencoder.from_pretrained(name, subfolder="vae", output_loading_info=True, **files)
-        _refuse_missing(loaded[1]["missing_keys"], "The weights of the pipeline's `vae`")
+        refuse_missing_tensors(loaded[1]["missing_keys"], "The weights of the pipeline's `vae`")
 
 
-def _refuse_missing(tensors: Iterable[str], where: str) -> None:
+def refuse_missing_tensors(tensors: Iterable[str], where: str) -> None:
+    """Raises a `ValueError` that begins with `where` and names the first of `tensors`, if there are any: a model's tensors that
+    its file lacks, `missing_keys` in diffusers' loading info."""
     names = sorted(tensors)
     if names:
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

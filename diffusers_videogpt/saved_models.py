@@ -176,7 +176,7 @@ def refuse_damaged_files(folder: Path) -> None:
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
     _check_scheduler(folder)
-    _check_autoencoder(folder / "vae" / "config.json")
+    check_autoencoder_config(_read_json(folder / "vae" / "config.json"), where=folder / "vae" / "config.json")
     for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
         try:
             with safe_open(path, "numpy"):
@@ -204,16 +204,15 @@ SIZES |= {"block_out_channels": 10**5, "encoder_block_out_channels": 10**5, "dec
 SIZES |= {"in_channels": 10**5, "out_channels": 10**5, "latent_channels": 10**5}
 
 
-def _check_autoencoder(path: Path) -> None:
-    """Raises a `ValueError` for a size that diffusers would begin to build until the memory is full."""
-    config = _read_json(path)
+def check_autoencoder_config(config: Mapping[str, Any], *, where: str | Path) -> None:
+    """Raises a `ValueError` that begins with `where` for a size that diffusers would begin to build until the memory is full."""
     for name in SIZES.keys() & config.keys():
         values = config[name] if isinstance(config[name], list) else [config[name]]
         for value in values:
             try:
                 check_whole_number(name, value, at_most=SIZES[name])
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+                raise ValueError(f"{where}: {error}") from error
 
 
 class VideoGPTLoadingMixin:

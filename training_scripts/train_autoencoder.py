@@ -38,6 +38,7 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
+from diffusers_videogpt.frame_latents import load_autoencoder
 from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.checkpoints import refuse_existing
 from diffusers_videogpt.training.loop import hold_process_group
@@ -210,8 +211,8 @@ def open_videos(args):
 
 def make_autoencoder(args):
     if args.pretrained_model_name_or_path:
-        vae = AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path)
-        if not (vae.config.use_quant_conv and vae.config.use_post_quant_conv):
+        vae = load_autoencoder(args.pretrained_model_name_or_path)
+        if not isinstance(vae, AutoencoderKL) or not (vae.config.use_quant_conv and vae.config.use_post_quant_conv):
             raise SystemExit(
                 f"{args.pretrained_model_name_or_path} has no quant_conv and post_quant_conv, in which correlated channels are "
                 "whitened: start from an autoencoder that has both, or from none."

@@ -1,13 +1,13 @@
 """What a run's settings name, made or loaded: videos, the sampling of frames, the autoencoder, the pipeline."""
 
 import torch
-from diffusers import AutoModel
 
 from ..actions import ActionSpace
 from ..config_values import check_trained_with
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
 from ..files import read_json
+from ..frame_latents import load_autoencoder
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -134,9 +134,9 @@ def load_vae(model: AutoencoderSettings):
     """The VAE of the pipeline, or the one given by itself, in `--vae_dtype`."""
     dtype = getattr(torch, model.vae_dtype)
     if model.pretrained_vae_path is not None:
-        return AutoModel.from_pretrained(model.pretrained_vae_path, dtype=dtype)
+        return load_autoencoder(model.pretrained_vae_path, dtype=dtype)
     refuse_other_kinds(model.pretrained_model_name_or_path, VideoGPTPipeline.__name__)
-    return AutoModel.from_pretrained(
+    return load_autoencoder(
         model.pretrained_model_name_or_path,
         subfolder="vae",
         revision=model.revision,

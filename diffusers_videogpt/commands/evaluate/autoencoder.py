@@ -26,10 +26,9 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
         refuse_unreachable(args.vae)
     leave_out(QUANTIZERS)
     device = usable_device(args.device)
-    from diffusers import AutoModel
-
     from ...evaluation.autoencoder import failed_gates, format_report, judge_latents
     from ...files import write_json
+    from ...frame_latents import load_autoencoder
 
     read_objects = None
     if args.data is None:
@@ -51,7 +50,7 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
         videos = [table.read(index, table.draw_window(index, 0, args.seed)) for index in range(count)]
     source, subfolder = (BUNDLED_MODEL, "vae") if args.vae is None else (args.vae, args.subfolder)
     with told_of(f"the autoencoder in {source}"):
-        vae = AutoModel.from_pretrained(source, subfolder=subfolder).to(device)
+        vae = load_autoencoder(source, subfolder=subfolder).to(device)
     report = judge_latents(vae, videos, noise_levels=args.noise_levels, read_objects=read_objects, seed=args.seed)
     say(format_report(report), "", *(failed_gates(report) or ["All gates are passed."]))
     if args.output is not None:
