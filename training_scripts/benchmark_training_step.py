@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
+from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.objective import next_clip_loss
 
 
@@ -56,17 +57,20 @@ def dense_step(transformer, layout, latents, clips):
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--num_frames", type=int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80")
-    parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4, help="of 96 channels each")
-    parser.add_argument("--ffn_dim", type=int, default=1024)
-    parser.add_argument("--height", type=int, default=256, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument(
+        "--num_frames", type=positive_int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80"
+    )
+    parser.add_argument("--num_layouts", type=positive_int, default=3, help="random partitions into clips")
+    parser.add_argument("--layers", type=positive_int, default=4)
+    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
+    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
+    parser.add_argument("--height", type=positive_int, default=256, help="pixels; a frame has (height / 16)² patches")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--output", type=Path, default=Path("training_step.json"))
     args = parser.parse_args()
+    check_output(args.output.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     generator = torch.Generator().manual_seed(0)
@@ -109,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,6 +28,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from ..console import allow_any_text, printable
 from ..extras import QUANTIZERS, leave_out
 from .run_folder import release_folders
 
@@ -234,18 +235,22 @@ def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argpars
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script: what a user can mend (a missing folder, too few videos, files that don't fit) is one line, not a
-    traceback; what the run held is let go of however it ends.
+    """Runs a script: what a user can mend (a missing folder, too few videos, files that don't fit, a package that is not
+    installed) is one line, not a traceback; what the run held is let go of however it ends. Names that the console has no
+    letters for are printed all the same.
 
     Raises:
-        SystemExit: with the message of a `ValueError` or an `OSError`, unless the environment has `VIDEOGPT_TRACEBACK`.
+        SystemExit: with the message of an `OSError`, a `ValueError` or an `ImportError`, unless the environment has
+            `VIDEOGPT_TRACEBACK`.
     """
+    allow_any_text()
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise
-        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}\n({TRACEBACK}=1 shows where it was raised)") from None
+        message = printable(" ".join(str(error).split()))
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {message}\n({TRACEBACK}=1 shows where it was raised)") from None
     finally:
         release_folders()
 
