@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn as nn
-from diffusers import ContextParallelConfig, DiffusionPipeline, ParallelConfig, TensorParallelConfig
+from diffusers import ContextParallelConfig, DiffusionPipeline, ModelMixin, ParallelConfig, TensorParallelConfig
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import apply_context_parallel
@@ -47,6 +47,7 @@ __all__ = [
     "active_attention_backend",
     "apply_context_parallel",
     "block_cache_config",
+    "cast_as_loaded",
     "execution_device",
     "fetch_lora_state_dict",
     "guidance_pass_name",
@@ -110,6 +111,19 @@ class ParallelOnCPUMixin:
         config.setup(rank, world_size, torch.device("cpu"), mesh=mesh)
         self._parallel_config = config
         return config
+
+
+def cast_as_loaded(model: ModelMixin, dtype: torch.dtype) -> ModelMixin:
+    """Makes a model what `from_pretrained(dtype=dtype)` gives of the same weights, in place: all floating point weights in
+    `dtype`, those of the modules that the class keeps in fp32 in fp32.
+
+    `model.to(dtype)` casts these too. Where the weights were in half precision before, fp32 does not bring back their digits.
+    """
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & {*name.split(".")} else dtype)
+    return model
 
 
 def refuse_unread_tensors(models: Mapping[str, Any]) -> None:

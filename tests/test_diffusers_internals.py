@@ -51,6 +51,23 @@ def test_guiders(caplog):
     assert not diffusers_internals.is_guider_enabled(guider)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_model_is_cast_as_it_would_be_loaded(tiny_transformer, tmp_path, caplog, dtype):
+    tiny_transformer.save_pretrained(tmp_path)
+    loaded = VideoGPTTransformerModel.from_pretrained(tmp_path, dtype=dtype)
+    logging.getLogger("diffusers").propagate = True
+    cast = diffusers_internals.cast_as_loaded(tiny_transformer, dtype)
+    assert cast is tiny_transformer and cast.dtype == loaded.dtype == dtype and not caplog.text
+    weights, expected = cast.state_dict(), loaded.state_dict()
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+    assert weights["time_embed.linear_1.weight"].dtype == torch.float32
+    assert {name: x.dtype for name, x in cast.named_buffers()} == {name: x.dtype for name, x in loaded.named_buffers()}
+    cast.state_dict()["proj_out.weight"].zero_()
+    assert not dict(cast.named_parameters())["proj_out.weight"].any()  # in place, of the very parameters
+
+
 def lose_a_tensor(folder: Path, name: str) -> None:
     path = folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

@@ -18,6 +18,7 @@ from diffusers import AutoencoderTiny
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
 from diffusers_videogpt.arguments import check_output, natural_int, positive_int
+from diffusers_videogpt.diffusers_internals import cast_as_loaded
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
 from diffusers_videogpt.training.arguments import make_parser, run_script
@@ -116,8 +117,7 @@ def main():
     generator = torch.Generator().manual_seed(0)
     transformer.init_weights(generator)
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.02, generator=generator)
-    # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-    transformer = torch.nn.Module.to(transformer, device, getattr(torch, args.dtype)).eval()
+    transformer = cast_as_loaded(transformer, getattr(torch, args.dtype)).to(device).eval()
     transformer.set_attention_backend("native")
     pipe = VideoGPTPipeline(vae=AutoencoderTiny(), transformer=transformer, scheduler=NextClipFlowMatchScheduler()).to(
         device

@@ -10,12 +10,16 @@ from diffusers_videogpt import BUNDLED_MODEL
 
 SMALL = ("--layers", 2, "--heads", 1, "--ffn_dim", 64)
 
+HALF = ("--dtype", "bfloat16")
+
 
 @pytest.mark.parametrize(
     ("script", "options", "num_ratios"),
     [
         ("benchmark_attention.py", ("--num_frames", 3, "--num_layouts", 2, "--heads", 1, "--head_dim", 32), 2),
         ("benchmark_training_step.py", (*SMALL, "--num_frames", 9, 10, "--height", 192, "--num_layouts", 1), 2),
+        ("benchmark_training_step.py", (*SMALL, *HALF, "--num_frames", 3, "--height", 64, "--num_layouts", 1), 1),
+        ("benchmark_rollout.py", (*SMALL, *HALF, "--height", 32, "--steps", 2, "--long_frames", 0), 4),
         ("benchmark_rollout.py", (*SMALL, "--height", 32, "--steps", 2, "--long_frames", 200), 4),
     ],
 )
