@@ -9,7 +9,6 @@ from diffusers_videogpt import BUNDLED_MODEL
 
 
 SMALL = ("--layers", 2, "--heads", 1, "--ffn_dim", 64)
-
 HALF = ("--dtype", "bfloat16")
 
 
