@@ -1,10 +1,15 @@
 """What a user can get wrong in any script is one line that says what, and a hint: no traceback, and nothing left behind."""
 
 import io
+import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from run_scripts import SCRIPTS
+
+from diffusers_videogpt import BUNDLED_MODEL
 
 
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
@@ -63,3 +68,22 @@ def test_names_that_the_console_has_no_letters_for_are_printed_all_the_same(tmp_
     console.flush()
     assert console.buffer.getvalue().decode("cp1252").strip() == r"1 videos in \u732b"
     assert len([*(tmp_path / "猫").iterdir()]) == 2
+
+
+@pytest.mark.parametrize("script", ["train_videogpt.py", "cache_latents.py"])
+def test_an_autoencoder_of_absurd_size_is_refused_and_leaves_nothing(script, tmp_path, videos, run_here):
+    vae = shutil.copytree(Path(BUNDLED_MODEL) / "vae", tmp_path / "vae")
+    config = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps(config | {"layers_per_block": 10**9}))
+    data = ("--instance_data_root", videos, "--height", 32, "--width", 32, "--max_num_frames", 4)
+    with pytest.raises(SystemExit, match="vae': `layers_per_block` must be a whole number in 1..100, got 1000000000"):
+        run_here(script, "--output_dir", tmp_path / "out", "--pretrained_vae_path", vae, *data)
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+
+
+def test_an_argument_that_the_transformer_does_not_have(tmp_path, tiny_parts, videos, run_here):
+    (tmp_path / "cfg.json").write_text('{"num_layer": 3}')
+    given = ("--pretrained_vae_path", tiny_parts / "vae", "--transformer_config", tmp_path / "cfg.json")
+    with pytest.raises(SystemExit, match="cfg.json: the transformer has no argument 'num_layer'; the nearest is"):
+        run_here("train_videogpt.py", "--output_dir", tmp_path / "out", "--instance_data_root", videos, *given)
+    assert [path.name for path in tmp_path.iterdir()] == ["cfg.json"]
