@@ -19,6 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+# What a file is taken for a video by, where a folder is looked through
+VIDEO_SUFFIXES = (
+    *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
+    *(".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"),
+)
+
+
 # Whole files
 
 

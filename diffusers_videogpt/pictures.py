@@ -4,19 +4,29 @@ Frames are `uint8` RGB arrays of shape (H, W, 3).
 """
 
 import io
+import logging
 import math
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 from .console import printable_name
 
 
-PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # in Pillow's words
+logger = logging.getLogger(__name__)
+
+PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # in Pillow's words; and AVIF, where this Pillow has it
 WHITE = (255, 255, 255)
+# FFmpeg's filters from HDR to SDR: to linear light, tone mapped, to BT.709.
+TO_SDR = (
+    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
+)
+HDR = {16: "PQ (HDR10, Dolby Vision)", 18: "HLG"}  # by the number of the transfer function
 
 Color = tuple[int, int, int]
 
@@ -59,6 +69,16 @@ def lay_on_background(pixels: np.ndarray, background: Color = WHITE) -> np.ndarr
     return output
 
 
+@lru_cache(maxsize=1024)  # once a file, not at every sample of a training
+def warn_of_hdr(name: str, transfer: int) -> None:
+    """Says of a file in HDR, by the number of its transfer function, that its colours are read without tone mapping."""
+    if transfer in HDR:
+        logger.warning(
+            f"{name}: an HDR video in {HDR[transfer]}, read without tone mapping: its colours come out pale. Make an SDR video "
+            f"of it first: ffmpeg -i HDR -vf {TO_SDR} SDR.mp4"
+        )
+
+
 def picture_to_rgb(picture: Image.Image, background: Color = WHITE) -> np.ndarray:
     """A PIL image of any mode → `uint8` (H, W, 3).
 
@@ -79,6 +99,8 @@ def picture_to_rgb(picture: Image.Image, background: Color = WHITE) -> np.ndarra
         raise ValueError(
             f"A PIL image of mode {picture.mode!r} does not say which value is white; convert it to 'L', 'I;16' or 'RGB'."
         )
+    if picture.mode == "La":  # multiplied by the opacity; Pillow takes it to RGBA on this way alone
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         return lay_on_background(np.asarray(picture.convert("RGBA")), background)
     return np.asarray(picture.convert("RGB"))
@@ -87,10 +109,53 @@ def picture_to_rgb(picture: Image.Image, background: Color = WHITE) -> np.ndarra
 # Files
 
 
+def _no_picture(source: Path | bytes) -> VideoReadError:
+    return VideoReadError(f"{name_of(source)}: no picture that can be read; give one of {', '.join(_formats())}.")
+
+
+def picture_size(source: Path | bytes) -> tuple[int, int, int] | None:
+    """(width, height, how many pictures stand in memory while one is read) by the header, before the picture is turned
+    upright; `None` for a file that is none of the pictures of [`open_picture`].
+
+    Raises:
+        VideoReadError: it is damaged or far too large.
+    """
+    try:
+        with opened_picture(source) as image:
+            # Pillow decodes all pictures of an animated WebP at once.
+            return *image.size, getattr(image, "n_frames", 1) if image.format == "WEBP" else 1
+    except Image.UnidentifiedImageError:
+        return None
+
+
+def read_picture(source: Path | bytes, background: Color = WHITE) -> np.ndarray:
+    """A picture, or the first of an animation: `uint8` (H, W, 3), upright.
+
+    Raises:
+        VideoReadError: it is none of the pictures of [`open_picture`], damaged or far too large.
+    """
+    opened = open_picture(source, background)
+    if opened is None:
+        raise _no_picture(source)
+    with closing(opened[1]) as frames:
+        return next(frames)[2]
+
+
+def upright_size(source: Path | bytes) -> tuple[int, int]:
+    """(height, width) of what [`read_picture`] gives. A PNG is decoded for it, since it may tell of turning at its end."""
+    try:
+        with opened_picture(source) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size if is_turned else image.size[::-1]
+    except Image.UnidentifiedImageError as error:
+        raise _no_picture(source) from error
+
+
 def open_picture(
     source: Path | bytes, background: Color
 ) -> tuple[float | None, Iterator[tuple[float, float, np.ndarray]]] | None:
-    """A still picture, or an animated WebP or PNG, which FFmpeg does not decode or shows as a picture.
+    """A still picture, or an animated WebP, PNG or AVIF: FFmpeg does not decode them, shows them as a picture, or passes over
+    their opacity.
 
     Returns:
         frames per second (`None` for a still) and the frames, made as they are taken: (shown from, shown until, in seconds;
@@ -101,7 +166,7 @@ def open_picture(
     """
     durations = {0: math.inf}  # of each frame
     try:
-        with _told_as_video_errors(source), _open(source) as image:
+        with opened_picture(source) as image:
             check_frame_size(source, *image.size)
             # An animated PNG may begin with a picture for who does not know the format, which is not part of the film.
             first = 1 if image.info.get("default_image") else 0
@@ -122,7 +187,7 @@ def _frames(
     source: Path | bytes, durations: dict[int, float], background: Color
 ) -> Iterator[tuple[float, float, np.ndarray]]:
     begin = 0.0
-    with _told_as_video_errors(source), _open(source) as image:
+    with opened_picture(source) as image:
         for index, duration in durations.items():
             image.seek(index)
             picture = ImageOps.exif_transpose(image)
@@ -132,9 +197,15 @@ def _frames(
             begin += duration
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    has_avif = "avif" in features.modules and features.check("avif")  # since Pillow 11.3
+    return (*PICTURE_FORMATS, "AVIF") if has_avif else PICTURE_FORMATS
+
+
 def _open(source: Path | bytes) -> Image.Image:
-    """A picture, an animated WebP or PNG. A GIF only if it has one frame: FFmpeg reads the others."""
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=PICTURE_FORMATS)
+    """A picture, an animated WebP, PNG or AVIF. A GIF only if it has one frame: FFmpeg reads the others."""
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
     try:
         is_film = image.format == "GIF" and image.is_animated
     except (OSError, SyntaxError):  # cut behind the first frame
@@ -142,14 +213,26 @@ def _open(source: Path | bytes) -> Image.Image:
     if is_film:
         image.close()
         raise Image.UnidentifiedImageError
+    if image.format == "AVIF":
+        image.fp.seek(0)
+        # Its colours: numbers of the primaries and of the transfer function, 2 bytes each.
+        colours = re.search(rb"colrnclx..(..)", image.fp.read(1 << 16), re.DOTALL)
+        if colours is not None:
+            warn_of_hdr(name_of(source), int.from_bytes(colours[1]))
     return image
 
 
 @contextmanager
-def _told_as_video_errors(source: Path | bytes) -> Iterator[None]:
-    """What Pillow says of a picture, as a [`VideoReadError`]; but not that the file is none of its pictures."""
+def opened_picture(source: Path | bytes) -> Iterator[Image.Image]:
+    """A picture of [`open_picture`] as Pillow has it, of an animation with its first frame.
+
+    Raises:
+        VideoReadError: it is damaged or far too large, found out now or while it is open.
+        PIL.UnidentifiedImageError: it is none of these pictures.
+    """
     try:
-        yield
+        with _open(source) as image:
+            yield image
     except (Image.UnidentifiedImageError, VideoReadError):
         raise
     except Image.DecompressionBombError as error:
@@ -157,5 +240,6 @@ def _told_as_video_errors(source: Path | bytes) -> Iterator[None]:
             f"{name_of(source)}: a picture too large to be meant ({error}); scale it down, or raise "
             "`PIL.Image.MAX_IMAGE_PIXELS`."
         ) from error
-    except (OSError, SyntaxError, EOFError) as error:
+    # The last three are raised of some damages of an AVIF.
+    except (OSError, SyntaxError, EOFError, RuntimeError, ValueError, ArithmeticError) as error:
         raise VideoReadError(f"{name_of(source)}: a damaged picture ({error}); give another file.") from error

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from .pictures import (
     name_of,
     open_picture,
     picture_to_rgb,
+    warn_of_hdr,
 )
 
 
@@ -48,13 +48,9 @@ CONTAINERS = (
     *("h264", "hevc", "m4v", "mpegvideo", "ivf", "obu", "av1", "yuv4mpegpipe"),
 )
 READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
+HEIF = ("avif", "avis", "heic", "heix", "hevc", "hevx", "mif1", "msf1")  # brands of HEIC and AVIF
 MAX_FPS = 1000.0
 MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
-# FFmpeg's filters from HDR to SDR: to linear light, tone mapped, to BT.709.
-TO_SDR = (
-    "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
-)
-HDR = {16: "PQ (HDR10, Dolby Vision)", 18: "HLG"}  # by the number of the transfer function
 
 # (shown from, shown until, picture), in seconds since the first frame of the file.
 ShownFrame = tuple[float, float, "av.VideoFrame | np.ndarray"]
@@ -113,7 +109,7 @@ def read_video(
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
     background: Color = WHITE,
 ) -> Video:
-    """Reads a video (of [`CONTAINERS`], animated WebP and PNG too) or a picture (one frame) by timestamp.
+    """Reads a video (of [`CONTAINERS`], animated WebP, PNG and AVIF too) or a picture (one frame) by timestamp.
 
     Only the timestamps of decoded frames are believed, never a frame count, a duration or an index: variable frame
     rate, edit lists and a late or negative first timestamp come out right. Rotation and mirroring by metadata are
@@ -173,7 +169,7 @@ def read_video(
                     pixels = frame
                 else:
                     size = size or (frame.width, frame.height)
-                    pixels = _to_rgb(frame, size, background)
+                    pixels = _to_rgb(path, frame, size, background)
                 pixels = pixels if transform is None else transform(pixels)
                 before = frame
             frames.append(pixels)
@@ -232,6 +228,18 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
 
     video = read_video(path, transform=transform)
     return VideoInfo(*sizes[0], video.timestamps)
+
+
+def video_header(path: str | Path | bytes) -> tuple[int, int, float]:
+    """(width, height, seconds) of a video, as its header says, without looking at a frame. A header may lie: this is for
+    limits that are to hold before anything is decoded; [`probe_video`] finds out what is true.
+
+    Raises:
+        VideoReadError: there is no such file, or no video in it that can be decoded.
+    """
+    container, stream = _open_container(_check_source(path))
+    with container:
+        return stream.codec_context.width, stream.codec_context.height, (container.duration or 0) / av.time_base
 
 
 def _packet_stamps(path: Path | bytes) -> list[int] | None:
@@ -334,7 +342,15 @@ def _video_stream(path: Path | bytes, container):
             f"{name_of(path)}: this FFmpeg has no decoder for the video track; encode it anew, as H.264 for example."
         )
     best = container.streams.best("video")
-    return best if best in streams else streams[0]
+    best = best if best in streams else streams[0]
+    # FFmpeg shows one of the pictures that a file of these kinds is made of, and knows nothing of the others.
+    parts = [x for x in streams if (x.width, x.height, x.time_base) == (best.width, best.height, best.time_base)]
+    if container.metadata.get("major_brand") in HEIF and len(parts) > 1:
+        raise VideoReadError(
+            f"{name_of(path)}: an AVIF or HEIC made of {len(parts)} pictures, tiles or one that says what is transparent, which "
+            "can't be put together here; save it as PNG or JPEG. (Pillow 11.3 and later reads such an AVIF.)"
+        )
+    return best
 
 
 def _decoder(stream):
@@ -353,7 +369,7 @@ def _rates(container, stream) -> tuple[float | None, float]:
     )
     # Raw streams carry no timestamps and at most a guess at the rate; FFmpeg's own default for them is 25.
     rate = average or guessed or 25.0
-    is_still = container.metadata.get("major_brand") in ("avif", "heic", "mif1")
+    is_still = container.metadata.get("major_brand") in HEIF and stream.frames <= 1
     return None if is_still else rate, guessed or rate
 
 
@@ -439,8 +455,8 @@ def _decode(path: Path | bytes, container, stream) -> Iterator[av.VideoFrame]:
             if frame.is_corrupt and started:  # decoded all the same, its damage painted over
                 damaged = True
                 break
-            if not started and frame.color_trc in HDR:
-                _warn_of_hdr(name_of(path), HDR[frame.color_trc])
+            if not started:
+                warn_of_hdr(name_of(path), frame.color_trc)
             started = True
             yield frame
         if damaged and started:
@@ -452,31 +468,34 @@ def _decode(path: Path | bytes, container, stream) -> Iterator[av.VideoFrame]:
             decoder.flush_buffers()
 
 
-@lru_cache(maxsize=1024)  # once a file, not at every sample of a training
-def _warn_of_hdr(name: str, kind: str) -> None:
-    logger.warning(
-        f"{name}: an HDR video in {kind}, read without tone mapping: its colours come out pale. Make an SDR video of it first: "
-        f"ffmpeg -i HDR -vf {TO_SDR} SDR.mp4"
-    )
-
-
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How the display matrix turns a stored frame upright: rows and columns change places; then it is mirrored along x;
     along y. FFmpeg's `rotation` alone does not tell of mirroring."""
     # Not `frame.side_data`, which keeps the frame and its decoder in a circle of references.
-    data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
-    if data is None:
-        return False, False, False
-    # x' = a x + c y, y' = b x + d y
-    a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
+    try:
+        data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # there is side data that PyAV has no name for, such as EXIF; then it tells of turns alone
+        turn = math.radians(frame.rotation)  # counterclockwise
+        a, b, c, d = math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+    else:
+        if data is None:
+            return False, False, False
+        # x' = a x + c y, y' = b x + d y
+        a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
     is_turned = abs(b) > abs(a)
     return (True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)
 
 
-def _to_rgb(frame: av.VideoFrame, size: tuple[int, int], background: Color) -> np.ndarray:
+def _to_rgb(path: Path | bytes, frame: av.VideoFrame, size: tuple[int, int], background: Color) -> np.ndarray:
     has_opacity = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     # Streams may change their size on the way; everything comes in the size of the first frame.
-    pixels = frame.to_ndarray(format="rgba" if has_opacity else "rgb24", width=size[0], height=size[1])
+    try:
+        pixels = frame.to_ndarray(format="rgba" if has_opacity else "rgb24", width=size[0], height=size[1])
+    except av.error.FFmpegError as error:
+        raise VideoReadError(
+            f"{name_of(path)}: FFmpeg can't turn its colours ({frame.format.name}) into RGB ({error.strerror}); the video is "
+            "damaged, or in colours that are rarely used: encode it anew, as H.264 for example."
+        ) from error
     if has_opacity:
         pixels = lay_on_background(pixels, background)
     is_turned, mirror_x, mirror_y = _orientation(frame)

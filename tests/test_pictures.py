@@ -1,11 +1,13 @@
 """Pictures of every mode, transparency, mirroring, and files that are no video: right, or refused by name."""
 
 import gc
+import io
 import logging
 import os
 import shutil
 import struct
 import threading
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,10 +15,18 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from odd_videos import take_decoder_away, write_titled_in_latin_1
+from PIL import ExifTags, Image, features
 
+from diffusers_videogpt import pictures
 from diffusers_videogpt.film_strips import GIVEN, NEXT, side_by_side
-from diffusers_videogpt.pictures import lay_on_background, picture_to_rgb
+from diffusers_videogpt.pictures import (
+    PICTURE_FORMATS,
+    lay_on_background,
+    picture_to_rgb,
+    read_picture,
+    upright_size,
+)
 from diffusers_videogpt.video_io import (
     MAX_GAP,
     VideoReadError,
@@ -30,6 +40,9 @@ from diffusers_videogpt.video_io import (
 
 
 GREEN = (0, 200, 0)
+NEEDS_AVIF = pytest.mark.skipif(
+    "avif" not in features.modules or not features.check("avif"), reason="this Pillow does not write AVIF"
+)
 
 
 def sprite(num_frames=3, height=32, width=48):
@@ -64,11 +77,14 @@ def write_sprite(path):
         first, *rest = [Image.fromarray(picture) for picture in pixels]
         lossless = {"lossless": True, "exact": True} if path.suffix == ".webp" else {}
         cleared = {"disposal": 2} if path.suffix == ".gif" else {}
-        first.save(path, save_all=True, append_images=rest, duration=100, **cleared, **lossless)
+        kept = {"quality": 100, "subsampling": "4:4:4"} if path.suffix == ".avif" else {}
+        first.save(path, save_all=True, append_images=rest, duration=100, **cleared, **lossless, **kept)
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "webp", "gif", "webm", "mov", "mkv"])
+@pytest.mark.parametrize(
+    "suffix", ["png", "webp", "gif", "webm", "mov", "mkv", pytest.param("avif", marks=NEEDS_AVIF)]
+)
 def test_transparent_videos_show_the_background(tmp_path, suffix):
     path = write_sprite(tmp_path / f"film.{suffix}")
     for options, background in (({}, (255, 255, 255)), ({"background": GREEN}, GREEN)):
@@ -94,6 +110,60 @@ def test_transparent_pictures_arrays_and_tensors_show_the_background(tmp_path):
         assert to_uint8_frames(form)[0, 0, -1].tolist() == [255, 255, 255]
     with pytest.raises(ValueError, match=r"background=\(0, 300, 0\) must be three whole numbers"):
         to_uint8_frames(pixels, background=(0, 300, 0))
+
+
+@NEEDS_AVIF
+def test_transparent_avif_where_pillow_does_not_read_it(tmp_path, monkeypatch):
+    """FFmpeg would show the colour that is hidden."""
+    film, still, opaque = write_sprite(tmp_path / "film.avif"), tmp_path / "still.avif", tmp_path / "opaque.avif"
+    pixels = Image.fromarray(sprite(1)[0])
+    pixels.save(still)
+    pixels.convert("RGB").save(opaque)
+    assert read_video(still).frames[0, 20, 44].tolist() == [255, 255, 255] and read_video(still).fps is None
+    monkeypatch.setattr(pictures, "_formats", lambda: PICTURE_FORMATS)
+    for path in (film, still):
+        for read in (read_video, probe_video):
+            with pytest.raises(VideoReadError, match=f"{path.name}: an AVIF or HEIC made of 2 pictures"):
+                read(path)
+    assert read_video(opaque).frames.shape == (1, 32, 48, 3) and read_video(opaque).fps is None
+
+
+@NEEDS_AVIF
+def test_damaged_avif_is_refused(tmp_path):
+    data = write_sprite(tmp_path / "film.avif").read_bytes()
+    for name in {data[i : i + 4] for i in range(len(data) - 4) if data[i : i + 4].isalpha()}:  # of boxes, mostly
+        with suppress(VideoReadError):
+            read_video(data.replace(name, b"XXXX"))
+    with pytest.raises(VideoReadError, match="a damaged picture .division by zero."):
+        clock = data.index(b"mdhd") + 24  # ticks a second
+        read_video(data[:clock] + bytes(4) + data[clock + 4 :])
+    with pytest.raises(VideoReadError):
+        read_video(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_and_its_size_are_upright(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(np.repeat(np.array([[0, 200]], np.uint8), 8, axis=0).repeat(16, axis=1)).save(path, exif=exif)
+    for turned in (read_picture(path), read_video(path).frames[0]):
+        assert turned.shape == (32, 8, 3) and turned[4].max() < 10 and turned[28].min() > 190
+    assert upright_size(path) == (32, 8)
+    (tmp_path / "notes.txt").write_text("no picture")
+    for read in (read_picture, upright_size):
+        with pytest.raises(VideoReadError, match="notes.txt: no picture that can be read; give one of BMP"):
+            read(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_modes_with_opacity(mode):
+    """Black, of which half is seen."""
+    picture = Image.new("P" if mode == "PA" else "RGB" if mode.startswith("RGB") else "L", (2, 2))
+    picture.putalpha(128)
+    if mode in ("La", "RGBa"):
+        picture = picture.convert(mode)
+    assert picture.mode == mode and picture_to_rgb(picture, GREEN)[0, 0].tolist() == [0, round(200 * 127 / 255), 0]
 
 
 @pytest.mark.parametrize("mode", ["P", "LA"])
@@ -139,6 +209,42 @@ def test_mirrored_display_matrices(tmp_path, matrix, upright):
     assert np.abs(frames[0].astype(int) - expected).mean() < 3
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_frames_that_carry_exif(tmp_path, orientation):
+    """As cameras write them into Motion JPEG; PyAV has no name for this kind of side data."""
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16, :16] = 255
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(picture).save(file, "JPEG", exif=exif)
+    with av.open(str(tmp_path / "film.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuvj420p"
+        container.start_encoding()
+        for index in range(3):
+            packet = av.Packet(file.getvalue())
+            packet.pts = packet.dts = index
+            packet.time_base, packet.stream = Fraction(1, 10), stream
+            container.mux(packet)
+    video, expected = read_video(tmp_path / "film.avi"), read_picture(file.getvalue())
+    assert video.frames.shape == (3, *expected.shape)
+    assert np.abs(video.frames[2].astype(int) - expected).mean() < 2
+
+
+def test_colours_that_ffmpeg_can_not_turn_into_rgb(tmp_path):
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace = 8  # YCgCo
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        frame.pts, frame.time_base = 0, Fraction(1, 10)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(VideoReadError, match=r"film.mkv: FFmpeg can't turn its colours \(yuv420p\) into RGB"):
+        read_video(path)
+
+
 def test_the_cover_of_an_audio_recording_is_no_video(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
@@ -157,6 +263,7 @@ def test_the_cover_of_an_audio_recording_is_no_video(tmp_path):
             read(path)
 
 
+@NEEDS_AVIF
 def test_stills_have_no_rate(tmp_path):
     Image.new("RGB", (64, 48), "red").save(tmp_path / "still.avif")
     video = read_video(tmp_path / "still.avif", fps=8)
@@ -175,32 +282,32 @@ def test_hdr_is_said(tmp_path, monkeypatch, transfer, kind):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     said = []
-    monkeypatch.setattr(logging.getLogger("diffusers_videogpt.video_io"), "warning", said.append)
+    monkeypatch.setattr(logging.getLogger("diffusers_videogpt.pictures"), "warning", said.append)
     read_video(path)
     read_video(path)
     assert len(said) == 1 and f"hdr.mkv: an HDR video in {kind}" in said[0] and "ffmpeg -i HDR -vf zscale" in said[0]
 
 
-def rename(path, old, new):
-    path.write_bytes(path.read_bytes().replace(old, new))
-    return path
+@NEEDS_AVIF
+def test_hdr_is_said_of_a_picture(tmp_path, monkeypatch):
+    path = tmp_path / "hdr.avif"
+    Image.new("RGB", (64, 48), "red").save(path)
+    said = []
+    monkeypatch.setattr(logging.getLogger("diffusers_videogpt.pictures"), "warning", said.append)
+    read_video(path)
+    assert not said
+    data = bytearray(path.read_bytes())
+    data[data.index(b"colrnclx") + 11] = 16
+    path.write_bytes(data)
+    read_video(path)
+    assert len(said) == 1 and "hdr.avif: an HDR video in PQ" in said[0]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_metadata_in_latin_1_and_codecs_without_decoder(tmp_path, suffix):
-    path = tmp_path / f"film.{suffix}"
-    codec = "mpeg4" if suffix == "avi" else "libx264"
-    with av.open(str(path), "w") as container:
-        container.metadata["title"] = "Cafe XX"
-        stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for _ in range(4):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    rename(path, b"Cafe XX", "Café XX".encode("latin-1"))
+    path = write_titled_in_latin_1(tmp_path / f"film.{suffix}")
     assert len(read_video(path).frames) == probe_video(path).num_frames == 4
-    tag = {"mp4": b"avc1", "mkv": b"V_MPEG4/ISO/AVC", "avi": b"FMP4"}[suffix]
-    rename(path, tag, b"V_" + b"Q" * (len(tag) - 2))
+    take_decoder_away(path)
     for read in (read_video, probe_video):
         with pytest.raises(VideoReadError, match=f"film.{suffix}: this FFmpeg has no decoder"):
             read(path)

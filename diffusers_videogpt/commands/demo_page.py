@@ -21,12 +21,11 @@ import numpy as np
 
 from .. import SAMPLE_VIDEO
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..video_io import Video
+from ..video_io import READABLE, Video
 from .demo_play import LISTEN, Plays, buttons_of, keys_of, save_play, show_frame
 from .demo_rollout import (
     MAX_PREDICTED,
     PREVIEW_SIDE,
-    READABLE,
     Limits,
     Rollouts,
     Settings,

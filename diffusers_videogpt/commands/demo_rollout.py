@@ -3,24 +3,23 @@
 Frames are `uint8` RGB arrays of shape (F, H, W, 3).
 """
 
-import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 
+from ..console import printable_name
 from ..film_strips import side_by_side, write_film_strip
+from ..pictures import name_of, picture_size
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..stream import VideoGPTStream
 from ..video_io import (
-    CONTAINERS,
-    READABLE,
     Video,
     VideoReadError,
     read_video,
@@ -28,12 +27,12 @@ from ..video_io import (
     resize_to_cover,
     target_size,
     to_uint8_frames,
+    video_header,
     write_video,
 )
 from .predict import PICTURE_FPS
 
 
-PICTURES = ("BMP", "JPEG", "PNG", "WEBP")
 PREVIEW_SIDE = 256
 MAX_PREDICTED = 64
 MAX_WALKED = 240  # frames that a walk shows; the oldest are dropped
@@ -78,10 +77,11 @@ def check_upload(path: str | Path, limits: Limits) -> tuple[int, int]:
     """Looks at a file without decoding it; (width, height) if it may be read.
 
     Raises:
-        ValueError: it is empty, too large, too long, or no video or picture; the message says so to a visitor.
+        VideoReadError: it is none of the videos and pictures that [`~video_io.read_video`] takes.
+        ValueError: it is empty, too large or too long. The message says so to a visitor.
     """
     path = Path(path)
-    name = path.name
+    name = printable_name(path.name)
     if not path.is_file():
         raise ValueError(f"{name} is no longer here: uploads are kept for an hour. Upload it again.")
     size = path.stat().st_size
@@ -89,21 +89,11 @@ def check_upload(path: str | Path, limits: Limits) -> tuple[int, int]:
         raise ValueError(f"{name} is empty (0 bytes). Choose another file.")
     if size > limits.megabytes * 1e6:
         raise ValueError(f"{name} has {size / 1e6:.0f} MB, the limit is {limits.megabytes:g} MB. Cut or compress it.")
-    try:
-        with Image.open(path, formats=PICTURES) as picture:
-            width, height = picture.size
-            # All pictures of an animation are decoded at once.
-            num_pictures = picture.n_frames if picture.format == "WEBP" else 1
-        seconds = 0.0
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{name}: this picture is far too large. Scale it down to {limits.megapixels:g} megapixels or less."
-        ) from error
-    except Image.UnidentifiedImageError:
-        width, height, seconds = _probe_container(path)
-        num_pictures = 1
-    except OSError as error:
-        raise ValueError(f"{name} is a damaged picture ({error}). Choose another file.") from error
+    with _named_for_visitors(path, limits):
+        if (picture := picture_size(path)) is not None:
+            (width, height, num_pictures), seconds = picture, 0.0
+        else:
+            (width, height, seconds), num_pictures = video_header(path), 1
     megapixels = num_pictures * width * height / 1e6
     if megapixels > limits.megapixels:
         raise ValueError(
@@ -115,26 +105,25 @@ def check_upload(path: str | Path, limits: Limits) -> tuple[int, int]:
     return width, height
 
 
-def _probe_container(path: Path) -> tuple[int, int, float]:
-    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+@contextmanager
+def _named_for_visitors(path: Path, limits: Limits) -> Iterator[None]:
+    """What the reader says of a file, without the folder that it was uploaded to."""
     try:
-        with av.open(os.path.abspath(path), options=options) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise ValueError(f"{path.name} holds no video, only other tracks. Choose another file.")
-            return stream.width, stream.height, (container.duration or 0) / av.time_base
-    except (av.error.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"{path.name} can't be read as a video or a picture. It may be another kind of file under this name, or was cut "
-            f"off while it was copied. Choose a whole {READABLE}."
-        ) from error
+        yield
+    except VideoReadError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise VideoReadError(
+                f"{printable_name(path.name)}: this picture is far too large. Scale it down to {limits.megapixels:g} megapixels or less."
+            ) from error
+        raise VideoReadError(str(error).replace(name_of(path), printable_name(path.name))) from error
 
 
 def read_upload(path: str | Path | None, pipe: VideoGPTPipeline, settings: Settings, limits: Limits) -> Video:
     """The first `num_given + num_frames` frames of a checked file, at the model's size.
 
     Raises:
-        ValueError: as [`check_upload`], or there is no file, its frames are too narrow, or none decodes.
+        VideoReadError: as [`check_upload`], or no frame decodes.
+        ValueError: as [`check_upload`], or there is no file, or its frames are too narrow.
     """
     if path is None:
         raise ValueError("There is no video yet: choose a file, or the sample.")
@@ -144,18 +133,16 @@ def read_upload(path: str | Path | None, pipe: VideoGPTPipeline, settings: Setti
         target_size(width, height, **sizes)
     except ValueError as error:
         raise ValueError(
-            f"{Path(path).name}: frames of {width} × {height} are too small or too narrow for this model: scaled to at most "
+            f"{printable_name(Path(path).name)}: frames of {width} × {height} are too small or too narrow for this model: scaled to at most "
             f"{pipe.config.longest_side} pixels, a side has less than {pipe.size_multiple}. Crop it closer to a square."
         ) from error
-    try:
+    with _named_for_visitors(Path(path), limits):
         return read_video(
             path,
             fps=settings.fps or None,
             max_frames=settings.num_given + settings.num_frames,
             transform=partial(resize_and_crop, **sizes),
         )
-    except VideoReadError as error:
-        raise ValueError(str(error).replace(str(path), Path(path).name)) from error
 
 
 # Predicting

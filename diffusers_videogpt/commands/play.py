@@ -121,11 +121,11 @@ def play_by_keys(player, window, *, fps: float, save) -> None:
 
 
 def write(args: argparse.Namespace, player, name: str) -> list[str]:
-    """Writes what was seen; returns lines that say where."""
+    """Writes what was seen to new files, since one play may save several times; returns lines that say where."""
     from ..film_strips import write_film_strip
     from ..video_io import write_video
 
-    video_path, strip_path = output_paths(args.output, name)
+    video_path, strip_path = output_paths(args.output, name, replaces=False)
     frames: np.ndarray = player.frames
     write_video(video_path, enlarge(frames, scale_to_show(*frames.shape[1:3])), fps=args.fps)
     write_film_strip(strip_path, {"played": frames}, num_given=player.num_given, fps=args.fps)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..actions import ActionSpace
+from .tables import read_text
 
 
 SUFFIXES = (".actions.npy", ".actions.csv")
@@ -84,14 +85,15 @@ def _read_file(path: Path, space: ActionSpace) -> np.ndarray | list:
 
 def _read_csv(path: Path, space: ActionSpace) -> list:
     number = int if space.is_discrete else float
-    rows = []
-    for line, cells in enumerate(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))), start=1):
-        if not cells:
+    rows, has_names = [], False
+    for line, cells in enumerate(csv.reader(io.StringIO(read_text(path), newline="")), start=1):
+        if not any(cell.strip() for cell in cells):
             continue
         try:
             rows.append([number(cell) for cell in cells])
         except ValueError:
-            if rows or line > 1:
+            if rows or has_names:
                 kind = "whole numbers" if space.is_discrete else "numbers"
                 raise ValueError(f"line {line} is {','.join(cells)!r}, not {kind}") from None
+            has_names = True
     return rows

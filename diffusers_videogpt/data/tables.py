@@ -1,6 +1,5 @@
 """Tables that list videos, read as rows: CSV, JSON lines, JSON, and lists as UCF-101's splits are."""
 
-import codecs
 import csv
 import io
 import json
@@ -13,7 +12,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt")
 
 
 def read_table(path: Path) -> list[dict]:
-    """The rows of a table by its suffix, in lower or upper case; text in UTF-8 or, with its mark, UTF-16.
+    """The rows of a table by its suffix, in lower or upper case; text as [`read_text`] decodes it.
 
     `.csv` and `.tsv` have a header. `.jsonl` and `.ndjson` have an object a line, as `.json` may, if it isn't one list of
     objects. A line of `.txt` is CLASS/VIDEO and maybe a number, as in UCF-101's splits; it gives "video" and "label".
@@ -25,20 +24,28 @@ def read_table(path: Path) -> list[dict]:
     readers |= {".jsonl": _read_json_lines, ".ndjson": _read_json_lines}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: a table of videos ends in {', '.join(TABLE_SUFFIXES)}; save it as one of these.")
-    return list(readers[path.suffix.lower()](path, _read_text(path)))
+    return list(readers[path.suffix.lower()](path, read_text(path)))
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a table, in UTF-8, or in UTF-16 or UTF-32 with or without their mark.
+
+    Raises:
+        ValueError: it is in another encoding; with the line where that shows.
+    """
     data = path.read_bytes()
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    encoding = json.detect_encoding(
+        data
+    )  # by the mark, or by which of the first four bytes are 0, of a table in any format
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        name = {"utf-16": "UTF-16", "utf-8-sig": "UTF-8"}[encoding]
+        rest = error.object  # in UTF-8 without the mark
+        line = rest[: error.start].decode(error.encoding, "ignore").count("\n") + 1
+        name = "UTF-8" if encoding.startswith("utf-8") else encoding[:6].upper()
         raise ValueError(
-            f"{path}: line {line} is not {name} (byte 0x{data[error.start]:02x}); save the table as UTF-8. Tables from "
-            "Windows are often in cp1252."
+            f"{path}: line {line} is not {name} (byte 0x{rest[error.start]:02x}); save the table as UTF-8. Tables from Windows "
+            "are often in cp1252."
         ) from error
 
 
@@ -54,6 +61,8 @@ def _read_csv(path: Path, text: str) -> Iterator[dict]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="(no header)")
     try:
+        while reader.fieldnames is not None and not any(name.strip() for name in reader.fieldnames):
+            reader.fieldnames = None  # a blank line; the header is the first one with something in it
         yield from reader
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.line_num} is no CSV ({error}).") from error

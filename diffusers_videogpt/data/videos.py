@@ -27,9 +27,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..actions import ActionSpace, between_frames
-from ..console import printable_name
+from ..console import printable, printable_name
 from ..extras import require
-from ..files import plain_cell
+from ..files import VIDEO_SUFFIXES, plain_cell
 from ..pictures import name_of
 from ..video_io import VideoInfo, VideoReadError, probe_video
 from ..worlds import draw_order, plan_scene, simulate
@@ -39,10 +39,6 @@ from .sampling import Sampling, Window, seeded_generator
 from .tables import read_table
 
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif"),
-    *(".wmv", ".flv", ".ogv", ".3gp", ".mts", ".m2ts"),
-)
 NEEDS_DATASETS = "datasets of the Hub need the datasets package"
 FIRST_TRAINING_SEED = 1_000_000  # simulated scenes 0..9999 are kept for evaluation
 
@@ -98,7 +94,7 @@ class DroppedVideos(dict[str, str]):
             return
         self[id] = reason
         if self.path is not None:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
+            with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 csv.writer(file).writerow(_csv_row(id, reason))
         self.check()
 
@@ -115,13 +111,14 @@ def report_dropped(dropped: DroppedVideos, output_dir: str | Path, *, is_main_pr
     dropped.path = Path(output_dir) / "dropped_videos.csv"
     if is_main_process:
         dropped.path.parent.mkdir(parents=True, exist_ok=True)
-        with dropped.path.open("w", newline="", encoding="utf-8") as file:
+        # Half a character, which a name in JSON can hold, has no bytes in UTF-8.
+        with dropped.path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "kind", "reason"])
             writer.writerows(_csv_row(id, reason) for id, reason in dropped.items())
         # A console may have no sign for a letter of a foreign name, which must not end the run.
         encoding = sys.stdout.encoding or "utf-8"
-        said = f"{dropped.summary()}; listed in {dropped.path}{dropped.first()}"
+        said = printable(f"{dropped.summary()}; listed in {dropped.path}{dropped.first()}")
         print(said.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     return dropped.path
 
@@ -410,8 +407,8 @@ class VideoTable(Sequence[VideoRecord]):
     ) -> "VideoTable":
         """The videos in all folders below `root`, found by their suffix; ids are paths relative to it.
 
-        Linked folders are entered, except those that lead back into `root` or above it. What else lies there is counted in
-        `dropped.passed_over`. The label of a video is the folder of `root` that it lies in, if any.
+        Linked folders are entered, except those that lead back into `root` or above it. A file with several names, by links, is
+        one video. What else lies there is counted in `dropped.passed_over`. The label of a video is the folder of `root` that it lies in, if any.
 
         Args:
             root, sampling, max_bad_fraction: as in the other methods.
@@ -478,7 +475,7 @@ class VideoTable(Sequence[VideoRecord]):
                 records.append(VideoRecord(f"row {number}", None, caption, label))
                 continue
             name = str(row[video_column])
-            id = f"{name} (row {number})" if name in seen else name
+            id = _text_of(f"{name} (row {number})" if name in seen else name)
             seen.add(name)
             told = None if action_column is None else row[action_column]
             records.append(VideoRecord(id, root / name, caption, label, actions=told))
@@ -591,7 +588,8 @@ class VideoTable(Sequence[VideoRecord]):
 
 
 def _text_of(value) -> str | None:
-    return None if value is None else str(value)
+    """As text that every file and hash can take: half a character, as JSON can name one, is spelled out."""
+    return None if value is None else str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _text_of_path(path: str | Path) -> str:
@@ -600,8 +598,8 @@ def _text_of_path(path: str | Path) -> str:
 
 
 def _find_videos(root: Path) -> tuple[list[Path], Counter[str]]:
-    """Paths below `root`, relative to it, of what is a video by its suffix; and how many files and folders of which kind
-    were passed over."""
+    """Paths below `root`, relative to it, of what is a video by its suffix, each file once; and how many files and folders of
+    which kind were passed over."""
     real_root = Path(os.path.realpath(root))
     paths, passed_over, entered = [], Counter(), set()
 
@@ -609,20 +607,34 @@ def _find_videos(root: Path) -> tuple[list[Path], Counter[str]]:
         passed_over[f"folders that cannot be opened ({error.strerror})"] += 1
 
     for folder, folders, files in os.walk(root, onerror=count_closed, followlinks=True):
-        folders.sort()
-        for name in folders.copy():
+        for name in sorted(folders):
             path = Path(folder, name)
-            if not path.is_symlink():
-                continue
-            target = Path(os.path.realpath(path))
-            if target in entered or target.is_relative_to(real_root) or real_root.is_relative_to(target):
-                passed_over["linked folders that lead back"] += 1
+            target, is_link = Path(os.path.realpath(path)), path.is_symlink()
+            if is_link and (target.is_relative_to(real_root) or real_root.is_relative_to(target)) or target in entered:
+                passed_over["linked folders that lead back" if is_link else "folders entered by another link"] += 1
                 folders.remove(name)
             entered.add(target)
+        folders.sort()
         for name in files:
             path = Path(folder, name)
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 paths.append(path.relative_to(root))
             else:
                 passed_over[path.suffix.lower() or "without a suffix"] += 1
-    return sorted(paths), passed_over
+
+    # One file under two names would be trained on and held out. Of these it keeps the one that is no link.
+    once = {}
+    for path in sorted(paths, key=lambda path: (Path(os.path.realpath(root / path)) != real_root / path, path)):
+        once.setdefault(_identity(root / path), path)
+    if len(once) < len(paths):
+        passed_over["second names of a video"] = len(paths) - len(once)
+    return sorted(once.values()), passed_over
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """The same for all links to a file, soft and hard."""
+    try:
+        stat = path.stat()
+    except OSError:  # a link that leads nowhere, say; the look at the video tells of it
+        return str(path)
+    return stat.st_dev, stat.st_ino

@@ -9,6 +9,7 @@ Frames are `uint8` BGR (H, W, 3), OpenCV's order, and come one at a time, so tha
 
 import csv
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..extras import require
 from ..files import plain_cell
-from ..video_io import VideoReadError
+from ..video_io import VideoReadError, video_header
 
 
 cv2 = require("cv2", "Physics-IQ needs OpenCV", extra="eval")
@@ -55,10 +56,11 @@ def read_frames(path: str | Path, num_frames: int) -> Iterator[np.ndarray]:
     """Yields the first `num_frames` frames of a video as the benchmark's own scorer sees them.
 
     Raises:
-        VideoReadError: fewer frames decode.
+        VideoReadError: fewer frames decode, or it is none of the containers that [`~video_io.read_video`] opens.
     """
+    video_header(path)  # OpenCV has no list of what it may open: it would follow a playlist to other files
     # Every thread of the decoder holds a frame or more, 12 MB each at 4K.
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 2])
+    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 2])
     try:
         for index in range(num_frames):
             decoded, frame = capture.read()

@@ -1,5 +1,6 @@
 """Class → video (paper, §4.3): one token of the class before the clips."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..conditions import Conditions
+from ..data.tables import read_text
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.feed import MicroBatch
 from .conditional_generation import ConditionalTraining, add_condition_tokens, all_records
@@ -27,8 +29,13 @@ def class_names(labels: Sequence[str | None], dataset_file: Path | None = None) 
     index = None if dataset_file is None else dataset_file.with_name("classInd.txt")
     if index is None or dataset_file.suffix != ".txt" or not index.exists():
         return sorted(set(labels))
-    rows = [line.split() for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
-    names = [name for _, name in sorted((int(number), name) for number, name in rows)]
+    rows = {}
+    for line in filter(None, map(str.strip, read_text(index).split("\n"))):
+        row = re.fullmatch(r"(\d+)\s+(.+)", line)  # a name may hold spaces
+        if row is None:
+            raise ValueError(f"{index}: {line!r} is not the number of a class and its name.")
+        rows[int(row[1])] = row[2]
+    names = [name for _, name in sorted(rows.items())]
     unknown = sorted(set(labels) - set(names))
     if unknown:
         raise ValueError(

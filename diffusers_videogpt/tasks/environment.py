@@ -20,7 +20,7 @@ import numpy as np
 
 from ..actions import Actions, ActionSpace
 from ..data.actions import actions_beside, load_actions
-from ..data.videos import VIDEO_SUFFIXES
+from ..files import VIDEO_SUFFIXES
 from ..frame_latents import VideoInput
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import read_video, to_uint8_frames

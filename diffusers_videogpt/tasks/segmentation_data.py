@@ -9,7 +9,6 @@ Shapes: F frames of a video, N frames of a clip, H × W pixels, h × w after sca
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..data.batches import WindowDataset
 from ..data.latents import LatentCache, make_cache_key
 from ..data.sampling import Sampling, Window, seeded_generator
+from ..data.tables import read_text
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..files import hash_file, hash_json, path_inside, read_json
+from ..pictures import opened_picture, read_picture, upright_size
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off, write_run_cache
 from ..training.loading import make_sampling
 from ..training.settings import DataSettings, SamplingSettings, VideoSettings
@@ -82,24 +83,14 @@ def read_mask(path: Path) -> np.ndarray:
         VideoReadError: the file does not decode.
         ValueError: it is a picture in colours, not of ids.
     """
-    with _open(path) as image:
-        if image.mode not in ("P", "L"):
-            raise ValueError(f"{path} is a picture of mode {image.mode}, not a mask: give PNGs of indices, mode P.")
-        return np.asarray(image)
-
-
-def _read_frame(path: Path) -> np.ndarray:
-    with _open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
-            yield image
-    except OSError as error:
+        with opened_picture(path) as image:
+            mode, ids = image.mode, np.asarray(image)
+    except UnidentifiedImageError as error:
         raise VideoReadError(f"{path} does not decode ({error}): copy it again.") from error
+    if mode not in ("P", "L"):
+        raise ValueError(f"{path} is a picture of mode {mode}, not a mask: give PNGs of indices, mode P.")
+    return ids
 
 
 # Videos
@@ -125,8 +116,8 @@ class MaskedVideo:
         return [index for index, path in enumerate(self.frames) if path.stem in self.masks]
 
     def read_frames(self, indices: Sequence[int]) -> np.ndarray:
-        """uint8 (…, H, W, 3). Raises a `ValueError` if the frames differ in size."""
-        frames = [_read_frame(self.frames[index]) for index in indices]
+        """uint8 (…, H, W, 3), upright and on white. Raises a `ValueError` if the frames differ in size."""
+        frames = [read_picture(self.frames[index]) for index in indices]
         for index, frame in zip(indices, frames, strict=True):
             if frame.shape != frames[0].shape:
                 raise ValueError(
@@ -141,12 +132,12 @@ class MaskedVideo:
         for index in indices:
             path = self.masks[self.frames[index].stem]
             mask = read_mask(path)
-            with _open(self.frames[index]) as frame:
-                if mask.shape != (frame.height, frame.width):
-                    raise ValueError(
-                        f"The mask {path} is {_size(mask)}, its frame {frame.width} × {frame.height}: take the masks that "
-                        "belong to these frames, or resize them by nearest neighbour."
-                    )
+            height, width = upright_size(self.frames[index])
+            if mask.shape != (height, width):
+                raise ValueError(
+                    f"The mask {path} is {_size(mask)}, its frame {width} × {height}: take the masks that belong to these "
+                    "frames, or resize them by nearest neighbour."
+                )
             masks.append(mask)
         return np.stack(masks)
 
@@ -163,8 +154,7 @@ class MaskedVideo:
 
     def info(self) -> VideoInfo:
         """Of the annotated frames."""
-        with _open(self.frames[0]) as frame:
-            return VideoInfo(frame.height, frame.width, np.arange(len(self.annotated), dtype=np.float64))
+        return VideoInfo(*upright_size(self.frames[0]), np.arange(len(self.annotated), dtype=np.float64))
 
 
 def _size(picture: np.ndarray) -> str:
@@ -217,7 +207,7 @@ def read_masked_videos(root: str | Path, split: str = "train") -> list[MaskedVid
         if not path.exists():
             known = ", ".join(sorted(x.stem for x in lists.glob("*.txt")))
             raise ValueError(f"There is no split '{split}' in {lists}: choose one of {known}.")
-        names = path.read_text(encoding="utf-8").split()
+        names = read_text(path).split()
     elif meta.exists():
         try:
             names = sorted(read_json(meta)["videos"])

@@ -85,7 +85,7 @@ class SettingsParser(argparse.ArgumentParser):
         self.what = self.prog
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n(--help lists the options)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n(--help lists the options)\n")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         parsed, rest = self.parse_known_args(args, namespace)
@@ -246,6 +246,10 @@ def run_script(main: Callable[[], None]) -> None:
     allow_any_text()
     try:
         main()
+    except SystemExit as refusal:  # a sentence of the run itself, or a status
+        if isinstance(refusal.code, str):
+            raise SystemExit(printable(refusal.code)) from None
+        raise
     except (OSError, ValueError, ImportError) as error:
         if os.environ.get(TRACEBACK):
             raise

@@ -12,7 +12,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from odd_videos import take_decoder_away, write_titled_in_latin_1
+from PIL import Image, features
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands.demo_play import MAX_PLAYED, Plays, buttons_of, keys_of, show_frame
@@ -31,7 +32,7 @@ from diffusers_videogpt.commands.demo_rollout import (
 from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.commands.options import STEPS
 from diffusers_videogpt.film_strips import GIVEN, NEXT, side_by_side
-from diffusers_videogpt.video_io import Video, read_video, write_video
+from diffusers_videogpt.video_io import Video, VideoReadError, read_video, write_video
 
 
 LIMITS = Limits(megabytes=1, seconds=5, megapixels=1)
@@ -52,9 +53,9 @@ def write_broken(folder: Path) -> dict[str, str]:
     write_video(folder / "long.mp4", np.zeros((6, 32, 32, 3), np.uint8), fps=1)
     Image.new("1", (30000, 30000)).save(folder / "bomb.png")
     return {
-        "notes.mp4": "can't be read as a video or a picture",
+        "notes.mp4": "no video that FFmpeg can open",
         "empty.mp4": "is empty (0 bytes)",
-        "cut.mp4": "cut off while it was copied",
+        "cut.mp4": "a download that was cut before its index",
         "long.mp4": "is 6 s long, the limit is 5 s",
         "bomb.png": "this picture is far too large",
     }
@@ -67,7 +68,7 @@ def test_broken_uploads_are_refused_in_words(tmp_path, make_tiny_pipe):
     pipe = make_tiny_pipe()
     said = write_broken(tmp_path)
     (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.4 and so on")
-    said["paper.pdf"] = "Choose a whole MP4"
+    said["paper.pdf"] = "give a whole MP4"
     (tmp_path / "heavy.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes() + bytes(2_000_000))
     said["heavy.mp4"] = "has 2 MB, the limit is 1 MB"
     Image.new("RGB", (1200, 1000)).save(tmp_path / "wide.png")
@@ -84,7 +85,7 @@ def test_broken_uploads_are_refused_in_words(tmp_path, make_tiny_pipe):
     with wave.open(str(tmp_path / "sound.avi"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(800))
-    said["sound.avi"] = "can't be read"
+    said["sound.avi"] = "no video that FFmpeg can open"
     said["gone.mp4"] = "no longer here"
     for name, message in said.items():
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
@@ -107,9 +108,41 @@ def test_a_playlist_that_names_other_files_is_not_followed(tmp_path):
     playlist.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n")
     with av.open(str(playlist)) as container:
         assert container.format.name == "hls"  # left alone, FFmpeg follows it
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(VideoReadError, match="no video that FFmpeg can open"):
         check_upload(playlist, LIMITS)
     assert check_upload(tmp_path / "secret.ts", LIMITS) == (32, 32)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_uploads_are_opened_as_every_reader_opens_them(tmp_path, make_tiny_pipe, suffix):
+    """A title that is not UTF-8 is no reason to refuse a video; a codec without a decoder is, in the reader's words."""
+    path = write_titled_in_latin_1(tmp_path / f"film.{suffix}")
+    assert check_upload(path, LIMITS) == (48, 32)
+    assert read_upload(path, make_tiny_pipe(), SETTINGS, LIMITS).frames.shape == (4, 16, 32, 3)
+    take_decoder_away(path)
+    with pytest.raises(VideoReadError, match=f"^film.{suffix}: this FFmpeg has no decoder"):
+        check_upload(path, LIMITS)
+
+
+def test_pictures_are_looked_at_as_they_are_read(tmp_path, make_tiny_pipe):
+    """What Pillow alone reads right is not asked of FFmpeg."""
+    path = tmp_path / "clear.avif"
+    if "avif" not in features.modules or not features.check("avif"):
+        pytest.skip("this Pillow does not write AVIF")
+    Image.new("RGBA", (48, 32), (0, 0, 255, 0)).save(path)
+    assert (read_upload(path, make_tiny_pipe(), SETTINGS, LIMITS).frames == 255).all()
+
+
+def test_names_of_uploads_do_not_steer_a_terminal(tmp_path):
+    for name, content in (
+        ("a\x1b[2J.mp4", b""),
+        ("b\x1b[2J.mp4", b"no video"),
+        ("c\x1b[2J.png", b"\x89PNG\r\n\x1a\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            check_upload(tmp_path / name, LIMITS)
+        assert str(caught.value).startswith(f"{name[0]}\\x1b[2J"), caught.value
 
 
 def test_short_uploads_give_what_they_have(tmp_path, make_tiny_pipe):

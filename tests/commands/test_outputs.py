@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusers_videogpt.commands.outputs import enlarge, is_video_file, output_paths, scale_to_show
+from diffusers_videogpt.files import VIDEO_SUFFIXES
 
 
 def test_a_path_that_ends_as_a_video_is_a_file(tmp_path):
@@ -13,6 +14,15 @@ def test_a_path_that_ends_as_a_video_is_a_file(tmp_path):
     assert is_video_file(Path("OUT.GIF")) and not is_video_file(Path("run.v2")) and not is_video_file(Path("runs"))
     with pytest.raises(ValueError, match="out.mkv: a video is written as .mp4, .webm, .gif; or name a folder"):
         is_video_file(Path("out.mkv"))
+    others = set(VIDEO_SUFFIXES) - {".mp4", ".webm", ".gif"} | set(
+        [".mts", ".m2ts", ".3gp", ".h264", ".avif", ".TS", ".ogg", ".heic", ".png"]
+    )
+    for suffix in others:
+        with pytest.raises(ValueError, match=f"z{suffix}: a video is written as .mp4"):
+            output_paths(tmp_path / f"z{suffix}", "made")
+    for name in (".mp4", ".MKV", ".gif"):
+        with pytest.raises(ValueError, match=f"give the file a name before the '{name}'"):
+            output_paths(tmp_path / name, "made")
     (tmp_path / "old.mp4").mkdir()  # as this command made it once
     assert output_paths(tmp_path / "old.mp4", "made")[0] == tmp_path / "old.mp4" / "made.mp4"
 
@@ -22,6 +32,17 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "made_2.png").touch()
     assert output_paths(tmp_path, "made") == (tmp_path / "made_3.mp4", tmp_path / "made_3.png")
     assert output_paths(tmp_path, "cat.v1")[0] == tmp_path / "cat.v1.mp4"
+
+
+def test_a_named_file_alone_is_replaced(tmp_path):
+    """Not the picture that happens to be called as its film strip would be; and a play, which saves again and again, adds."""
+    out = tmp_path / "out.mp4"
+    assert output_paths(out, "played", replaces=False) == (out, tmp_path / "out_strip.png")
+    out.touch()
+    (tmp_path / "out_strip.png").touch()
+    assert output_paths(out, "made") == (out, tmp_path / "out_2_strip.png")
+    assert output_paths(out, "played", replaces=False) == (tmp_path / "out_2.mp4", tmp_path / "out_2_strip.png")
+    assert output_paths(tmp_path, "played", replaces=False) == (tmp_path / "played.mp4", tmp_path / "played.png")
 
 
 def test_small_frames_are_enlarged_by_whole_factors():

@@ -80,6 +80,16 @@ def test_keys_in_a_window(model, tmp_path, monkeypatch, capsys):
     assert "arrow keys" in capsys.readouterr().out
 
 
+def test_a_play_keeps_what_is_there(model, tmp_path, capsys):
+    made = tmp_path / "made.mp4"
+    made.write_text("mine")
+    command = ["play", "--model", model, "--actions", "up", "--output", str(made), *QUICK]
+    main(command)
+    main(command)
+    assert made.read_text() == "mine" and "made_3.mp4" in capsys.readouterr().out
+    assert len(read_video(tmp_path / "made_2.mp4").frames) == len(read_video(tmp_path / "made_3.mp4").frames) == 3 + 1
+
+
 def test_the_window_itself():
     """On SDL's driver without a screen, as the tests have it."""
     window = Window("test")

@@ -50,6 +50,9 @@ def test_files_beside_the_videos(folder):
     (folder / "b.actions.npy").unlink()
     (folder / "b.actions.csv").write_text("key\n" + "\n".join(map(str, PRESSED)) + "\n")
     assert told(VideoTable.from_folder(folder, SAMPLING, actions=KEYS)) == [PRESSED, PRESSED]
+    # A blank line above the names, in the encoding of another program.
+    (folder / "b.actions.csv").write_bytes(("\nkey\n" + "\n".join(map(str, PRESSED)) + "\n").encode("utf-16"))
+    assert told(VideoTable.from_folder(folder, SAMPLING, actions=KEYS)) == [PRESSED, PRESSED]
     for name in ("a", "b"):
         (folder / f"{name}.actions.npy").unlink(missing_ok=True)
         rows = "".join(f"{x},{y}\n" for x, y in MOVED)

@@ -1,5 +1,6 @@
 """Which videos are usable, why others are not, and which frames a sample takes: on files made here."""
 
+import codecs
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ import pytest
 from diffusers_videogpt.data.sampling import Sampling, Window, seeded_generator
 from diffusers_videogpt.data.tables import read_table
 from diffusers_videogpt.data.videos import FIRST_TRAINING_SEED, VideoTable, report_dropped, video_of
+from diffusers_videogpt.training.arguments import run_script
 from diffusers_videogpt.video_io import VideoInfo, VideoReadError, read_video, resize_and_crop, write_video
 from diffusers_videogpt.worlds import draw_order, simulate
 
@@ -412,18 +414,27 @@ def test_real_videos(shared_dir):
 
 TWO_ROWS = [{"video": "a.mp4", "caption": "first line\u2028second\u0085third"}, {"video": "b.mp4", "caption": "ok"}]
 LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in TWO_ROWS)
+CSV = "video,caption\na.mp4,first line\u2028second\u0085third\nb.mp4,ok\n"
 TABLES = {
     "separators.jsonl": LINES.encode(),
     "blank.jsonl": f"{LINES}\n\n".encode(),
     "windows.jsonl": LINES.replace("\n", "\r\n").encode(),
     "bom.jsonl": b"\xef\xbb\xbf" + LINES.encode(),
     "utf16.jsonl": LINES.encode("utf-16"),
+    "utf16_big.jsonl": LINES.encode("utf-16-be"),
+    "utf16_little.json": json.dumps(TWO_ROWS).encode("utf-16-le"),
+    "utf16_little.csv": CSV.encode("utf-16-le"),
+    "utf32.jsonl": LINES.encode("utf-32"),
+    "utf32_big.csv": CSV.encode("utf-32-be"),
+    "utf32_mark.csv": codecs.BOM_UTF32_BE + CSV.encode("utf-32-be"),
     "UPPER.JSONL": LINES.encode(),
     "lines.ndjson": LINES.encode(),
     "lines.json": LINES.encode(),
     "list.json": json.dumps(TWO_ROWS).encode(),
-    "table.csv": "video,caption\na.mp4,first line\u2028second\u0085third\nb.mp4,ok\n".encode(),
-    "table.CSV": "video,caption\r\na.mp4,first line\u2028second\u0085third\r\nb.mp4,ok\r\n".encode("utf-16"),
+    "table.csv": CSV.encode(),
+    "table.CSV": CSV.replace("\n", "\r\n").encode("utf-16"),
+    "leading.csv": f"\n \r\n,\n{CSV}".encode(),
+    "leading_mark.csv": f"\n{CSV}".encode("utf-8-sig"),
     "table.tsv": "video\tcaption\na.mp4\tfirst line\u2028second\u0085third\nb.mp4\tok\n".encode("utf-8-sig"),
 }
 
@@ -443,6 +454,13 @@ def test_every_table_is_the_same(tmp_path, name):
             r"line 2 is not UTF-8 \(byte 0xe9\); save the table as UTF-8.*cp1252",
         ),
         ("table.jsonl", b'{"video": "caf\xe9"}', "line 1 is not UTF-8"),
+        ("table.csv", b"\xef\xbb\xbfvideo\ncaf\xe9", r"line 2 is not UTF-8 \(byte 0xe9\)"),
+        (
+            "table.csv",
+            "video\nਗ\na".encode("utf-16-le") + b"\x00",
+            "line 3 is not UTF-16",
+        ),  # ਗ holds the byte of a line feed
+        ("table.csv", "video\na".encode("utf-32") + b"\x00", "line 2 is not UTF-32"),
         ("table.jsonl", b'{"video": "a"}\n\n' + b"[" * 100_000, "line 3 is no JSON"),
         ("table.json", b'[{"video": "a"}, 3]', "row 2 is 3, not an object"),
         ("table.xlsx", b"PK", "a table of videos ends in .csv, .tsv"),
@@ -453,6 +471,21 @@ def test_tables_that_are_none(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / name)
+
+
+def test_a_header_does_not_steer_the_terminal_of_a_script(tmp_path):
+    (tmp_path / "table.csv").write_text("file\x1b[2J\na.mp4\n")
+    with pytest.raises(SystemExit) as said:
+        run_script(lambda: VideoTable.from_table(tmp_path / "table.csv", Sampling(8)))
+    assert "\x1b" not in str(said.value) and r"no column 'video', only file\x1b[2J" in str(said.value)
+
+    def refuse(code):
+        raise SystemExit(code)
+
+    for code, expected in (("run\x1b[2J is there", r"run\x1b[2J is there"), (3, 3)):
+        with pytest.raises(SystemExit) as said:
+            run_script(lambda code=code: refuse(code))
+        assert said.value.code == expected
 
 
 def test_names_with_spaces_in_lists(tmp_path):
@@ -492,6 +525,48 @@ def test_linked_folders_and_other_files_are_counted(tmp_path):
         "0 of 2 videos dropped; besides 7 not looked at (4 linked folders that lead back, 2 .txt"
         in table.dropped.summary()
     )
+
+
+def test_a_file_with_several_names_is_one_video(tmp_path):
+    """Else it would be trained on and held out."""
+    root, elsewhere = tmp_path / "videos", tmp_path / "elsewhere"
+    write(root / "own" / "b.mp4", 8)
+    write(elsewhere / "sub" / "deeper" / "c.mp4", 8)
+    write(elsewhere / "d.mp4", 8)
+    for name, target in (("l1", elsewhere), ("l2", elsewhere / "sub"), ("l3", elsewhere / "sub" / "deeper")):
+        (root / name).symlink_to(target, target_is_directory=True)
+    (root / "a.mp4").symlink_to(root / "own" / "b.mp4")
+    (root / "e.mp4").symlink_to(elsewhere / "d.mp4")
+    os.link(root / "own" / "b.mp4", root / "own" / "c.mp4")
+    (root / "nowhere.mp4").symlink_to(tmp_path / "missing.mp4")
+    (root / "nothing.mp4").symlink_to(tmp_path / "missing.mp4")
+    table = VideoTable.from_folder(root, Sampling(8))
+    assert sorted(os.path.realpath(record.source) for record in table) == [
+        str(elsewhere / "d.mp4"),
+        str(elsewhere / "sub" / "deeper" / "c.mp4"),
+        str(root / "own" / "b.mp4"),
+    ]
+    assert [record.id for record in table] == ["e.mp4", "l3/c.mp4", "own/b.mp4"]
+    assert list(table.dropped) == ["nothing.mp4", "nowhere.mp4"]
+    assert table.dropped.passed_over == {"folders entered by another link": 2, "second names of a video": 3}
+
+
+def test_a_name_with_half_a_character_is_one_dropped_video(tmp_path, capsys):
+    write(tmp_path / "a.mp4", 8)
+    rows = [
+        r'{"video": "\ud800.mp4", "caption": "", "label": ""}',
+        r'{"video": "a.mp4", "caption": "x\udfff", "label": "\ud800"}',
+    ]
+    (tmp_path / "table.jsonl").write_text("\n".join(rows))
+    table = VideoTable.from_table(
+        tmp_path / "table.jsonl", Sampling(8), caption_column="caption", label_column="label", max_bad_fraction=0.5
+    )
+    path = report_dropped(table.dropped, tmp_path / "run")
+    assert r"\ud800.mp4" in capsys.readouterr().out and r"\ud800.mp4" in path.read_text(encoding="utf-8")
+    assert list(table.dropped) == [r"\ud800.mp4"] and table[0].caption == r"x\udfff" and table[0].label == r"\ud800"
+    table.dropped.max_bad_fraction = 1
+    table.dropped.add("\ud801", "unreadable: \ud802")
+    assert r"\ud801,unreadable,\ud802" in path.read_text(encoding="utf-8")
 
 
 def test_names_of_any_bytes_are_ids(tmp_path, capsys):

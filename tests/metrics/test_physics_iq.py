@@ -7,6 +7,7 @@ import shutil
 import tracemalloc
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -239,6 +240,11 @@ def test_frames_are_read_like_anywhere_else_and_in_full(tmp_path):
     assert len(list(read_frames(path, 4))) == 4
     with pytest.raises(VideoReadError, match=r"video\.mp4: 6 frames decode, 7 are needed"):
         list(read_frames(path, 7))
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile {path.name}\n")
+    assert cv2.VideoCapture(str(playlist), cv2.CAP_FFMPEG).read()[0]  # left alone, OpenCV follows it
+    with pytest.raises(VideoReadError, match="list.mp4: no video that FFmpeg can open"):
+        list(read_frames(playlist, 4))
 
 
 def test_masks_as_the_reference_stores_them(tmp_path):

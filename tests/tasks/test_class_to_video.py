@@ -12,6 +12,11 @@ def test_names_in_order(tmp_path):
     assert class_names(["run", "jump"], split) == ["jump", "run"]
     (tmp_path / "classInd.txt").write_text("2 jump\n1 run\n10 swim\n\n")
     assert class_names(["run", "jump"], split) == ["run", "jump", "swim"]
+    (tmp_path / "classInd.txt").write_bytes("2 jump  high\r\n1\tApply Eye Makeup\r\n".encode("utf-16"))
+    assert class_names(["Apply Eye Makeup"], split) == ["Apply Eye Makeup", "jump  high"]
+    (tmp_path / "classInd.txt").write_text("1 run\njump\n")
+    with pytest.raises(ValueError, match="classInd.txt: 'jump' is not the number of a class and its name"):
+        class_names(["run"], split)
 
 
 def test_videos_without_a_class(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from masked_videos import make_davis, make_youtube_vos
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.tasks.segmentation_data import (
@@ -53,6 +53,8 @@ def test_masks_are_written_as_davis_has_them(tmp_path):
 
 
 def test_davis(davis):
+    assert [video.name for video in read_masked_videos(davis, "val")] == ["cow"]
+    (davis / "ImageSets" / "2017" / "val.txt").write_text("cow\n", encoding="utf-8-sig")
     assert [video.name for video in read_masked_videos(davis, "val")] == ["cow"]
     videos = read_masked_videos(davis)
     assert [video.name for video in videos] == ["ant", "bee"] and videos[0].annotated == list(range(6))
@@ -103,6 +105,29 @@ def test_masks_of_another_size(davis):
     video = read_masked_videos(davis)[0]
     with pytest.raises(ValueError, match=r"00002.png is 16 × 16, its frame 48 × 32"):
         video.read(range(6))
+
+
+def test_frames_are_read_as_every_other_picture(davis):
+    """Grey of 16 bits, transparency, and turning by EXIF; masks are as they are stored."""
+    frames = davis / "JPEGImages" / "480p" / "ant"
+    for path in frames.glob("*.jpg"):
+        path.unlink()
+    for t in range(6):
+        grey = np.full((32, 48), 257 * 40 * t, np.uint16)
+        Image.fromarray(grey).save(frames / f"{t:05d}.png")
+    video = read_masked_videos(davis)[0]
+    np.testing.assert_array_equal(video.read_frames(range(6))[:, 0, 0, 0], [0, 40, 80, 120, 160, 200])
+    Image.new("RGBA", (48, 32), (0, 0, 255, 0)).save(frames / "00001.png")
+    assert (video.read_frames([1]) == 255).all()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for t in range(6):
+        Image.new("RGB", (32, 48), "red").save(frames / f"{t:05d}.png", exif=exif)
+    turned, masks = video.read(range(6))
+    assert turned.shape[1:3] == masks.shape[1:] == (32, 48) == (video.info().height, video.info().width)
+    (frames / "00003.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    with pytest.raises(VideoReadError, match="00003.png: no picture that can be read"):
+        video.read_frames([3])
 
 
 def test_short_videos_are_left_out(davis):

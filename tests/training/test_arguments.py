@@ -99,6 +99,15 @@ def test_a_file_with_an_option_of_another_script(tmp_path, capsys):
         assert message in refusal(capsys, "--output_dir", "out", "--config", file, settings=Small)
 
 
+def test_what_was_typed_does_not_steer_a_terminal(tmp_path, capsys):
+    (tmp_path / "file.yaml").write_text('"max_\\e[2J": 3\n')
+    for wrong in (["--max_train_steps", "\x1b[2J"], ["\x1b[2J"], ["--\x1b[2J"], ["--config", tmp_path / "\x1b[2J"]):
+        said = refusal(capsys, *DATA, *wrong)
+        assert "\x1b" not in said and r"\x1b[2J" in said
+    said = refusal(capsys, *DATA, "--config", tmp_path / "file.yaml")
+    assert "\x1b" not in said and r"there is no argument 'max_\x1b[2J'" in said
+
+
 def settings_of(script: Path):
     """The settings that a script composes."""
     names = runpy.run_path(str(script))
