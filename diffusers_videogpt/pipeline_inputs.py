@@ -15,12 +15,12 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from .actions import Actions
 from .clips import equal_clip_lengths
+from .config_values import MOST_FRAMES
 from .frame_latents import VideoInput, check_vae
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NUM_STEPS = 50  # denoising steps a clip, as in the paper, of a model that tells no number of its own
-MOST_FRAMES = 10**6  # of one call
 
 
 @dataclass(kw_only=True)

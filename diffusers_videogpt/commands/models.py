@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config_values import check_label_names, check_whole_number
 from ..extras import QUANTIZERS, importing_libraries, leave_out
 from ..files import read_json
 from ..registration import PACKAGE
@@ -18,6 +19,8 @@ from ..registration import PACKAGE
 
 # What the pipeline has where `model_index.json` says nothing.
 DEFAULTS = {"frames_per_clip": 16, "max_context_frames": 80, "longest_side": 320}
+# What a command reads of the network's configuration → the most that it can be, as in `config_values`.
+NETWORK = {"patch_size": 64, "pos_embed_max_size": 4096, "num_classes": 10**6, "num_actions": 10**6}
 NOTE = """note: this model was trained on {trained_on}, and on nothing else: whatever it is given, it goes on as that would.
 For videos of another kind, name a model that knows them by --model, or train this one on some with
 training_scripts/train_videogpt_lora.py and add what that makes by --lora."""
@@ -42,31 +45,42 @@ class SavedModel:
         """A setting of `DEFAULTS`.
 
         Raises:
-            ValueError: it is no whole number of 1 or more.
+            ValueError: it is no whole number of 1 or more, or too large.
         """
         value = self.index.get(setting, DEFAULTS[setting])
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"{self.name}: `{setting}` in model_index.json is {value!r}, not a whole number of 1 or more."
-            )
+        self._check("model_index.json", setting, value, at_most=10**6)
         return value
+
+    def _check(self, file: str, setting: str, value: Any, *, at_most: int) -> None:
+        try:
+            check_whole_number(setting, value, at_most=at_most)
+        except ValueError as error:
+            wanted = f"not a whole number in 1..{at_most}"
+            raise ValueError(f"{self.name}: `{setting}` in {file} is {value!r}, {wanted}.") from error
 
     def check_settings(self) -> None:
         """Raises a `ValueError` for a setting of another kind than it should have."""
         for setting in DEFAULTS:
             self.number(setting)
-        names = self.index.get("id2label")
-        if names is not None and not isinstance(names, dict):
-            raise ValueError(f"{self.name}: `id2label` in model_index.json is no object of numbers and names.")
+        for setting, at_most in NETWORK.items():
+            if self.transformer.get(setting) is not None:
+                self._check("transformer/config.json", setting, self.transformer[setting], at_most=at_most)
+        try:
+            check_label_names(self.index.get("id2label"))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: in model_index.json, {error}") from error
 
     @property
     def size_multiple(self) -> int:
         """Height and width of a frame are divisible by this: a patch in pixels."""
         blocks = self.vae.get("block_out_channels") or self.vae.get("encoder_block_out_channels")
-        patch_size = self.transformer.get("patch_size", 2)
-        return (2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8) * (
-            patch_size if isinstance(patch_size, int) else 2
-        )
+        pixels_per_latent = 2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8
+        return pixels_per_latent * self.transformer.get("patch_size", 2)
+
+    @property
+    def largest_side(self) -> int:
+        """The most pixels of a frame's height and width: the network knows so many places for patches in a row."""
+        return self.transformer.get("pos_embed_max_size", 192) * self.size_multiple
 
     @property
     def is_quantized(self) -> bool:
@@ -94,6 +108,15 @@ class SavedModel:
                     f"{option} must be divisible by {multiple}, got {value}: the nearest are "
                     f"{' and '.join(map(str, nearest))}."
                 )
+        self.check_fits(height or 0, width or 0)
+
+    def check_fits(self, height: int, width: int) -> None:
+        """Raises a `ValueError` if frames are larger than any that the network has places for."""
+        if max(height, width) > self.largest_side:
+            raise ValueError(
+                f"Frames of {width} × {height} are too large for the model in {self.name}, whose frames have at most "
+                f"{self.largest_side} pixels along each side: give a smaller --height and --width."
+            )
 
     def read_class(self, text: str) -> int | str:
         """The class that `--class-label` names, by name or number.
@@ -107,12 +130,12 @@ class SavedModel:
         names = self.index.get("id2label") or {}
         if text in names.values():
             return text
-        if text.isdecimal() and int(text) < num_classes:
+        if text.isdecimal() and len(text) < 10 and int(text) < num_classes:
             return int(text)
         near = difflib.get_close_matches(text, names.values(), n=3) or list(names.values())[:10]
         known = f"do you mean {', '.join(map(repr, near))}?" if near else f"they are numbers, 0 to {num_classes - 1}."
         raise ValueError(
-            f"--class-label: Unknown class {text!r} among the {num_classes} classes of this model: {known}"
+            f"--class-label: Unknown class {text[:80]!r} among the {num_classes} classes of this model: {known}"
         )
 
     def check_text(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import check_output, finite_float, natural_int, positive_float, positive_int
+from ..arguments import check_output, finite_float, natural_int, number_of_frames, number_of_steps
 from ..console import say
 from .models import QUANTIZERS, check_loras, leave_out, load_pipeline, look_at_model, refuse_missing
 from .options import (
@@ -16,9 +16,11 @@ from .options import (
     add_lora_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
+    parse_rate,
     parse_source,
 )
-from .outputs import enlarge, is_video_file, output_paths, scale_to_show
+from .outputs import check_written_rate, enlarge, is_video_file, output_paths, scale_to_show
 
 
 KEYS = "arrow keys and digits act, R goes back, S saves, Escape ends"
@@ -33,6 +35,7 @@ def play(args: argparse.Namespace) -> None:
     """Plays in a model that was trained on actions: by keys in a window, or by --actions without one. Begins with VIDEO, or
     with a scene of the simulator; what was seen is written as a video and a film strip."""
     check_output(args.output.parent if is_video_file(args.output) else args.output)
+    check_written_rate(args.output, args.fps)
     refuse_missing(args.video, "video")
     saved = look_at_model(args.model)
     num_actions = saved.transformer.get("num_actions")
@@ -149,19 +152,19 @@ def add_play_command(commands) -> None:
         help="of the actions in order; keys do what has their name: left, right, up, down, and stay without a key. "
         "Default: those of the steered world, for a model of five",
     )
-    command.add_argument("--num-history-frames", type=positive_int, default=8, help="looked back on (default: 8)")
+    command.add_argument("--num-history-frames", type=number_of_frames, default=8, help="looked back on (default: 8)")
     command.add_argument(
-        "--frames-per-step", type=positive_int, default=1, help="that an action leads to (default: 1)"
+        "--frames-per-step", type=number_of_frames, default=1, help="that an action leads to (default: 1)"
     )
     command.add_argument(
-        "--steps", type=positive_int, default=PLAY_STEPS, help="denoising steps of these (default: %(default)s)"
+        "--steps", type=number_of_steps, default=PLAY_STEPS, help="denoising steps of these (default: %(default)s)"
     )
     command.add_argument(
         "--guidance-scale", type=finite_float, default=1.0, help="history guidance (default: 1, none)"
     )
     command.add_argument("--action-guidance-scale", type=finite_float, default=1.0, help="default: 1, none")
-    command.add_argument("--fps", type=positive_float, default=12.0, help="frames a second, at most (default: 12)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--fps", type=parse_rate, default=12.0, help="frames a second, at most (default: 12)")
+    add_seed_argument(command)
     add_device_argument(command)
     add_dtype_argument(command)
     add_output_argument(command, "videogpt_output", help="folder, or a file that ends in .mp4, .webm or .gif")

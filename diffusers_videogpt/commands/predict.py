@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import SAMPLE_VIDEO
-from ..arguments import check_output, finite_float, positive_float, positive_int
+from ..arguments import check_output, finite_float, number_of_frames, positive_int
 from ..console import progress_options, say
 from .models import SavedModel, check_loras, load_pipeline, look_at_model, note_on_training, refuse_missing
 from .options import (
@@ -23,11 +23,20 @@ from .options import (
     add_lora_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
     add_steps_argument,
+    parse_rate,
     parse_source,
     rollout_options,
 )
-from .outputs import enlarge, is_video_file, output_paths, scale_to_show
+from .outputs import (
+    check_scale,
+    check_written_rate,
+    enlarge,
+    is_video_file,
+    output_paths,
+    scale_to_show,
+)
 
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
@@ -219,10 +228,11 @@ def predict(args: argparse.Namespace) -> None:
     else:
         with stopwatch(timings, "read the video"):
             given = read_given(args, saved, source, num_history)
-    if args.output.suffix.lower() == ".gif" and given.fps > 50:
-        raise ValueError(
-            f"--output {args.output}: a GIF shows at most 50 frames a second: give --fps, or name an .mp4."
-        )
+    check_written_rate(args.output, given.fps)
+    height, width = given.frames.shape[1:3]
+    saved.check_fits(height, width)
+    scale = args.scale or scale_to_show(height, width)
+    check_scale(scale, len(given.frames) + given.num_predicted, height, width)
     say(*given.about, *differences)
     if not is_sample and not is_from_nothing and (note := note_on_training(saved, args.lora)):
         say(note)
@@ -237,7 +247,7 @@ def predict(args: argparse.Namespace) -> None:
             pipe.scheduler = NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver=args.solver)
     predicted = roll_out(args, pipe, given, conditions, timings)
     with stopwatch(timings, "write"):
-        paths = write(args, source, given, predicted, is_from_nothing)
+        paths = write(args, source, given, predicted, scale=scale, is_from_nothing=is_from_nothing)
     say(", ".join(f"{part} {seconds:.1f} s" for part, seconds in timings.items()), *paths)
 
 
@@ -274,9 +284,15 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
 
 
 def write(
-    args: argparse.Namespace, source: Path | None, given: Given, predicted: np.ndarray, is_from_nothing: bool
+    args: argparse.Namespace,
+    source: Path | None,
+    given: Given,
+    predicted: np.ndarray,
+    *,
+    scale: int,
+    is_from_nothing: bool,
 ) -> list[str]:
-    """Writes the video and the film strip; returns lines that say where."""
+    """Writes the video, enlarged `scale` times, and the film strip; returns lines that say where."""
     from ..film_strips import write_film_strip
     from ..video_io import write_video
 
@@ -285,7 +301,6 @@ def write(
     video_path, strip_path = output_paths(args.output, name)
     replaced = " (in the place of the one that was there)" if video_path.exists() else ""
     height, width = predicted.shape[1:3]
-    scale = args.scale or scale_to_show(height, width)
     frames = np.concatenate([given.frames, predicted])
     write_video(video_path, enlarge(frames, scale), fps=given.fps)
     rows = {label: frames}
@@ -306,16 +321,16 @@ def add_predict_command(commands) -> None:
     add_model_argument(command)
     add_lora_argument(command)
     command.add_argument(
-        "--num-history-frames", type=positive_int, help="give only the first N frames; the rest is shown as truth"
+        "--num-history-frames", type=number_of_frames, help="give only the first N frames; the rest is shown as truth"
     )
     command.add_argument(
         "--num-frames",
-        type=positive_int,
+        type=number_of_frames,
         help="frames to predict; default: as many as the truth has, or two clips, or from nothing one",
     )
     add_frames_per_clip_argument(command)
     command.add_argument(
-        "--max-context-frames", type=positive_int, help="the most frames looked back on; default: the model's own"
+        "--max-context-frames", type=number_of_frames, help="the most frames looked back on; default: the model's own"
     )
     command.add_argument(
         "--guidance-scale", type=finite_float, help="history guidance, 1 for none; default: the model's own"
@@ -337,9 +352,9 @@ def add_predict_command(commands) -> None:
     )
     command.add_argument("--width", type=positive_int)
     command.add_argument(
-        "--fps", type=positive_float, help="frames a second to read and write at; default: the video's own, or 12"
+        "--fps", type=parse_rate, help="frames a second to read and write at; default: the video's own, or 12"
     )
-    command.add_argument("--seed", type=int, default=0)
+    add_seed_argument(command)
     add_device_argument(command)
     add_dtype_argument(command)
     command.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ...arguments import check_output, positive_float, positive_int
+from ...arguments import check_output, number_of_frames, positive_int
 from ...console import progress_options, say
 from ..models import check_loras, load_pipeline, look_at_model, refuse_missing
 from ..options import (
@@ -14,7 +14,9 @@ from ..options import (
     add_lora_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
     add_steps_argument,
+    parse_rate,
     rollout_options,
 )
 
@@ -72,8 +74,10 @@ def add_videos_benchmark(benchmarks) -> None:
     command.add_argument("--data", type=Path, required=True, help="folder of videos")
     add_model_argument(command)
     add_lora_argument(command)
-    command.add_argument("--num-given", type=positive_int, default=8, help="frames shown (default: %(default)s)")
-    command.add_argument("--num-frames", type=positive_int, default=8, help="frames predicted (default: %(default)s)")
+    command.add_argument("--num-given", type=number_of_frames, default=8, help="frames shown (default: %(default)s)")
+    command.add_argument(
+        "--num-frames", type=number_of_frames, default=8, help="frames predicted (default: %(default)s)"
+    )
     command.add_argument("--frame-interval", type=positive_int, default=1, help="source frames from one to the next")
     command.add_argument("--windows-per-video", type=positive_int, default=1)
     command.add_argument(
@@ -83,8 +87,8 @@ def add_videos_benchmark(benchmarks) -> None:
     add_frames_per_clip_argument(command)
     add_guidance_argument(command)
     add_steps_argument(command)
-    command.add_argument("--fps", type=positive_float, default=8, help="of the written videos (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
+    command.add_argument("--fps", type=parse_rate, default=8, help="of the written videos (default: %(default)s)")
+    add_seed_argument(command, help="of the windows and the noise")
     add_device_argument(command)
     command.add_argument(
         "--measures",
