@@ -34,12 +34,15 @@ class SavedModel:
         name: its folder, or id on the Hub.
         index: `model_index.json`.
         transformer, vae: their `config.json`; empty where there is none.
+        settings: what the loaded pipeline has in the place of its own settings, and its scheduler's `solver`: as a LoRA was
+            trained, or as was asked for.
     """
 
     name: str
     index: dict[str, Any]
     transformer: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def number(self, setting: str) -> int:
         """A setting of `DEFAULTS`.
@@ -275,7 +278,7 @@ def load_pipeline(
     """Loads the pipeline and its LoRAs.
 
     Args:
-        saved: by [`look_at_model`].
+        saved: by [`look_at_model`], and with LoRAs by [`~loras.follow_lora`].
         device: as it was typed; by default the best one here.
         dtype: name of a dtype of PyTorch.
         loras: pairs of source and weight, all active together.
@@ -293,6 +296,7 @@ def load_pipeline(
         import torch
 
         from ..pipeline_videogpt import VideoGPTPipeline
+        from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 
     with told_of(f"the model in {saved.name}"):
         pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)
@@ -303,6 +307,11 @@ def load_pipeline(
             pipe.load_lora_weights(fetched or source, adapter_name=name)
     if loras:
         pipe.set_adapters(names, [weight for _, weight in loras])
+    settings = dict(saved.settings)
+    solver = settings.pop("solver", None)
+    pipe.register_to_config(**settings)
+    if solver is not None:
+        pipe.scheduler = NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver=solver)
     return pipe
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from .. import SAMPLE_VIDEO
 from ..arguments import check_output, finite_float, number_of_frames, positive_int
 from ..console import progress_options, say
+from .loras import differences, follow_lora
 from .models import SavedModel, check_loras, load_pipeline, look_at_model, note_on_training, refuse_missing
 from .options import (
     add_command,
@@ -41,8 +42,6 @@ from .outputs import (
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
 MOST_FRAMES = 240  # predicted where --num-frames does not say how many: a film's truth may have thousands
-# What a distilled LoRA tells of how it is sampled: the option → its name there
-DISTILLED = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "solver": "solver"}
 PICTURE_FPS = 12.0  # of an animated picture and of what is made from nothing, which have no rate of their own
 
 
@@ -96,38 +95,6 @@ def read_conditions(args: argparse.Namespace, saved: SavedModel) -> dict[str, An
         "negative_prompt": args.negative_prompt,
         "condition_guidance_scale": args.condition_guidance_scale,
     }
-
-
-def follow_loras(args: argparse.Namespace, trained_with: list[dict[str, Any]]) -> list[str]:
-    """Predicts as the first LoRA was trained, where the options say nothing; returns a line for each difference that is left.
-
-    Args:
-        args: options that were not given are set: rate, size, frames of a clip; of a distilled one also steps, guidance
-            and solver.
-        trained_with: of each LoRA, from [`~models.check_loras`].
-    """
-    if not trained_with:
-        return []
-    first, lines = trained_with[0], []
-    asks_for_size = args.height is not None or args.width is not None
-    for option in ("fps", "frames_per_clip", "height", "width"):
-        if getattr(args, option) is None and not (asks_for_size and option in ("height", "width")):
-            setattr(args, option, first.get(option))
-    for option, name in DISTILLED.items():
-        if getattr(args, option) is None:
-            setattr(args, option, first.get(name))
-    is_one_clip = str(first.get("clips", "")).startswith("first:")
-    if args.num_frames is None and args.num_history_frames is None and is_one_clip:
-        args.num_frames = first.get("frames_per_clip")
-    for (source, _), known in zip(args.lora, trained_with, strict=True):
-        for option in ("fps", "frames_per_clip", "height", "width"):
-            asked, learnt = getattr(args, option), known.get(option)
-            if asked is not None and learnt is not None and asked != learnt:
-                name = option.replace("_", "-")
-                lines.append(
-                    f"note: {source} was trained with --{name} {learnt:g}, this is with {asked:g}: it may do worse."
-                )
-    return lines
 
 
 def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
@@ -218,9 +185,13 @@ def predict(args: argparse.Namespace) -> None:
     saved.check_size(args.height, args.width)
     conditions = read_conditions(args, saved)
     trained_with = check_loras(args.lora)
-    differences = follow_loras(args, trained_with)
-    if trained_with and args.height is None and trained_with[0].get("longest_side"):
-        saved = replace(saved, index=saved.index | {"longest_side": trained_with[0]["longest_side"]})
+    saved = follow_lora(args, saved, trained_with)
+    if args.solver is not None:
+        saved = replace(saved, settings=saved.settings | {"solver": args.solver})
+    if trained_with and args.num_frames is None and args.num_history_frames is None:
+        first = trained_with[0]
+        if str(first.get("clips", "")).startswith("first:"):  # it predicts one clip
+            args.num_frames = first.get("frames_per_clip")
     saved.check_size(args.height, args.width)
     timings: dict[str, float] = {}
     if is_from_nothing:
@@ -233,7 +204,7 @@ def predict(args: argparse.Namespace) -> None:
     saved.check_fits(height, width)
     scale = args.scale or scale_to_show(height, width)
     check_scale(scale, len(given.frames) + given.num_predicted, height, width)
-    say(*given.about, *differences)
+    say(*given.about, *differences(args, saved, trained_with))
     if not is_sample and not is_from_nothing and (note := note_on_training(saved, args.lora)):
         say(note)
 
@@ -241,10 +212,6 @@ def predict(args: argparse.Namespace) -> None:
         unused = ("scipy",) if args.lora or saved.needs_transformers else ("scipy", "peft", "transformers")
         pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=unused)
         pipe.set_progress_bar_config(**progress_options())
-        if args.solver is not None:
-            from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
-
-            pipe.scheduler = NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver=args.solver)
     predicted = roll_out(args, pipe, given, conditions, timings)
     with stopwatch(timings, "write"):
         paths = write(args, source, given, predicted, scale=scale, is_from_nothing=is_from_nothing)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...arguments import check_output, number_of_frames, positive_int
 from ...console import progress_options, say
+from ..loras import differences, follow_lora
 from ..models import check_loras, load_pipeline, look_at_model, refuse_missing
 from ..options import (
     add_command,
@@ -27,7 +28,12 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     check_output(args.output)
     saved = look_at_model(args.model)
     saved.check_size(args.height, args.width)
-    check_loras(args.lora)
+    trained_with = check_loras(args.lora)
+    saved = follow_lora(args, saved, trained_with, options=("height", "width"))
+    saved.check_size(args.height, args.width)
+    rate = "videos are read at their own rate, by --frame-interval"
+    if told := differences(args, saved, trained_with, unread_rate=rate):
+        say(*told)
     pipe = load_pipeline(saved, device=args.device, loras=args.lora)
     pipe.set_progress_bar_config(**progress_options())
     from ...data.sampling import Sampling
