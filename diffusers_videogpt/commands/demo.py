@@ -27,8 +27,7 @@ def demo(args: argparse.Namespace) -> None:
     saved = look_at_model(args.model)
     trained_with = check_loras(args.lora)
     saved = follow_lora(args, saved, trained_with, options=())
-    if told := differences(args, saved, trained_with, unread_rate="on the page, choose it under Read fps"):
-        say(*told)
+    say(*differences(args, saved, trained_with, unread_rate="on the page, choose it under Read fps"))
     pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora)
     pipe.set_progress_bar_config(disable=True)
     from .demo_page import running_page

@@ -65,8 +65,7 @@ def play(args: argparse.Namespace) -> None:
     if window is not None and not window.has_screen:
         raise ValueError("There is no screen for a window here: give --actions, as in --actions 'right*8 up*4'.")
     given = read_start(args, saved)
-    if told := differences(args, saved, trained_with):
-        say(*told)
+    say(*differences(args, saved, trained_with))
     leave_out(() if saved.is_quantized else QUANTIZERS)
     from ..tasks.playing import Player
     from ..tasks.world_model import WorldModel

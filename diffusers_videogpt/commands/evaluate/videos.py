@@ -32,8 +32,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     saved = follow_lora(args, saved, trained_with, options=("height", "width"))
     saved.check_size(args.height, args.width)
     rate = "videos are read at their own rate, by --frame-interval"
-    if told := differences(args, saved, trained_with, unread_rate=rate):
-        say(*told)
+    say(*differences(args, saved, trained_with, unread_rate=rate))
     pipe = load_pipeline(saved, device=args.device, loras=args.lora)
     pipe.set_progress_bar_config(**progress_options())
     from ...data.sampling import Sampling
