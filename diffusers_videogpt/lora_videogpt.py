@@ -25,8 +25,8 @@ from .diffusers_internals import (
     fetch_lora_state_dict,
     unscale_lora_layers,
 )
-from .lora_formats import convert_from_other_tools, is_of_other_tools, to_plain_form
-from .saved_models import TRAINED_WITH
+from .lora_formats import convert_from_other_tools, to_plain_form
+from .saved_models import OURS, TRAINED_WITH, is_of_other_tools
 from .transformer_videogpt import VideoGPTTransformerModel
 from .weights import save_tensors
 
@@ -382,6 +382,8 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
     ) -> None:
         """Loads a LoRA and makes it the active one; [`set_adapters`] mixes several.
 
+        As in every pipeline of diffusers, a file with no keys of this model is logged as a warning, and nothing is loaded.
+
         Args:
             pretrained_model_name_or_path_or_dict: a safetensors file, a folder with one, a Hub id, or the tensors, which
                 have no metadata: their α is the rank.
@@ -419,19 +421,25 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         metadata: dict[str, Any] | None = None,
         _pipeline=None,
     ) -> None:
-        """Loads what [`~VideoGPTLoraLoaderMixin.lora_state_dict`] returned, once it is known to fit."""
+        """Loads what [`~VideoGPTLoraLoaderMixin.lora_state_dict`] returned, once it is known to fit.
+
+        Tensors that are a LoRA's, and of other models alone, are not loaded, which diffusers logs as a warning.
+        """
         if adapter_name is not None and "." in adapter_name:
             raise ValueError(
                 f"`adapter_name` becomes part of module names and can't have a dot, got {adapter_name!r}."
             )
+        if all("lora" in key and not key.startswith(OURS) for key in state_dict):
+            # A LoRA of other models alone: as in every pipeline of diffusers, that is logged, and nothing is loaded.
+            transformer.load_lora_adapter(state_dict, prefix=cls.transformer_name)
+            return
         layers = _split_by_layer(state_dict)
         _check_fit(transformer, layers)
-        prefix = f"{cls.transformer_name}."
         config, _ = _config_and_training(layers, metadata)
         if hotswap:
             _check_hotswap(transformer, layers, config, adapter_name)
         transformer.load_lora_adapter(
-            {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()},
+            {key.removeprefix(OURS): tensor for key, tensor in state_dict.items()},
             prefix=None,
             adapter_name=adapter_name,
             metadata=config,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_transformers import pipe_without_vae
 
 from diffusers_videogpt import VideoGPTPipeline
+from diffusers_videogpt.commands.main import main
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -389,22 +391,31 @@ UNFIT = {
         rename("attn.to_q", "norm1"),
         r"blocks\.0\.norm1: this model has no such linear",
     ),
-    "no prefix": (
+    "no LoRA at all": (
         {},
-        rename("transformer.transformer_blocks", "transformer_blocks"),
-        r"no LoRA.*transformer_blocks\.0",
+        rename(".lora_", "."),
+        r"no LoRA of a Video-GPT transformer: transformer\.transformer_blocks",
     ),
-    "another component": (
+    "another component's weights": (
         {},
-        rename("transformer.", "unet."),
+        lambda tensors: rename("transformer.", "unet.")(tensors) or rename(".lora_", ".")(tensors),
         r"no LoRA of a Video-GPT transformer: unet\.transformer_blocks",
+    ),
+    "another component's too": (
+        {},
+        lambda tensors: tensors.update({f"unet.{key}": tensor.clone() for key, tensor in tensors.items()}),
+        r"no LoRA of a Video-GPT transformer: unet\.transformer\.transformer_blocks",
     ),
     "trained biases": ({"lora_bias": True}, None, r"no LoRA.*attn\.to_\w.*lora_B\.bias"),
     "another kind of adapter": ({}, rename("lora_A", "lokr_w1"), r"no LoRA.*attn\.to_\w.*lokr_w1\.weight"),
     "NaN": ({}, make_nan, r"blocks\.1\.attn\.to_k\.lora_B\.weight has NaN or infinite values"),
     "a factor missing": ({}, drop_a_factor, r"blocks\.1\.attn\.to_k lacks lora_B\.weight"),
     "factors of two ranks": ({}, make_the_factors_differ, r"to_q\.lora_B\.weight is \(32, 4\), not \(32, 3\)"),
-    "empty": ({}, dict.clear, "no LoRA of a Video-GPT transformer: it is empty"),
+}
+UNRELATED = {
+    "no prefix": rename("transformer.transformer_blocks", "transformer_blocks"),
+    "another component": rename("transformer.", "unet."),
+    "empty": dict.clear,
 }
 
 
@@ -420,16 +431,34 @@ def test_unfit_is_refused_with_names(pipe, make_lora, case, with_another):
     assert_refused(pipe, message, folder, adapter_name="mine")
 
 
-def assert_refused(pipe, message, source, **kwargs):
-    """Refused, with the model as it was: its modules, adapters, weights and output."""
+@pytest.mark.parametrize("with_another", [False, True], ids=["first", "beside another"])
+@pytest.mark.parametrize("case", UNRELATED)
+def test_a_lora_of_other_models_alone_is_logged_as_diffusers_does(pipe, make_lora, caplog, case, with_another):
+    folder = edit(make_lora(), UNRELATED[case])
+    if with_another:
+        pipe.load_lora_weights(make_lora("another", seed=3), adapter_name="another")
+    with unchanged(pipe):
+        pipe.load_lora_weights(folder, adapter_name="mine")
+    assert "No LoRA keys associated to VideoGPTTransformerModel found with the prefix='transformer'" in caplog.text
+    with pytest.raises(SystemExit, match=r"videogpt predict: --lora: '.*' holds no LoRA of a Video-GPT transformer, "):
+        main(["predict", "--lora", str(folder)])
+
+
+@contextmanager
+def unchanged(pipe):
+    """The model stays as it was: its modules, adapters, weights and output."""
     before, output = {key: tensor.clone() for key, tensor in pipe.transformer.state_dict().items()}, predict(pipe)
     adapters, active = pipe.get_list_adapters(), pipe.get_active_adapters()
-    with pytest.raises(ValueError, match=message):
-        pipe.load_lora_weights(source, **kwargs)
+    yield
     after = pipe.transformer.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
     assert (pipe.get_list_adapters(), pipe.get_active_adapters()) == (adapters, active)
     assert torch.equal(predict(pipe), output)
+
+
+def assert_refused(pipe, message, source, **kwargs):
+    with unchanged(pipe), pytest.raises(ValueError, match=message):
+        pipe.load_lora_weights(source, **kwargs)
 
 
 @pytest.mark.parametrize(

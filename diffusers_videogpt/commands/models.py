@@ -211,7 +211,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ..saved_models import LORA_WEIGHTS, kind_of, read_trained_with, refuse_unreachable
+    from ..saved_models import OURS, is_of_other_tools, kind_of, read_trained_with, refuse_unreachable
 
     found = []
     for source, _ in loras:
@@ -223,16 +223,31 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
                 refuse_unreachable(source)
             except OSError as error:
                 raise OSError(f"--lora: {error}") from error
-            path = path / LORA_WEIGHTS if path.is_dir() else _fetched_lora(source) or path
+            path = _lora_in(path) if path.is_dir() else _fetched_lora(source) or path
         if path.suffix == ".safetensors" and path.is_file():
             try:
                 with safe_open(path, "numpy") as file:
-                    metadata = file.metadata()
+                    metadata, keys = file.metadata(), list(file.keys())
             except SafetensorError as error:
                 raise ValueError(f"--lora: '{path}' is not a safetensors file, or is cut off ({error}).") from error
+            if not is_of_other_tools(keys) and not any(key.startswith(OURS) for key in keys):
+                raise ValueError(f"--lora: {_no_keys(source, keys)}")
         with told_of(f"--lora: {source}"):
             found.append(read_trained_with(metadata))
     return found
+
+
+def _no_keys(source: str, keys: list[str]) -> str:
+    found = f"but for example {keys[0]}" if keys else "nothing that could be one"
+    return f"'{source}' holds no LoRA of a Video-GPT transformer, {found}: name one that was trained on this model."
+
+
+def _lora_in(folder: Path) -> Path:
+    """The weights in a folder, under diffusers' name for them, or of any name if there is one file of them."""
+    from ..saved_models import LORA_WEIGHTS
+
+    files = list(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else folder / LORA_WEIGHTS
 
 
 def _fetched_lora(repo_id: str) -> Path | None:
@@ -305,6 +320,10 @@ def load_pipeline(
         with told_of(f"--lora: {source}"):
             fetched = None if Path(source).exists() else _fetched_lora(source)
             pipe.load_lora_weights(fetched or source, adapter_name=name)
+            if name not in pipe.get_list_adapters().get(
+                "transformer", ()
+            ):  # of another name on the Hub: not looked into before
+                raise ValueError(f"--lora: {_no_keys(source, [])}")
     if loras:
         pipe.set_adapters(names, [weight for _, weight in loras])
     settings = dict(saved.settings)
