@@ -229,14 +229,6 @@ class OneCallAtATime:
         self.end()
 
 
-def usable_attention_kwargs(attention_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`attention_kwargs` with a LoRA scale of 0 made tiny: diffusers divides by the scale after each forward pass, and after
-    a 0 sets the weights of all LoRAs to 1."""
-    if attention_kwargs is not None and attention_kwargs.get("scale") == 0:
-        return attention_kwargs | {"scale": 1e-30}
-    return attention_kwargs
-
-
 def make_condition_encoder(
     transformer: VideoGPTTransformerModel | None,
     text_encoder: PreTrainedModel | None,

@@ -200,7 +200,7 @@ def refuse_damaged_files(folder: Path) -> None:
 
 def _check_scheduler(folder: Path) -> None:
     """Raises a `ValueError` if the scheduler's settings are those of another class than the pipeline names, of which diffusers
-    would take none without a word."""
+    would take none without a word, or make it fill the memory."""
     named = _read_json(folder / "model_index.json").get("scheduler")
     path = folder / "scheduler" / "scheduler_config.json"
     found = _read_json(path).get("_class_name")
@@ -209,6 +209,12 @@ def _check_scheduler(folder: Path) -> None:
             f"{path} is of {found!r}, and model_index.json names {named[1]} as the scheduler: copy both files from the same "
             "model, or set another scheduler in Python and save the pipeline."
         )
+    num_timesteps = _read_json(path).get("num_train_timesteps")
+    if num_timesteps is not None:  # diffusers' schedulers make a table of them, however many
+        try:
+            check_whole_number("num_train_timesteps", num_timesteps)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 # Of diffusers' autoencoders: numbers, or lists of them, that say how much is built → the most that any could mean.
