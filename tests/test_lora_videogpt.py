@@ -1,5 +1,6 @@
 """LoRA on the pipeline: every way in, mixing, fusing, saving; and what does not fit, refused with nothing changed."""
 
+import copy
 import json
 import os
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tiny_transformers import pipe_without_vae
 
 from diffusers_videogpt import VideoGPTPipeline
 from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.weights import hash_weights
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -459,6 +461,38 @@ def unchanged(pipe):
 def assert_refused(pipe, message, source, **kwargs):
     with unchanged(pipe), pytest.raises(ValueError, match=message):
         pipe.load_lora_weights(source, **kwargs)
+
+
+def test_another_base_is_told(pipe, make_lora, make_tiny_transformer, caplog):
+    """By the hash in the file, if training here has put it there; the base may have been in bfloat16."""
+    tensors, metadata = VideoGPTPipeline.lora_state_dict(make_lora(), return_lora_metadata=True)
+    layers = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    config = {name.removeprefix("transformer."): value for name, value in metadata.items()}
+    folder = make_lora("told")
+
+    def load(weights_hash, architecture="video-gpt/lora", **where):
+        header = {"modelspec.architecture": architecture, "ss_base_model_version": "balls"}
+        header |= {} if weights_hash is None else {"ss_new_sd_model_hash": weights_hash}
+        name = where.get("weight_name")
+        how = {"transformer_lora_adapter_metadata": config, "weight_name": name}
+        VideoGPTPipeline.save_lora_weights(folder, layers, header=header, **how)
+        caplog.clear()
+        pipe.load_lora_weights(folder, **where)
+        return caplog.text
+
+    own = hash_weights(pipe.transformer)[:16]
+    half = hash_weights(copy.deepcopy(pipe.transformer).to(torch.bfloat16))[:16]
+    for known in (own, half, None, own):  # the last three beside other LoRAs
+        assert "was trained on" not in load(known)
+    said = load("0123456789abcdef")
+    assert (
+        f"The LoRA '{folder}' was trained on 'balls', whose weights (hash 0123456789abcdef) are not those of" in said
+    )
+    assert "was trained on 'balls'" in load("0123456789abcdef", weight_name="mine.safetensors")
+    assert "was trained on" not in load("0123456789abcdef", architecture="another tool's")
+    pipe.unload_lora_weights()
+    pipe.transformer.to(torch.bfloat16)
+    assert "was trained on" not in load(own)  # its fp32 weights are not there to be compared
 
 
 @pytest.mark.parametrize(
