@@ -612,9 +612,13 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     ) -> VideoGPTStream:
         """Predicts clip after clip, each handed out as soon as it is there, while the next one is computed.
 
-        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end, and that
-        actions are told clip by clip. Time and memory of a clip do not grow with the length of the video. See
-        [`VideoGPTStream`] for giving it actions and real frames.
+        The arguments are those of [`~VideoGPTPipeline.__call__`], and `num_frames=None` goes on without end. It lacks `actions`,
+        which are told clip by clip; `chunk_partition`, `latents` and `num_videos_per_prompt`, which are of a known length and
+        number; `use_kv_cache`, as the history is always kept so; and `callback_on_step_end`,
+        `callback_on_step_end_tensor_inputs` and `return_dict`: each clip is handed out as an object.
+
+        Time and memory of a clip do not grow with the length of the video. See [`VideoGPTStream`] for giving it actions and
+        real frames.
         """
         is_endless = num_frames is None
         default = self.config.frames_per_clip

@@ -27,6 +27,7 @@ from .conditions import (
 from .frame_latents import check_size, count_videos, encode_given
 from .guidance_next_clip import condition_scale
 from .history import History
+from .kv_cache import VideoGPTKVCache
 from .pipeline_inputs import (
     CallInputs,
     batch_size_of,
@@ -38,7 +39,7 @@ from .pipeline_inputs import (
     window_of,
 )
 from .scheduling_next_clip_flow_match import mix_noise
-from .transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
+from .transformer_videogpt import VideoGPTTransformerModel
 
 
 @dataclass
