@@ -239,9 +239,8 @@ def compare_rollout(degree: int, name: str) -> dict[str, float]:
 def compare_memory(degree: int) -> float:
     """Bytes that a training step keeps for its backward pass, weights apart: this process's part of what one process keeps."""
     totals = []
-    attention_videogpt.MIN_SPARSE_TOKENS["cpu"] = (
-        0  # all have the same dense mask, which this size is too small to hide
-    )
+    # All have the same dense mask, which this size is too small to hide.
+    attention_videogpt.MIN_SPARSE_TOKENS["cpu"] = 0
     noisy, clean = (torch.randn(1, 4, n, 26, 26, generator=seeded(n)) for n in (6, 4))
     layout = make_clip_layout([2, 2, 2], (13, 13))
     for is_parallel in (False, True):

@@ -169,7 +169,7 @@ def training_order(clip_lengths: list[int]) -> list[tuple[int, int, int]]:
     return order
 
 
-def compare_training(theirs, ours, collator, clip_lengths, size, rounds, clock):
+def compare_training(theirs, ours, collator, clip_lengths, size, rounds, clock, autocast):
     grid, num_frames, num_clean = (size // 2, size // 2), sum(clip_lengths), sum(clip_lengths[:-1])
     noisy, target, clean = (torch.randn(1, 4, n, size, size) for n in (num_frames, num_frames, num_clean))
     alphas = torch.rand(1, num_frames)
@@ -188,15 +188,17 @@ def compare_training(theirs, ours, collator, clip_lengths, size, rounds, clock):
 
     def their_step():
         theirs.zero_grad()
-        predicted = sequence.run(theirs, frames_of(noisy), alphas[0], frames_of(clean), their_mask())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            predicted = sequence.run(theirs, frames_of(noisy), alphas[0], frames_of(clean), their_mask())
         loss = torch.stack([(p - t).square().mean() for p, t in zip(predicted, frames_of(target), strict=True)]).mean()
         loss.backward()
         return loss.item()
 
     def our_step():
         ours.zero_grad()
-        layout = make_clip_layout(clip_lengths, grid)
-        predicted = ours(noisy, alphas, clean, clip_layout=layout).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            layout = make_clip_layout(clip_lengths, grid)
+            predicted = ours(noisy, alphas, clean, clip_layout=layout).sample
         loss = (predicted - target).square().mean()
         loss.backward()
         return loss.item()
@@ -206,8 +208,13 @@ def compare_training(theirs, ours, collator, clip_lengths, size, rounds, clock):
         layout = make_clip_layout(clip_lengths, grid)
         difference = (predicted - ours(noisy, alphas, clean, clip_layout=layout).sample).abs().max().item()
     assert difference < 1e-3, difference
+    losses = their_step(), our_step()
+    assert abs(losses[0] - losses[1]) < (1e-2 if autocast else 1e-4) * losses[0], losses
     results = {}
-    for name, slow, fast in (("training step", their_step, our_step), ("mask", their_mask, our_mask)):
+    for name, slow, fast in (
+        (f"training step{' in bf16' if autocast else ''}", their_step, our_step),
+        ("mask", their_mask, our_mask),
+    ):
         seconds = take_turns({"theirs": slow, "ours": fast}, rounds, num_warmups=1, clock=clock)
         results[name] = speedup(seconds, "theirs", "ours") | {"largest_difference": difference}
         results[name]["tokens"] = sequence.mask.shape[1]
@@ -265,7 +272,10 @@ def main():
     parser.add_argument("--ffn_dim", type=int, default=1024)
     parser.add_argument("--height", type=int, default=128, help="pixels; a frame has (height / 16)² patches")
     parser.add_argument("--clips", type=int, nargs="+", default=[3, 1, 4, 2, 6], help="lengths, of a training step")
-    parser.add_argument("--history", type=int, nargs="+", default=[16, 64], help="frames before a clip")
+    parser.add_argument("--autocast", action="store_true", help="the training step under bf16 autocast")
+    parser.add_argument(
+        "--history", type=int, nargs="*", default=[16, 64], help="frames before a clip; none: no clips"
+    )
     parser.add_argument("--clip_frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="denoising steps; the authors: 50")
     parser.add_argument("--rounds", type=int, default=3)
@@ -275,7 +285,9 @@ def main():
     theirs, ours = make_models(reference, args.layers, args.heads, args.ffn_dim)
     size = args.height // 8
     how = {"size": size, "rounds": args.rounds, "clock": time.process_time}
-    results = compare_training(theirs.train(), ours.train(), reference.collator, args.clips, **how)
+    results = compare_training(
+        theirs.train(), ours.train(), reference.collator, args.clips, autocast=args.autocast, **how
+    )
     for num_history in args.history:
         name = f"clip of {args.clip_frames} after {num_history}"
         models = (theirs.eval(), ours.eval())

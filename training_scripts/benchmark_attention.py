@@ -33,6 +33,9 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--num_frames", type=int, default=16, help="of a sample; the paper trains with 48 and 80")
     parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
+    parser.add_argument("--max_clips", type=int, help="of a partition; by default any number")
+    parser.add_argument("--height", type=int, default=256, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument("--batch_size", type=int, default=1, help="samples of one partition")
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--head_dim", type=int, default=96)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -45,13 +48,13 @@ def main():
 
     results = []
     for seed in range(args.num_layouts):
-        clips = draw_clip_lengths(args.num_frames, torch.Generator().manual_seed(seed))
-        layout = make_clip_layout(clips, (16, 16), device=device)
+        clips = draw_clip_lengths(args.num_frames, torch.Generator().manual_seed(seed), max_clips=args.max_clips)
+        layout = make_clip_layout(clips, (args.height // 16, args.height // 16), device=device)
         began = time.perf_counter()
         sparse_mask = layout.block_mask if device == "cuda" else layout.attention_tiles
         mask_seconds = time.perf_counter() - began
         dense_mask = layout.dense_mask
-        shape = (1, layout.num_tokens, args.heads, args.head_dim)
+        shape = (args.batch_size, layout.num_tokens, args.heads, args.head_dim)
         inputs = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
         grad = torch.randn(shape, device=device, dtype=dtype)
 

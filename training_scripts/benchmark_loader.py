@@ -27,6 +27,7 @@ from diffusers_videogpt import video_io
 from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.data.sampling import Sampling, Window
 from diffusers_videogpt.data.videos import VideoTable
+from diffusers_videogpt.files import write_json
 from diffusers_videogpt.training.arguments import add_options, make_parser, read_options
 from diffusers_videogpt.training.loading import make_sampling
 from diffusers_videogpt.training.settings import SamplingSettings
@@ -153,7 +154,7 @@ def main():
     }
     print(json.dumps(report, indent=2))
     if args.output_json is not None:
-        args.output_json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.output_json, report)
     if report["frames_decoded_twice"]:
         raise SystemExit(f"{report['frames_decoded_twice']} frames were decoded more than once within a sample.")
 

@@ -26,7 +26,7 @@ import torch
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
-from diffusers_videogpt.files import Store
+from diffusers_videogpt.files import Store, write_json
 from diffusers_videogpt.training.arguments import make_parser
 
 
@@ -199,7 +199,7 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
     if (run / "README.md").is_file():  # the model card, which is written last
         return run
     config = folder / "transformer.json"
-    config.write_text(json.dumps(preset.transformer), encoding="utf-8")
+    write_json(config, preset.transformer)
     # The baseline of the next frame cuts every sample alike, so it has neither option.
     cuts_clips = training.script != "train_next_frame_regression.py"
     clips = {"clips": training.clips, "same_clips_in_step": True} if cuts_clips else {}
@@ -357,9 +357,7 @@ def evaluate(preset: Preset, name: str, seed: int, run: Path, scenes: list, fold
                 pipe = VideoGPTPipeline.from_pretrained(run).to(device)
                 pipe.set_progress_bar_config(disable=True)
             scores = measure(pipe, settings_of(preset, point, seed), scenes, Store(folder / "box"))
-            unfinished = path.with_suffix(".partial")
-            unfinished.write_text(json.dumps(scores), encoding="utf-8")
-            unfinished.replace(path)
+            write_json(path, scores, indent=None)
         results[point] = json.loads(path.read_text(encoding="utf-8"))
     return results
 
@@ -440,9 +438,7 @@ def report(preset: Preset, seeds: dict[int, dict[Point, dict]], folder: Path) ->
     )
     text = "\n\n".join([head, *texts]) + "\n"
     (folder / "findings.md").write_text(text, encoding="utf-8")
-    (folder / "findings.json").write_text(
-        json.dumps({"preset": asdict(preset), "findings": numbers}, indent=1), encoding="utf-8"
-    )
+    write_json(folder / "findings.json", {"preset": asdict(preset), "findings": numbers})
     return text
 
 
@@ -465,7 +461,7 @@ def main(command_line: list[str] | None = None):
     kept, is_what = folder / "preset.json", json.loads(json.dumps(asdict(preset) | {"vae": args.pretrained_vae_path}))
     if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != is_what:
         sys.exit(f"{folder} holds runs with other numbers ({kept}): choose another --output_dir.")
-    kept.write_text(json.dumps(is_what, indent=1), encoding="utf-8")
+    write_json(kept, is_what)
 
     scenes = make_scenes(
         preset.num_test_scenes, preset.num_given, num_predicted=preset.num_predicted, size=preset.size

@@ -13,7 +13,6 @@ as `videogpt evaluate autoencoder` measures it), `train_log.csv`, and `checkpoin
 """
 
 import csv
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
+from diffusers_videogpt.files import write_json
 from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.checkpoints import refuse_existing
 from diffusers_videogpt.training.loop import hold_process_group
@@ -332,7 +332,7 @@ def report_and_save(vae, videos, output_dir, *, simulated, whiten):
     # Whitening makes every eigenvalue 1 but cannot undo that a direction was hardly used: those of training count.
     report = replace(judge_latents(vae, videos, read_objects=read_objects), eigenvalues=statistics.eigenvalues)
     vae.save_pretrained(output_dir)
-    (output_dir / REPORT).write_text(json.dumps(asdict(report), indent=1))
+    write_json(output_dir / REPORT, asdict(report))
     print(
         f"{len(videos)} unseen videos{', eigenvalues before the channels were whitened' if whiten else ''}:\n\n{format_report(report)}\n"
     )

@@ -293,10 +293,10 @@ def _refuse_to_shrink(folder: Path, ids: set[str]) -> None:
     videos = index["videos"]
     lost = [video["id"] for video in videos if video["id"] not in ids]
     if lost:
+        shown = lost if len(lost) <= 3 else [*lost[:3], "…"]
         raise ValueError(
-            f"The latent cache {folder} holds {len(lost)} videos that are not among these {len(ids)} "
-            f"({', '.join(lost[:3])}{', …' * (len(lost) > 3)}), and they would be lost: make one in another folder, or remove "
-            "this one first."
+            f"The latent cache {folder} holds {len(lost)} videos that are not among these {len(ids)} ({', '.join(shown)}), "
+            "and they would be lost: make one in another folder, or remove this one first."
         )
 
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.videos import report_dropped
+from ..files import write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.feed import LatentFeed, MicroBatch, split_off
 from ..training.loading import load_video_table, make_sampling
@@ -96,7 +97,7 @@ def train_probe(
             {"layer": x, "weight_decay": p.weight_decay, "held_out": p.held_out_accuracy}
             for x, p in zip(layers, probes, strict=True)
         ]
-        (output_dir / "probe.json").write_text(json.dumps({"chosen": layers[best], "layers": tried}, indent=1))
+        write_json(output_dir / "probe.json", {"chosen": layers[best], "layers": tried})
         share, layer = probes[best].held_out_accuracy, model.transformer.config.num_layers
         results = f"{100 * share:.1f} % of {len(held_out)} held-out videos, by which layer {layer} and the weight decay were chosen."
         card = save_classifier(model, pipe.vae, output_dir=output_dir)

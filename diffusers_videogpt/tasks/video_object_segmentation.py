@@ -8,7 +8,6 @@ frames and the first one marked are one clean clip, the N marked frames the clip
 Shapes: B videos, F frames, N frames of a clip, O objects, C latent channels, H × W pixels, h × w latent size.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..files import write_json
 from ..film_strips import write_film_strip
 from ..frame_latents import check_size
 from ..metrics.segmentation import region_scores
@@ -267,7 +267,7 @@ class VideoObjectSegmentationTraining(NextClipTraining):
             return {}
         if self.accelerator.is_main_process:
             numbers = {"J": float(np.mean(scores)), "videos": scores}
-            (folder / "segmentation.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+            write_json(folder / "segmentation.json", numbers)
             log_pictures(self.accelerator, folder, step=step)
         self.accelerator.print(f"step {step}: J {np.mean(scores):.3f} on {len(scores)} held-out clips")
         return {"J": float(np.mean(scores))}

@@ -507,4 +507,5 @@ def _check_shapes(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         if saved.get(name) != here.get(name)
     ]
     if wrong:
-        raise ValueError(f"'{path}' is of another model: {'; '.join(wrong[:5])}{'; …' * (len(wrong) > 5)}.")
+        shown = wrong if len(wrong) <= 5 else [*wrong[:5], "…"]
+        raise ValueError(f"'{path}' is of another model: {'; '.join(shown)}.")

@@ -1,12 +1,12 @@
 """`videogpt evaluate retrieval`: scores a retriever on videos with captions, or on simulated scenes."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from ...arguments import check_output, positive_int
 from ...console import say
+from ...files import write_json
 from ..models import QUANTIZERS, leave_out, look_at_model, refuse_missing, told_of, usable_device
 from ..options import add_command, add_device_argument
 
@@ -40,8 +40,7 @@ def evaluate_retrieval(args: argparse.Namespace) -> None:
     scores = retrieval.evaluate_retrieval(pipe, table)
     say(f"{table.dropped.summary()}{table.dropped.first()}\n\n{format_retrieval(scores)}")
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({name: asdict(way) for name, way in scores.items()}, indent=1))
+        write_json(args.output, {name: asdict(way) for name, way in scores.items()})
 
 
 def add_retrieval_benchmark(benchmarks) -> None:
