@@ -8,7 +8,7 @@ from ... import BUNDLED_MODEL
 from ...arguments import check_output, positive_float, positive_int
 from ...console import say
 from ..models import QUANTIZERS, leave_out, refuse_missing, told_of, usable_device
-from ..options import add_command, add_device_argument
+from ..options import add_command, add_device_argument, add_seed_argument
 
 
 def evaluate_autoencoder(args: argparse.Namespace) -> None:
@@ -78,6 +78,6 @@ def add_autoencoder_benchmark(benchmarks) -> None:
         default=[0.1, 0.2, 0.3],
         help="noise on the latents, in standard deviations of each channel (default: 0.1 0.2 0.3)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the noise, and of which frames of a video")
+    add_seed_argument(command, help="of the noise, and of which frames of a video")
     add_device_argument(command)
     command.add_argument("--output", type=Path, help="a JSON file for the report")
