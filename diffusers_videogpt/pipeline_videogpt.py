@@ -134,8 +134,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "VideoGPTPipeline":
-        """Loads as diffusers does, and says so where a folder holds something else; also with `low_cpu_mem_usage=False`, where a
-        plain `DiffusionPipeline.from_pretrained` fills what a VAE's file lacks with random numbers, without an error.
+        """Loads as diffusers does, and says so where a folder holds something else, or where a VAE's file lacks tensors, which
+        diffusers fills with random numbers with `low_cpu_mem_usage=False` (it refuses that option unless `transformer` is passed).
 
         Args:
             pretrained_model_name_or_path: a folder, or an id on the Hub.
