@@ -1,39 +1,65 @@
 """Values as they are typed on a command line: numbers and folders, refused before any work begins."""
 
 import argparse
+import re
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-
-def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
-    return int(text)
+from .config_values import MOST_FRAMES, MOST_STEPS
 
 
-def natural_int(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 0 or more")
-    return int(text)
+MOST_DIGITS = 30  # Python reads no number of thousands of digits
+
+
+def whole_number(*, at_least: int, at_most: int = 10**9) -> Callable[[str], int]:
+    """What reads a whole number in this range, for argparse's `type`: what is far larger is a slip, and would be told by
+    whatever overflows first, when the work has begun."""
+
+    def read(text: str) -> int:
+        is_whole = re.fullmatch(r"-?\d+", text) is not None
+        sign = -1 if text.startswith("-") else 1
+        # A number of more digits than any limit has counts as infinite.
+        number = sign * (float("inf") if len(text) > MOST_DIGITS else int(text)) if is_whole else None
+        if number is None or number < at_least:
+            raise argparse.ArgumentTypeError(f"'{_cut(text)}' is no whole number of {at_least} or more")
+        if number > at_most:
+            raise argparse.ArgumentTypeError(f"{_cut(text)} is too large: at most {at_most}")
+        return int(number)
+
+    return read
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_DIGITS else f"{text[:MOST_DIGITS]}…"
+
+
+positive_int = whole_number(at_least=1)
+natural_int = whole_number(at_least=0)
+number_of_frames = whole_number(at_least=1, at_most=MOST_FRAMES)
+number_of_steps = whole_number(at_least=1, at_most=MOST_STEPS)
+any_seed = whole_number(
+    at_least=-(2**63), at_most=2**63 - 1
+)  # PyTorch's generators take these, and a video's number added
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+        raise argparse.ArgumentTypeError(f"'{_cut(text)}' is no number") from None
 
 
 def positive_float(text: str) -> float:
     if not 0 < _number(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{_cut(text)} is not a number above 0")
     return float(text)
 
 
 def finite_float(text: str) -> float:
     if not abs(_number(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{_cut(text)} is not a finite number")
     return float(text)
 
 

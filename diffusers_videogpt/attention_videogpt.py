@@ -9,23 +9,52 @@
 Shapes: B samples, T tokens, Q of them queries, N heads of K channels.
 """
 
+import logging
 import math
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.utils import apply_lora_scale
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .clips import AttentionTiles, ClipLayout
+from .config_values import check_finite_number
 from .context_parallel import TokenShares
 from .diffusers_internals import active_attention_backend
 from .kv_cache import VideoGPTLayerCache
 from .tile_attention import tile_attention
 
 
-AttentionMask = torch.Tensor | BlockMask | AttentionTiles
+logger = logging.getLogger(__name__)
+
+
+# Options of FlexAttention's kernel as (name, type, text): to a compiler numbers are sizes, which a graph may leave open, and
+# the kernel needs them as they are; words it does not change.
+KernelOptions = tuple[tuple[str, str, str], ...]
+READERS = {"int": int, "float": float, "bool": lambda text: text == "True", "str": str}
+
+
+def options_as_words(kernel_options: dict[str, int | float | bool | str]) -> KernelOptions:
+    return tuple((name, type(value).__name__, str(value)) for name, value in sorted(kernel_options.items()))
+
+
+def _options_of(words: KernelOptions) -> dict[str, Any] | None:
+    return {name: READERS[kind](text) for name, kind, text in words} or None
+
+
+class TunedBlockMask(NamedTuple):
+    """A mask for FlexAttention, with the options that its kernel was asked to have."""
+
+    block_mask: BlockMask
+    kernel_options: KernelOptions
+
+
+AttentionMask = torch.Tensor | BlockMask | TunedBlockMask | AttentionTiles
 
 # The backends that apply a mask of any pattern; the others drop it or reduce it to a mask over keys.
 MASKED_BACKENDS = (
@@ -43,8 +72,55 @@ TILE_DEVICES = ("cpu",)
 BLOCK_MASK_DEVICES = ("cuda",)  # where FlexAttention has a compiled kernel for both passes
 
 
+def usable_attention_kwargs(attention_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The entries of `attention_kwargs` that act here; of others there is a warning, as in diffusers' own attention.
+
+    A LoRA `scale` of 0 is made tiny: diffusers divides by it after each forward pass, and after a 0 sets the weights of all
+    LoRAs to 1.
+
+    Raises:
+        ValueError: `scale` is no finite number, or `kernel_options` no dictionary of plain values.
+    """
+    if attention_kwargs is None:
+        return None
+    unused = [name for name in attention_kwargs if name not in ("scale", "kernel_options")]
+    if unused:
+        logger.warning(
+            f"attention_kwargs {unused} are not expected by {VideoGPTAttnProcessor.__name__} and will be ignored."
+        )
+    usable = {name: value for name, value in attention_kwargs.items() if name not in unused}
+    if "scale" in usable:
+        check_finite_number("scale` of `attention_kwargs", usable["scale"])
+        usable["scale"] = usable["scale"] or 1e-30
+    options = usable.get("kernel_options")
+    is_plain = isinstance(options, dict) and all(type(x).__name__ in READERS for x in options.values())
+    if options is not None and not is_plain:
+        raise ValueError(
+            f"`kernel_options` of `attention_kwargs` must map names to numbers or words, got {options!r}."
+        )
+    return usable
+
+
+def takes_attention_kwargs(forward: Callable) -> Callable:
+    """Lets a model's `forward` have diffusers' `attention_kwargs`, checked by [`usable_attention_kwargs`]: `scale` multiplies
+    the LoRAs while it runs, the rest reaches it."""
+    scaled = apply_lora_scale("attention_kwargs")(forward)
+
+    @wraps(forward)
+    def checked(self, *args, **kwargs):
+        if kwargs.get("attention_kwargs") is not None:
+            kwargs["attention_kwargs"] = usable_attention_kwargs(kwargs["attention_kwargs"])
+        return scaled(self, *args, **kwargs)
+
+    return checked
+
+
 def masks_for_attention(
-    layout: ClipLayout, backend: AttentionBackendName | None = None, *, num_cached: int = 0
+    layout: ClipLayout,
+    backend: AttentionBackendName | None = None,
+    *,
+    num_cached: int = 0,
+    kernel_options: dict[str, Any] | None = None,
 ) -> tuple[AttentionMask, AttentionMask]:
     """The hierarchical mask in the form that the attention backend takes: all rows, and those of the outputs alone.
 
@@ -52,10 +128,21 @@ def masks_for_attention(
         layout: the tokens.
         backend: as `set_attention_backend` chose it; `None`: the one that diffusers has active.
         num_cached: number of tokens in a cache before these; every one of these attends to all of them.
+        kernel_options: of FlexAttention, where it is what computes; others have none.
 
     Raises:
         ValueError: if the backend can't apply a mask of any pattern.
     """
+    masks = _masks_for_attention(layout, backend, num_cached)
+    if kernel_options and isinstance(masks[0], BlockMask):
+        words = options_as_words(kernel_options)
+        return TunedBlockMask(masks[0], words), TunedBlockMask(masks[1], words)
+    return masks
+
+
+def _masks_for_attention(
+    layout: ClipLayout, backend: AttentionBackendName | None, num_cached: int
+) -> tuple[AttentionMask, AttentionMask]:
     device = layout.stream.device.type
     if backend is None:
         backend = active_attention_backend()
@@ -94,7 +181,7 @@ def mask_of_special_tokens(
 
 
 @cache
-def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str):
+def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str, options: KernelOptions):
     """FlexAttention, compiled for calls of one kind.
 
     torch allows each function a few graphs and then runs it as it is, which for FlexAttention means all T × T scores.
@@ -103,26 +190,35 @@ def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str):
     """
 
     def attend(query, key, value, block_mask):
-        return flex_attention(query, key, value, block_mask=block_mask)
+        return flex_attention(query, key, value, block_mask=block_mask, kernel_options=_options_of(options))
 
     # torch counts the graphs of each code object: a copy of it, under another name, has a count of its own.
-    attend.__code__ = attend.__code__.replace(co_name=f"flex_attention_{with_grad}_{num_samples}_{num_masks}")
+    name = f"flex_attention_{with_grad}_{num_samples}_{num_masks}_{options}"
+    attend.__code__ = attend.__code__.replace(co_name=name)
     return torch.compile(attend, dynamic=True, fullgraph=True)
 
 
 def block_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_mask: BlockMask
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_mask: BlockMask,
+    *,
+    kernel_options: KernelOptions = (),
 ) -> torch.Tensor:
     """Attention by FlexAttention's compiled kernel for (B, T, N, K) tensors, never by the dense form that it has besides.
+
+    It is not asked for through diffusers' dispatch, which would not keep it compiled, and takes no `kernel_options`.
 
     Raises:
         torch._dynamo.exc.FailOnRecompileLimitHit: if there were too many kinds of inputs for the compiler.
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     if torch.compiler.is_compiling():  # the graph that is being traced contains it
-        return flex_attention(query, key, value, block_mask=block_mask).transpose(1, 2)
+        output = flex_attention(query, key, value, block_mask=block_mask, kernel_options=_options_of(kernel_options))
+        return output.transpose(1, 2)
     num_samples, num_masks = ("one" if n == 1 else "several" for n in (query.shape[0], block_mask.shape[0]))
-    attend = _compiled_flex_attention(torch.is_grad_enabled(), num_samples, num_masks)
+    attend = _compiled_flex_attention(torch.is_grad_enabled(), num_samples, num_masks, kernel_options)
     # Compiled even where the caller turned compilation off ("force_eager"): uncompiled, it would make all T × T scores.
     # "Duck shapes" give equal sizes one symbol: then as many queries as keys would need a graph of their own.
     with torch.compiler.set_stance("default"), torch.fx.experimental._config.patch(use_duck_shape=False):
@@ -146,8 +242,9 @@ def masked_attention(
     """
     if isinstance(mask, AttentionTiles):
         return tile_attention(query, key, value, mask)
+    mask, kernel_options = mask if isinstance(mask, TunedBlockMask) else (mask, ())
     if isinstance(mask, BlockMask) and query.device.type in BLOCK_MASK_DEVICES:
-        return block_attention(query, key, value, mask)
+        return block_attention(query, key, value, mask, kernel_options=kernel_options)
     return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
 
 

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from diffusers.utils import is_transformers_available, logging
@@ -34,6 +35,20 @@ def condition_lengths(conditions: Mapping[str, torch.Tensor]) -> int | list[int]
         return (conditions["encoder_attention_mask"].sum(1) + num_labels).tolist()
     states = conditions.get("encoder_hidden_states")
     return num_labels + (0 if states is None else states.shape[1])
+
+
+def check_tensors(**values: Any) -> None:
+    """Raises a `ValueError` for the first value that is neither `None` nor a tensor, by its name."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ValueError(f"`{name}` must be a `torch.Tensor`, got {type(value).__name__}.")
+
+
+def check_kind_of_labels(class_labels: Any) -> None:
+    """Raises a `ValueError` if these are neither a class nor several: a number, a name, or what has a length."""
+    is_one = isinstance(class_labels, Integral | str) or getattr(class_labels, "ndim", 1) == 0
+    if not is_one and not hasattr(class_labels, "__len__"):
+        raise ValueError(f"`class_labels` must be numbers or names of classes, one or a list, got {class_labels!r}.")
 
 
 def class_numbers(id2label: Mapping[int | str, str] | None) -> dict[str, int]:
@@ -136,6 +151,7 @@ class ConditionEncoder:
         """
         if self.num_classes is None:
             raise ValueError("`class_labels` were passed, but this model was not trained on classes: leave them out.")
+        check_kind_of_labels(class_labels)
         if isinstance(class_labels, torch.Tensor):
             class_labels = class_labels.tolist()
         wanted = [class_labels] if isinstance(class_labels, Integral | str) else list(class_labels)
@@ -213,6 +229,7 @@ class ConditionEncoder:
         if prompt is not None and embeds is not None:
             raise ValueError(f"Pass `{name}` or `{name}_embeds`, not both.")
         if embeds is not None:
+            check_tensors(**{f"{name}_embeds": embeds, f"{name}_attention_mask": mask})
             if embeds.ndim != 3 or embeds.shape[2] != width or not embeds.shape[0] * embeds.shape[1]:
                 raise ValueError(f"`{name}_embeds` must be (batch, tokens, {width}), got {list(embeds.shape)}.")
             mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()

@@ -9,6 +9,10 @@ from numbers import Integral, Real
 from typing import Any
 
 
+MOST_FRAMES = 10**6  # of one call, a day of video, which keeps all of them until its end
+MOST_STEPS = 10**6  # denoising steps of a clip
+
+
 def check_whole_number(name: str, value: Any, *, at_least: int = 1, at_most: int = 10**6) -> None:
     """Raises a `ValueError` that names the value if it is no whole number in the range."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= value <= at_most:
@@ -32,7 +36,7 @@ def check_pipeline_config(config: Mapping[str, Any]) -> None:
     for name in ("frames_per_clip", "max_context_frames", "longest_side"):
         check_whole_number(name, config[name])
     if config["num_inference_steps"] is not None:
-        check_whole_number("num_inference_steps", config["num_inference_steps"])
+        check_whole_number("num_inference_steps", config["num_inference_steps"], at_most=MOST_STEPS)
     for name in ("guidance_scale", "condition_guidance_scale"):
         check_finite_number(name, config[name])
     check_label_names(config["id2label"])

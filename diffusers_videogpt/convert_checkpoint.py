@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, logging
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from .config_values import check_positive_number, check_whole_number
 from .files import read_json, write_json, write_safetensors_header
+from .frame_latents import load_autoencoder
 from .pipeline_videogpt import VideoGPTPipeline
 from .reference_names import LAYER_MODULES, MODULES, SWAPPED
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -121,7 +121,7 @@ def convert_reference_checkpoint(
     with init_empty_weights():
         transformer = VideoGPTTransformerModel(**config)
     table_is_computed = _check_reference(weights.tensors, weights.read, transformer, token_ids)
-    vae_model = None if vae is None else _load_vae(Path(vae), transformer.config.in_channels)
+    vae_model = None if vae is None else _load_fitting_vae(Path(vae), transformer.config.in_channels)
     pipeline = VideoGPTPipeline(vae_model, transformer, NextClipFlowMatchScheduler())
 
     # 2. What will be written, as tensors without data
@@ -639,14 +639,9 @@ def _filled_at_once(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _load_vae(folder: Path, latent_channels: int) -> torch.nn.Module:
-    class_name = _read_json(folder / "config.json").get("_class_name", "")
-    if not class_name.startswith("Autoencoder") or not hasattr(diffusers, class_name):
-        raise ValueError(
-            f"'{folder}' holds {class_name or 'something else'}, not an autoencoder of diffusers: pass the folder of a "
-            "saved AutoencoderKL or AutoencoderTiny."
-        )
-    vae = getattr(diffusers, class_name).from_pretrained(folder, use_safetensors=True)
+def _load_fitting_vae(folder: Path, latent_channels: int) -> torch.nn.Module:
+    _read_json(folder / "config.json")  # a folder without one is no id on the Hub here
+    vae = load_autoencoder(folder, use_safetensors=True)
     if vae.config.latent_channels != latent_channels:
         raise ValueError(
             f"The VAE '{folder}' has {vae.config.latent_channels} latent channels, the transformer {latent_channels}: "

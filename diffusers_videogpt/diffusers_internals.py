@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn as nn
-from diffusers import ContextParallelConfig, DiffusionPipeline, ParallelConfig, TensorParallelConfig
+from diffusers import ContextParallelConfig, DiffusionPipeline, ModelMixin, ParallelConfig, TensorParallelConfig
 from diffusers.guiders import BaseGuidance
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.context_parallel import apply_context_parallel
@@ -47,6 +47,7 @@ __all__ = [
     "active_attention_backend",
     "apply_context_parallel",
     "block_cache_config",
+    "cast_as_loaded",
     "execution_device",
     "fetch_lora_state_dict",
     "guidance_pass_name",
@@ -54,6 +55,7 @@ __all__ = [
     "is_guider_enabled",
     "quiet_guiders",
     "refuse_incomplete_vae",
+    "refuse_missing_tensors",
     "refuse_unread_tensors",
     "reset_block_caches",
     "unscale_lora_layers",
@@ -78,7 +80,7 @@ class WholeWeightsMixin:
         loaded = super()._load_pretrained_model(
             model, state_dict, resolved_model_file, pretrained_model_name_or_path, *args, **kw
         )
-        _refuse_missing(loaded[1], f"The weights in '{pretrained_model_name_or_path}'")
+        refuse_missing_tensors(loaded[1], f"The weights in '{pretrained_model_name_or_path}'")
         return loaded
 
 
@@ -111,6 +113,19 @@ class ParallelOnCPUMixin:
         return config
 
 
+def cast_as_loaded(model: ModelMixin, dtype: torch.dtype) -> ModelMixin:
+    """Makes a model what `from_pretrained(dtype=dtype)` gives of the same weights, in place: all floating point weights in
+    `dtype`, those of the modules that the class keeps in fp32 in fp32.
+
+    `model.to(dtype)` casts these too. Where the weights were in half precision before, fp32 does not bring back their digits.
+    """
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & {*name.split(".")} else dtype)
+    return model
+
+
 def refuse_unread_tensors(models: Mapping[str, Any]) -> None:
     """Raises a `ValueError` for a model of diffusers' own of whose tensors some were not in the file that it was loaded from.
 
@@ -123,7 +138,7 @@ def refuse_unread_tensors(models: Mapping[str, Any]) -> None:
     for name, model in models.items():
         if isinstance(model, nn.Module) and not any(hasattr(module, "_hf_hook") for module in model.modules()):
             unread = [tensor for tensor, values in model.state_dict().items() if values.is_meta]
-            _refuse_missing(unread, f"The weights of the pipeline's `{name}`")
+            refuse_missing_tensors(unread, f"The weights of the pipeline's `{name}`")
 
 
 # Of `from_pretrained`: which files are read.
@@ -151,10 +166,12 @@ def refuse_incomplete_vae(name: str | Path, *, low_cpu_mem_usage: bool = True, *
     if library == "diffusers":
         autoencoder = getattr(diffusers, class_name)
         loaded = autoencoder.from_pretrained(name, subfolder="vae", output_loading_info=True, **files)
-        _refuse_missing(loaded[1]["missing_keys"], "The weights of the pipeline's `vae`")
+        refuse_missing_tensors(loaded[1]["missing_keys"], "The weights of the pipeline's `vae`")
 
 
-def _refuse_missing(tensors: Iterable[str], where: str) -> None:
+def refuse_missing_tensors(tensors: Iterable[str], where: str) -> None:
+    """Raises a `ValueError` that begins with `where` and names the first of `tensors`, if there are any: a model's tensors that
+    its file lacks, `missing_keys` in diffusers' loading info."""
     names = sorted(tensors)
     if names:
         more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

@@ -8,6 +8,7 @@ from functools import partial
 from numbers import Integral
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import PIL.Image
 import torch
@@ -16,6 +17,9 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
 
 from .config_values import check_positive_number
+from .diffusers_internals import refuse_missing_tensors
+from .files import read_json
+from .saved_models import check_autoencoder_config, refuse_unreachable
 from .video_io import read_video, resize_and_crop, resize_to_cover, to_uint8_frames
 
 
@@ -24,6 +28,61 @@ logger = logging.get_logger(__name__)
 VideoInput = str | Path | list[PIL.Image.Image] | np.ndarray | torch.Tensor
 
 FRAMES_PER_VAE_CALL = 16
+
+
+def load_autoencoder(
+    name: str | Path,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    **kwargs,
+) -> AutoencoderKL | AutoencoderTiny:
+    """Loads an autoencoder of diffusers, whole or not at all, in evaluation mode.
+
+    Where a file lacks a tensor, diffusers' own `from_pretrained` warns and puts random numbers in its place, and a
+    configuration with absurd sizes is built until the memory is full. Here both are errors; sizes are looked at first.
+
+    Args:
+        name: a folder, or an id on the Hub.
+        subfolder: of it that the autoencoder lies in, such as `vae` in a pipeline's.
+        revision, kwargs: of [`ModelMixin.from_pretrained`]: `dtype`, `variant`, `use_safetensors`.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.json`.
+        OSError: there is no such folder, and the Hub does not have it or could not be asked; or there are no weights.
+        ValueError: it is no autoencoder of diffusers, a value of its configuration is none, or tensors are missing.
+    """
+    refuse_unreachable(name, revision=revision)
+    if Path(name).is_dir():
+        # With a subfolder, diffusers prefers the weights that lie beside it to those in it.
+        name, subfolder = Path(name, subfolder or ""), None
+        if not (name / "config.json").is_file():
+            raise FileNotFoundError(
+                f"'{name}' has no config.json: pass the folder of a saved autoencoder, such as `vae` in a pipeline's."
+            )
+        config = read_json(name / "config.json")
+    else:
+        config = AutoencoderKL.load_config(name, subfolder=subfolder, revision=revision)
+    where = f"'{name}'" if subfolder is None else f"`{subfolder}` of '{name}'"
+    class_name = config.get("_class_name")
+    if not isinstance(class_name, str) or "Autoencoder" not in class_name or not hasattr(diffusers, class_name):
+        raise ValueError(
+            f"{where} holds {class_name or 'something else'}, not an autoencoder of diffusers: pass the folder of a saved "
+            "AutoencoderKL or AutoencoderTiny."
+        )
+    check_autoencoder_config(config, where=f"The config.json of {where}")
+    try:
+        vae, info = getattr(diffusers, class_name).from_pretrained(
+            name, subfolder=subfolder, revision=revision, output_loading_info=True, **kwargs
+        )
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+        # What the layers make of a configuration whose values do not go together.
+        raise ValueError(
+            f"{where} cannot be built or filled, a value of its config.json or a file of weights is wrong "
+            f"({type(error).__name__}: {error}): copy all its files again."
+        ) from error
+    refuse_missing_tensors(info["missing_keys"], f"The weights in {where}")
+    return vae
 
 
 def get_vae_scale_factor(vae: AutoencoderKL | AutoencoderTiny | None) -> int:

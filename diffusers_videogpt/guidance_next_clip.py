@@ -169,7 +169,7 @@ def guider_for_call(
             check_scale(name, value)
             changes[name] = value
     if guidance_interval is not None:
-        start, stop = _check_interval(guidance_interval)
+        start, stop = check_interval(guidance_interval)
         changes |= {"start": start, "stop": stop}
     if guider is None:
         defaults = {
@@ -214,7 +214,8 @@ def condition_scale(guider: BaseGuidance, condition_guidance_scale: float | None
     return 1.0
 
 
-def _check_interval(guidance_interval: tuple[float, float]) -> tuple[float, float]:
+def check_interval(guidance_interval: tuple[float, float]) -> tuple[float, float]:
+    """`guidance_interval` as (start, stop); raises a `ValueError` if it is none in [0, 1]."""
     is_pair = isinstance(guidance_interval, tuple | list) and len(guidance_interval) == 2
     if is_pair and all(isinstance(share, Real) for share in guidance_interval):
         start, stop = guidance_interval

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .actions import join_actions
-from .transformer_videogpt import VideoGPTKVCache
+from .kv_cache import VideoGPTKVCache
 
 
 # Positions in a rolling cache only grow, and their angles lose precision: behind so many frames it is filled anew.

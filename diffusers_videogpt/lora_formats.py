@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from .reference_names import LAYER_MODULES, MODULES, SWAPPED
+from .saved_models import KOHYA, OURS, PLAIN
 
 
-PLAIN, KOHYA, OURS = "diffusion_model.", "lora_unet_", "transformer."
 PARTS = {
     "lora_A.weight": "lora_A.weight",
     "lora_B.weight": "lora_B.weight",
@@ -57,15 +57,6 @@ def _flat(names) -> dict[str, str]:
 FLAT_MODULES = _flat([*MODULES, *OUR_MODULES])
 STEMS = _flat(["transformer_blocks", "llm.layers"])
 FLAT_LAYER_MODULES = {"transformer_blocks": _flat(OUR_LAYER_MODULES), "llm_layers": _flat(LAYER_MODULES)}
-
-
-def is_of_other_tools(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Whether keys are in a form that [`convert_from_other_tools`] knows or refuses by name, and not diffusers' own."""
-    return any(
-        key.startswith((PLAIN, KOHYA, "base_model.model.", "lora_te"))
-        or key.endswith((".lora_down.weight", ".lora_up.weight", ".alpha"))
-        for key in state_dict
-    )
 
 
 def convert_from_other_tools(

@@ -4,6 +4,7 @@ Shapes: r is the rank of a layer's LoRA.
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -25,10 +26,10 @@ from .diffusers_internals import (
     fetch_lora_state_dict,
     unscale_lora_layers,
 )
-from .lora_formats import convert_from_other_tools, is_of_other_tools, to_plain_form
-from .saved_models import TRAINED_WITH
+from .lora_formats import convert_from_other_tools, to_plain_form
+from .saved_models import OURS, TRAINED_WITH, is_of_other_tools
 from .transformer_videogpt import VideoGPTTransformerModel
-from .weights import save_tensors
+from .weights import hashes_as_base, save_tensors
 
 
 if is_peft_available():
@@ -45,6 +46,10 @@ LORA_KEY = re.compile(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_m
 # PEFT's other ways to begin change the base weights as well, which an adapter file does not hold.
 INITS_ON_AN_UNCHANGED_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 MAX_NAMED = 4  # in an error
+# A LoRA's file tells the hash of its base's weights. To hash them takes about a second a gigabyte: of more than this, or in another
+# dtype than fp32, where those of the training are not there any more, they are not compared.
+MOST_HASHED_BYTES = 2**28
+logger = logging.getLogger(__name__)
 
 
 def _some_of(names) -> str:
@@ -207,16 +212,46 @@ def _file_header(metadata: dict[str, Any], header: Mapping[str, str] | None) -> 
     return {**(header or {}), "format": "pt"} | (known if metadata else {})
 
 
-def _texts_of(source: str | Path | dict[str, torch.Tensor]) -> dict[str, str]:
-    """The texts at the head of a LoRA's file, but diffusers' own."""
+def _texts_of(
+    source: str | Path | dict[str, torch.Tensor],
+    subfolder: str | None = None,
+    weight_name: str | None = None,
+    **_kwargs,
+) -> dict[str, str]:
+    """The texts at the head of a LoRA's file on this machine, but diffusers' own."""
     if isinstance(source, dict):
         return {}
     path = Path(source)
-    path = path / (_safetensors_name(path, None, None) or "") if path.is_dir() else path
+    if path.is_dir():
+        path = Path(path, subfolder or "", _safetensors_name(path, subfolder, weight_name) or "")
     if not path.is_file():
         return {}
     with safe_open(path, "numpy") as file:
         return {k: text for k, text in (file.metadata() or {}).items() if k != LORA_ADAPTER_METADATA_KEY}
+
+
+def _warn_of_another_base(transformer: VideoGPTTransformerModel, texts: Mapping[str, str], source: str | Path) -> None:
+    """Warns if a LoRA's file says that it was trained on other weights than these, as far as that can be told in a moment.
+
+    Only files that training of this package has made are looked at: what other tools write in this place is a file's hash.
+    """
+    known = texts.get("ss_new_sd_model_hash")
+    if known is None or texts.get("modelspec.architecture") != "video-gpt/lora":
+        return
+    weights = [weight for name, weight in transformer.named_parameters() if ".lora_" not in name]
+    num_bytes = sum(weight.nbytes for weight in weights)
+    is_plain = all(weight.dtype == torch.float32 and not weight.is_meta for weight in weights)
+    if (
+        not is_plain
+        or num_bytes > MOST_HASHED_BYTES
+        or any(found.startswith(known) for found in hashes_as_base(transformer))
+    ):
+        return
+    base = texts.get("ss_base_model_version") or "another model"
+    logger.warning(
+        f"The LoRA '{source}' was trained on '{base}', whose weights (hash {known}) are not those of this transformer: it may do "
+        f"little good here. Load '{base}' as it was then and add the LoRA to that, or train it again on this model."
+    )
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
@@ -382,6 +417,9 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
     ) -> None:
         """Loads a LoRA and makes it the active one; [`set_adapters`] mixes several.
 
+        As in every pipeline of diffusers, a file with no keys of this model is logged as a warning, and nothing is loaded. So is one that was trained on other weights than these, where its file
+        tells their hash; it is loaded. (Of files on this machine, and of transformers in fp32 of up to 256 MB.)
+
         Args:
             pretrained_model_name_or_path_or_dict: a safetensors file, a folder with one, a Hub id, or the tensors, which
                 have no metadata: their α is the rank.
@@ -407,6 +445,8 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             metadata=metadata,
             _pipeline=self,
         )
+        source = pretrained_model_name_or_path_or_dict
+        _warn_of_another_base(self.transformer, _texts_of(source, **kwargs), source)
 
     @classmethod
     def load_lora_into_transformer(
@@ -419,19 +459,25 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         metadata: dict[str, Any] | None = None,
         _pipeline=None,
     ) -> None:
-        """Loads what [`~VideoGPTLoraLoaderMixin.lora_state_dict`] returned, once it is known to fit."""
+        """Loads what [`~VideoGPTLoraLoaderMixin.lora_state_dict`] returned, once it is known to fit.
+
+        Tensors that are a LoRA's, and of other models alone, are not loaded, which diffusers logs as a warning.
+        """
         if adapter_name is not None and "." in adapter_name:
             raise ValueError(
                 f"`adapter_name` becomes part of module names and can't have a dot, got {adapter_name!r}."
             )
+        if all("lora" in key and not key.startswith(OURS) for key in state_dict):
+            # A LoRA of other models alone: as in every pipeline of diffusers, that is logged, and nothing is loaded.
+            transformer.load_lora_adapter(state_dict, prefix=cls.transformer_name)
+            return
         layers = _split_by_layer(state_dict)
         _check_fit(transformer, layers)
-        prefix = f"{cls.transformer_name}."
         config, _ = _config_and_training(layers, metadata)
         if hotswap:
             _check_hotswap(transformer, layers, config, adapter_name)
         transformer.load_lora_adapter(
-            {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()},
+            {key.removeprefix(OURS): tensor for key, tensor in state_dict.items()},
             prefix=None,
             adapter_name=adapter_name,
             metadata=config,
@@ -528,7 +574,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         config, known = _config_and_training(layers, metadata)
         if form == "plain":
             state_dict, metadata = to_plain_form(layers, _scales(layers, config)), known
-        save_tensors(path, state_dict, _file_header(metadata or {}, _texts_of(source)))
+        save_tensors(path, state_dict, _file_header(metadata or {}, _texts_of(source, **kwargs)))
 
     @property
     def fused_loras(self) -> set[str]:

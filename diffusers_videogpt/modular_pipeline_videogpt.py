@@ -56,11 +56,12 @@ from diffusers.modular_pipelines import (
 from diffusers.video_processor import VideoProcessor
 from transformers import AutoTokenizer, CLIPTextModel
 
+from .attention_videogpt import usable_attention_kwargs
 from .conditions import Conditions, class_numbers
 from .denoising import denoise_steps
 from .diffusers_internals import execution_device
 from .frame_latents import check_size, decode_latents, encode_given, get_vae_scale_factor
-from .guidance_next_clip import NextClipGuidance, guider_for_call
+from .guidance_next_clip import NextClipGuidance, check_interval, check_scale, guider_for_call
 from .history import History
 from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
 from .pipeline_inputs import (
@@ -85,9 +86,8 @@ from .rollout import (
     prepare_noise,
     remember,
     repeat_actions,
-    usable_attention_kwargs,
 )
-from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
+from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, check_num_inference_steps, set_flow_timesteps
 from .transformer_videogpt import VideoGPTTransformerModel
 
 
@@ -135,7 +135,7 @@ ARGUMENTS = {
     "condition_guidance_scale": "Guidance by class and prompt; 1 turns it off.",
     "action_guidance_scale": "Guidance by actions; 1, the default, is none.",
     "guidance_interval": "The steps with history guidance, as shares of all.",
-    "attention_kwargs": '`{"scale": s}` multiplies the weights of the active LoRAs.',
+    "attention_kwargs": '`{"scale": s}` multiplies the weights of the active LoRAs; `{"kernel_options": {...}}` are FlexAttention\'s.',
     "history_retention": "Share of signal in predicted frames when they become history.",
     "output_type": "pil, np, pt or latent.",
 }
@@ -682,9 +682,20 @@ class VideoGPTModularPipeline(ModularPipeline, VideoGPTLoraLoaderMixin):
             raise ValueError(
                 f"This pipeline has no {' and no '.join(missing)} yet: call `load_components()`, or `update_components`."
             )
-        if "output_type" in self._blocks.input_names:  # else a wrong one would be found when all is computed
-            known = {} if state is None else state.values
-            output_type = kwargs.get("output_type", known.get("output_type", CALL["output_type"].default))
-            check_output_type(output_type, self.components.get("vae"))
+        asked = {name: CALL[name].default for name in self._blocks.input_names if name in CALL}
+        asked |= {} if state is None else {name: x for name, x in state.values.items() if name in asked}
+        asked |= {name: x for name, x in kwargs.items() if name in asked}
+        # Blocks look at these when much or all is computed.
+        if "output_type" in asked:
+            check_output_type(asked["output_type"], self.components.get("vae"))
+        for name in ("guidance_scale", "condition_guidance_scale", "action_guidance_scale"):
+            if asked.get(name) is not None:
+                check_scale(name, asked[name])
+        if asked.get("guidance_interval") is not None:
+            check_interval(asked["guidance_interval"])
+        if asked.get("attention_kwargs") is not None:
+            kwargs["attention_kwargs"] = usable_attention_kwargs(asked["attention_kwargs"])
+        if asked.get("num_inference_steps") is not None:
+            check_num_inference_steps(asked["num_inference_steps"])
         with self.one_call:
             return super().__call__(state, output, **kwargs)

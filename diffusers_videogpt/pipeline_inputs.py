@@ -5,7 +5,7 @@ All of it looks at sizes and numbers alone, so that a mistake is found before an
 Shapes: B videos, C latent channels, F frames, h × w latent size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -15,12 +15,13 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from .actions import Actions
 from .clips import equal_clip_lengths
+from .conditions import check_kind_of_labels, check_tensors
+from .config_values import MOST_FRAMES
 from .frame_latents import VideoInput, check_vae
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NUM_STEPS = 50  # denoising steps a clip, as in the paper, of a model that tells no number of its own
-MOST_FRAMES = 10**6  # of one call
 
 
 @dataclass(kw_only=True)
@@ -73,10 +74,11 @@ def check_whole_numbers(**values: Any) -> None:
 def check_given(
     video, image, video_latents: torch.Tensor | None, *, vae: AutoencoderKL | AutoencoderTiny | None
 ) -> None:
-    """Raises a `ValueError` if more than one of them is given, or the VAE is needed and missing."""
+    """Raises a `ValueError` if more than one of them is given, latents are no tensor, or the VAE is needed and missing."""
     given = [n for n, v in (("video", video), ("image", image), ("video_latents", video_latents)) if v is not None]
     if len(given) > 1:
         raise ValueError(f"Pass only one of `video`, `image` and `video_latents`, got {' and '.join(given)}.")
+    check_tensors(video_latents=video_latents)
     if given in (["video"], ["image"]):
         check_vae(vae)
 
@@ -107,6 +109,7 @@ def check_rollout(
         )
     if not isinstance(history_retention, Real) or not 0 <= history_retention <= 1:
         raise ValueError(f"`history_retention` is a share in [0, 1], got {history_retention}.")
+    check_tensors(video_latents=video_latents, latents=latents)
     for name, value in (("video_latents", video_latents), ("latents", latents)):
         if value is None:
             continue
@@ -143,6 +146,8 @@ def clip_lengths_of(
     if chunk_partition is None:
         frames_per_clip = default_frames_per_clip if frames_per_clip is None else frames_per_clip
         return equal_clip_lengths(frames_per_clip if num_frames is None else num_frames, frames_per_clip)
+    if isinstance(chunk_partition, str) or not isinstance(chunk_partition, Iterable):
+        raise ValueError(f"`chunk_partition` must be a list of the frames of each clip, got {chunk_partition!r}.")
     clip_lengths = list(chunk_partition)
     for length in clip_lengths:
         check_whole_numbers(chunk_partition=length)
@@ -176,13 +181,18 @@ def count_asked(class_labels, prompt, prompt_embeds: torch.Tensor | None, action
     """How many labels, prompts or rows of encoded actions were given, the most of them; 0 for none.
 
     Raises:
-        ValueError: if several labels or prompts go with another number of rows of actions, which are several too.
+        ValueError: if several labels or prompts go with another number of rows of actions, which are several too; or if they
+            are of no kind that labels and prompts have.
     """
+    check_tensors(prompt_embeds=prompt_embeds)
     counts = [0]
     if class_labels is not None:
+        check_kind_of_labels(class_labels)
         is_one = isinstance(class_labels, Integral | str) or getattr(class_labels, "ndim", 1) == 0
         counts.append(1 if is_one else len(class_labels))
     if prompt is not None:
+        if not isinstance(prompt, str | list | tuple):
+            raise ValueError(f"`prompt` must be a text or a list of at least one, got {prompt!r}.")
         counts.append(1 if isinstance(prompt, str) else len(prompt))
     if prompt_embeds is not None:
         counts.append(len(prompt_embeds))

@@ -19,6 +19,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.video_processor import VideoProcessor
 
 from .actions import Actions
+from .attention_videogpt import usable_attention_kwargs
 from .conditions import ConditionEncoder, PreTrainedModel, PreTrainedTokenizerBase, class_numbers
 from .config_values import check_pipeline_config
 from .denoising import denoise_steps
@@ -42,7 +43,6 @@ from .rollout import (
     make_condition_encoder,
     prepare_noise,
     prepare_rollout,
-    usable_attention_kwargs,
 )
 from .saved_models import refuse_what_is_not
 from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
@@ -134,8 +134,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "VideoGPTPipeline":
-        """Loads as diffusers does, and says so where a folder holds something else; also with `low_cpu_mem_usage=False`, where a
-        plain `DiffusionPipeline.from_pretrained` fills what a VAE's file lacks with random numbers, without an error.
+        """Loads as diffusers does, and says so where a folder holds something else, or where a VAE's file lacks tensors, which
+        diffusers fills with random numbers with `low_cpu_mem_usage=False` (it refuses that option unless `transformer` is passed).
 
         Args:
             pretrained_model_name_or_path: a folder, or an id on the Hub.
@@ -331,6 +331,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         """Everything before the first clip, the same for a call and a stream. `inputs` are their arguments."""
         inputs.num_inference_steps = num_steps_of(inputs.num_inference_steps, self.config.num_inference_steps)
         timesteps, _ = set_flow_timesteps(self.scheduler, inputs.num_inference_steps)
+        attention_kwargs = usable_attention_kwargs(inputs.attention_kwargs)
         guider = guider_for_call(
             self.guider,
             default_guidance_scale=self.config.guidance_scale,
@@ -353,7 +354,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         )
         self._interrupt = False
         self._num_timesteps = len(timesteps) * len(inputs.clip_lengths)
-        self._attention_kwargs = usable_attention_kwargs(inputs.attention_kwargs)
+        self._attention_kwargs = attention_kwargs
         self._guider = guider
         return rollout
 
@@ -502,7 +503,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
             attention_kwargs (`dict`, *optional*): `{"scale": s}` multiplies the weights of the active LoRAs, unless they
-                are fused.
+                are fused; `{"kernel_options": {...}}` are those of FlexAttention, which computes many tokens on CUDA.
             callback_on_step_end: called as `callback(pipe, step, timestep, {"latents": ...})` after every step, steps
                 counted over all clips; may return changed latents.
             callback_on_step_end_tensor_inputs: what it is handed: `["latents"]`, those of the clip in work.
@@ -611,9 +612,13 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     ) -> VideoGPTStream:
         """Predicts clip after clip, each handed out as soon as it is there, while the next one is computed.
 
-        The arguments are those of [`~VideoGPTPipeline.__call__`], except that `num_frames=None` goes on without end, and that
-        actions are told clip by clip. Time and memory of a clip do not grow with the length of the video. See
-        [`VideoGPTStream`] for giving it actions and real frames.
+        The arguments are those of [`~VideoGPTPipeline.__call__`], and `num_frames=None` goes on without end. It lacks `actions`,
+        which are told clip by clip; `chunk_partition`, `latents` and `num_videos_per_prompt`, which are of a known length and
+        number; `use_kv_cache`, as the history is always kept so; and `callback_on_step_end`,
+        `callback_on_step_end_tensor_inputs` and `return_dict`: each clip is handed out as an object.
+
+        Time and memory of a clip do not grow with the length of the video. See [`VideoGPTStream`] for giving it actions and
+        real frames.
         """
         is_endless = num_frames is None
         default = self.config.frames_per_clip

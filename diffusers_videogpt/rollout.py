@@ -27,6 +27,7 @@ from .conditions import (
 from .frame_latents import check_size, count_videos, encode_given
 from .guidance_next_clip import condition_scale
 from .history import History
+from .kv_cache import VideoGPTKVCache
 from .pipeline_inputs import (
     CallInputs,
     batch_size_of,
@@ -38,7 +39,7 @@ from .pipeline_inputs import (
     window_of,
 )
 from .scheduling_next_clip_flow_match import mix_noise
-from .transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
+from .transformer_videogpt import VideoGPTTransformerModel
 
 
 @dataclass
@@ -227,14 +228,6 @@ class OneCallAtATime:
 
     def __exit__(self, *exc_info) -> None:
         self.end()
-
-
-def usable_attention_kwargs(attention_kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`attention_kwargs` with a LoRA scale of 0 made tiny: diffusers divides by the scale after each forward pass, and after
-    a 0 sets the weights of all LoRAs to 1."""
-    if attention_kwargs is not None and attention_kwargs.get("scale") == 0:
-        return attention_kwargs | {"scale": 1e-30}
-    return attention_kwargs
 
 
 def make_condition_encoder(

@@ -1,7 +1,7 @@
 """What a folder holds, for who named the wrong one, and whether the Hub has what is no folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ HTTP_ERROR = HfHubHTTPError.__bases__[0]  # of httpx, whose name is not the same
 
 # diffusers' LORA_WEIGHT_NAME_SAFE, whose file imports PyTorch: a wrong folder is to be told before that.
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+
+# What the names of a LoRA's tensors begin with: in the plain form of several tools, kohya's, and diffusers' own.
+PLAIN, KOHYA, OURS = "diffusion_model.", "lora_unet_", "transformer."
 
 # Of the names in a LoRA's metadata: behind it and a dot are the settings of its training's samples.
 TRAINED_WITH = "trained_with"
@@ -60,6 +63,16 @@ def kind_of(folder: Path) -> str | None:
     if "num_hidden_layers" in config:  # a Phi3Config
         return "checkpoint of the authors' code"
     return "run that has not ended" if any(folder.glob("checkpoint-*")) else None
+
+
+def is_of_other_tools(keys: Iterable[str]) -> bool:
+    """Whether names of a LoRA's tensors are in a form that [`~lora_formats.convert_from_other_tools`] knows or refuses by
+    name, and not diffusers' own."""
+    return any(
+        key.startswith((PLAIN, KOHYA, "base_model.model.", "lora_te"))
+        or key.endswith((".lora_down.weight", ".lora_up.weight", ".alpha"))
+        for key in keys
+    )
 
 
 def read_trained_with(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -176,7 +189,7 @@ def refuse_damaged_files(folder: Path) -> None:
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
     _check_scheduler(folder)
-    _check_autoencoder(folder / "vae" / "config.json")
+    check_autoencoder_config(_read_json(folder / "vae" / "config.json"), where=folder / "vae" / "config.json")
     for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
         try:
             with safe_open(path, "numpy"):
@@ -187,7 +200,7 @@ def refuse_damaged_files(folder: Path) -> None:
 
 def _check_scheduler(folder: Path) -> None:
     """Raises a `ValueError` if the scheduler's settings are those of another class than the pipeline names, of which diffusers
-    would take none without a word."""
+    would take none without a word, or make it fill the memory."""
     named = _read_json(folder / "model_index.json").get("scheduler")
     path = folder / "scheduler" / "scheduler_config.json"
     found = _read_json(path).get("_class_name")
@@ -196,6 +209,12 @@ def _check_scheduler(folder: Path) -> None:
             f"{path} is of {found!r}, and model_index.json names {named[1]} as the scheduler: copy both files from the same "
             "model, or set another scheduler in Python and save the pipeline."
         )
+    num_timesteps = _read_json(path).get("num_train_timesteps")
+    if num_timesteps is not None:  # diffusers' schedulers make a table of them, however many
+        try:
+            check_whole_number("num_train_timesteps", num_timesteps)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 # Of diffusers' autoencoders: numbers, or lists of them, that say how much is built → the most that any could mean.
@@ -204,16 +223,15 @@ SIZES |= {"block_out_channels": 10**5, "encoder_block_out_channels": 10**5, "dec
 SIZES |= {"in_channels": 10**5, "out_channels": 10**5, "latent_channels": 10**5}
 
 
-def _check_autoencoder(path: Path) -> None:
-    """Raises a `ValueError` for a size that diffusers would begin to build until the memory is full."""
-    config = _read_json(path)
+def check_autoencoder_config(config: Mapping[str, Any], *, where: str | Path) -> None:
+    """Raises a `ValueError` that begins with `where` for a size that diffusers would begin to build until the memory is full."""
     for name in SIZES.keys() & config.keys():
         values = config[name] if isinstance(config[name], list) else [config[name]]
         for value in values:
             try:
                 check_whole_number(name, value, at_most=SIZES[name])
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+                raise ValueError(f"{where}: {error}") from error
 
 
 class VideoGPTLoadingMixin:

@@ -35,6 +35,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .config_values import MOST_STEPS
+
 
 Solver = Literal["euler", "multistep", "consistency"]
 SOLVERS = get_args(Solver)
@@ -284,7 +286,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 f"{' and '.join(given) or 'none'}."
             )
         if num_inference_steps is not None:
-            _check_num_inference_steps(num_inference_steps)
+            check_num_inference_steps(num_inference_steps)
             alphas = self._shifted(torch.linspace(0, 1, num_inference_steps + 1, device="cpu"))
         elif sigmas is not None:
             alphas = self._shifted(_rising_times(sigmas, 1.0, "sigmas"))
@@ -420,10 +422,13 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
 
-def _check_num_inference_steps(num_inference_steps: int):
+def check_num_inference_steps(num_inference_steps: int):
+    """Raises a `ValueError` if it is no whole number of 1 or more, or one of more steps than a clip can have."""
     is_whole = isinstance(num_inference_steps, Integral) and not isinstance(num_inference_steps, bool)
-    if not is_whole or num_inference_steps < 1:
-        raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}, but must be at least 1, and whole.")
+    if not is_whole or not 1 <= num_inference_steps <= MOST_STEPS:
+        raise ValueError(
+            f"`num_inference_steps` is {num_inference_steps!r}, but must be at least 1, at most {MOST_STEPS}, and whole."
+        )
 
 
 def _rising_times(values: Sequence[float], noise_value: float, name: str) -> torch.Tensor:
@@ -454,7 +459,7 @@ def set_flow_timesteps(
             of steps, or `num_inference_steps` < 1.
     """
     _check_flow_matching(scheduler)
-    _check_num_inference_steps(num_inference_steps)
+    check_num_inference_steps(num_inference_steps)
     if isinstance(scheduler, NextClipFlowMatchScheduler):
         scheduler.set_timesteps(num_inference_steps, device=device)
         alphas = scheduler.alphas[:-1]  # 1 − σ, without its rounding
@@ -511,10 +516,26 @@ def _has_option(scheduler: SchedulerMixin, name: str) -> bool:
     return name in inspect.signature(type(scheduler).__init__).parameters
 
 
+def _refuse_other_ways(scheduler: SchedulerMixin):
+    """Raises a `ValueError` for a scheduler of flow matching that is not for one loop from noise to a clip."""
+    reason = None
+    if not hasattr(scheduler, "set_begin_index"):
+        reason = "it leads from a picture back to its noise"
+    elif "stage_index" in inspect.signature(scheduler.set_timesteps).parameters:
+        reason = "its steps are in stages, each of another resolution"
+    if reason is not None:
+        raise ValueError(
+            f"{type(scheduler).__name__} is not made for one way from noise to a clip: {reason}. Use "
+            "`NextClipFlowMatchScheduler()`, `FlowMatchEulerDiscreteScheduler()`, or for example "
+            "`DPMSolverMultistepScheduler.from_config(NextClipFlowMatchScheduler().config)`."
+        )
+
+
 def _check_flow_matching(scheduler: SchedulerMixin):
     name = type(scheduler).__name__
     config = scheduler.config
     if _has_option(scheduler, "use_flow_sigmas"):
+        _refuse_other_ways(scheduler)
         wrong = [] if config.use_flow_sigmas else [f"`use_flow_sigmas` is {config.use_flow_sigmas}, not True"]
         if config.prediction_type not in ("sample", "flow_prediction"):
             wrong.append(f"`prediction_type` is {config.prediction_type!r}, not 'sample' or 'flow_prediction'")

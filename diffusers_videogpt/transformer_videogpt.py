@@ -31,7 +31,6 @@ from diffusers.models.embeddings import (
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
-from diffusers.utils import apply_lora_scale
 
 from .actions import add_actions, check_encoded, make_action_embed
 from .attention_videogpt import (
@@ -41,6 +40,7 @@ from .attention_videogpt import (
     VideoGPTRotaryPosEmbed,
     mask_of_special_tokens,
     masks_for_attention,
+    takes_attention_kwargs,
 )
 from .clips import ClipLayout, layout_after_history
 from .config_values import check_network_config
@@ -380,7 +380,7 @@ class VideoGPTTransformerModel(
         by_row = self.pos_embed_axis[top : top + rows, None].expand(-1, columns, -1)
         return torch.cat([by_column, by_row], dim=-1)
 
-    @apply_lora_scale("attention_kwargs")
+    @takes_attention_kwargs
     def forward(
         self,
         hidden_states: torch.Tensor | None = None,
@@ -417,7 +417,8 @@ class VideoGPTTransformerModel(
                 encoder, real tokens first.
             encoder_attention_mask (`torch.Tensor` of shape (B, L), *optional*): `True` at real text tokens.
             kv_cache (`VideoGPTKVCache`, *optional*): keys and values of conditions and history.
-            attention_kwargs (`dict`, *optional*): `scale` multiplies the LoRA layers' output.
+            attention_kwargs (`dict`, *optional*): `scale` multiplies the LoRA layers' output, `kernel_options` are those of
+                FlexAttention, where that computes: many tokens on CUDA, without a cache before them.
             return_dict (`bool`, defaults to `True`): whether to return an output object or a tuple.
             actions, clean_actions (`torch.Tensor` of shape (B, F) or (B, F, `action_dim`), *optional*): what led to each
                 noisy and to each clean frame, of [`~actions.ActionSpace.encode`]; `None` is "no action" everywhere.
@@ -447,13 +448,14 @@ class VideoGPTTransformerModel(
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
+        flex = (attention_kwargs or {}).get("kernel_options")
         if hidden_states is None:
-            sample = self._encode_history(clean_hidden_states, clean_actions, conditions, clip_layout, kv_cache)
+            sample = self._encode_history(clean_hidden_states, clean_actions, conditions, clip_layout, kv_cache, flex)
         elif kv_cache is not None or is_clip_alone:
             sample = self._denoise_clip(hidden_states, timestep, actions, clip_layout, kv_cache)
         else:
             inputs = (hidden_states, timestep, actions, clean_hidden_states, clean_actions)
-            sample = self._denoise_under_mask(*inputs, conditions, clip_layout)
+            sample = self._denoise_under_mask(*inputs, conditions, clip_layout, flex)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _denoise_under_mask(
@@ -465,6 +467,7 @@ class VideoGPTTransformerModel(
         clean_actions: torch.Tensor | None,
         conditions: torch.Tensor | None,
         clip_layout: ClipLayout,
+        kernel_options: dict[str, Any] | None,
     ) -> torch.Tensor:
         """Noisy clips with everything before them, all tokens at once: in training, and where no history is cached."""
         pos_embed = self._padded_pos_embed(clip_layout)
@@ -473,7 +476,7 @@ class VideoGPTTransformerModel(
             tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, clean_actions)
         time_proj = self._embed_timestep(timestep, hidden_states)
         tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed, actions))
-        mask, output_mask = self._attention_masks(clip_layout)
+        mask, output_mask = masks_for_attention(clip_layout, self._own_backend, kernel_options=kernel_options)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
         for block in self.transformer_blocks[:-1]:
@@ -492,13 +495,15 @@ class VideoGPTTransformerModel(
         conditions: torch.Tensor | None,
         clip_layout: ClipLayout,
         kv_cache: VideoGPTKVCache,
+        kernel_options: dict[str, Any] | None,
     ) -> None:
         """Clean frames, behind the conditions, into a cache: every layer appends their keys and values."""
         tokens = [] if conditions is None else [conditions]
         pos_embed = self._padded_pos_embed(clip_layout)
         tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, clean_actions)
         tokens = self._join(tokens)
-        mask, _ = self._attention_masks(clip_layout, num_cached=kv_cache.num_tokens)
+        how = {"num_cached": kv_cache.num_tokens, "kernel_options": kernel_options}
+        mask, _ = masks_for_attention(clip_layout, self._own_backend, **how)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], kv_cache.layers[:-1], strict=True):
@@ -560,7 +565,7 @@ class VideoGPTTransformerModel(
         num_frames = clean_hidden_states.shape[2]
         clip_layout, _ = self._default_layout(None, clean_hidden_states, None, None, None)
         tokens = self._join(self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout)))
-        mask, _ = self._attention_masks(clip_layout)
+        mask, _ = masks_for_attention(clip_layout, self._own_backend)
         tokens, rotary_emb, _ = self._prepare_tokens(tokens, clip_layout)
 
         states = {0: tokens}
@@ -721,10 +726,6 @@ class VideoGPTTransformerModel(
         tables = [self.pos_embed(*grid) for grid in layout.patch_grids]
         pad = nn.functional.pad
         return torch.stack([pad(t, (0, 0, 0, columns - t.shape[1], 0, rows - t.shape[0])) for t in tables])
-
-    def _attention_masks(self, layout: ClipLayout, num_cached: int = 0) -> tuple[AttentionMask, AttentionMask]:
-        """The hierarchical mask of all rows, and of the outputs' rows alone, in the form that the attention backend takes."""
-        return masks_for_attention(layout, self._own_backend, num_cached=num_cached)
 
     @property
     def _own_backend(self) -> AttentionBackendName | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -38,6 +38,17 @@ def hash_weights(model: torch.nn.Module) -> str:
     """SHA-256 of a model's weights, their names and shapes. Caches, checkpoints and indices know their model by it."""
     state_dict = model.state_dict()
     return _hash((f"{name} {tuple(tensor.shape)}", tensor) for name, tensor in sorted(state_dict.items()))
+
+
+def hashes_as_base(model: torch.nn.Module) -> Iterator[str]:
+    """[`hash_weights`] of a model in fp32 without its LoRAs: as it is, then rounded to bfloat16, as a LoRA's base may have been."""
+    base = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _hash((f"{name} {tuple(tensor.shape)}", tensor.to(dtype)) for name, tensor in sorted(base.items()))
 
 
 def hash_of_model(pipe: DiffusionPipeline) -> str:

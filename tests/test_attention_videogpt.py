@@ -93,6 +93,61 @@ def test_too_many_graphs_are_an_error(flex_on_cpu):
     assert not dense_calls
 
 
+def test_options_of_the_kernel_reach_flex_attention(tiny_transformer, flex_on_cpu, monkeypatch):
+    """As numbers, not as sizes of a graph that any number fits; without options there are none."""
+    seen, counter = [], flex_on_cpu[0]
+
+    def look(graph, inputs):
+        for node in graph.graph.nodes:
+            if node.target is torch.ops.higher_order.flex_attention:
+                seen.append(next(x for x in node.args if isinstance(x, dict)))
+        return counter(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile.func, backend=look))
+    options = {"BLOCK_M": 32, "USE_TMA": False}
+    clean, noisy, alpha = latents(3), latents(2), torch.tensor(0.3)
+
+    def predict(cached=False, **how):
+        seen.clear()
+        if cached:
+            kv_cache = VideoGPTKVCache(tiny_transformer.config.num_layers, 3 * TOKENS_PER_FRAME)
+            tiny_transformer(clean_hidden_states=clean, kv_cache=kv_cache, **how)
+            return kv_cache.layers[-1].keys
+        return tiny_transformer(noisy, alpha, clean, **how).sample
+
+    for cached in (False, True):
+        with torch.no_grad():
+            plain = predict(cached)
+            assert seen and not any("BLOCK_M" in found for found in seen)
+            tuned = predict(cached, attention_kwargs={"kernel_options": options})
+            assert seen and all({name: found[name] for name in options} == options for found in seen)
+            assert all(type(found["BLOCK_M"]) is int for found in seen)
+            torch.compiler.reset()
+            attention_videogpt._compiled_flex_attention.cache_clear()
+        torch.testing.assert_close(tuned, plain)
+    assert not flex_on_cpu[1]
+
+
+def test_attention_kwargs(tiny_transformer, caplog):
+    noisy, alpha = latents(1), torch.tensor(0.3)
+    with torch.no_grad():
+        plain = tiny_transformer(noisy, alpha).sample
+        asked = {"ip_scale": 2, "kernel_options": {"BLOCK_M": 32}, "scale": 0.5}
+        torch.testing.assert_close(tiny_transformer(noisy, alpha, attention_kwargs=asked).sample, plain)
+    assert (
+        "attention_kwargs ['ip_scale'] are not expected by VideoGPTAttnProcessor and will be ignored." in caplog.text
+    )
+    assert list(asked) == ["ip_scale", "kernel_options", "scale"]  # as it was
+    for wrong in (
+        {"scale": float("nan")},
+        {"scale": "big"},
+        {"kernel_options": 3},
+        {"kernel_options": {"BLOCK_M": [1]}},
+    ):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` of `attention_kwargs` must"):
+            tiny_transformer(noisy, alpha, attention_kwargs=wrong)
+
+
 # A clip after a cache
 
 

@@ -404,6 +404,18 @@ def test_unfit_vaes(reference_dir, tmp_path):
         convert_reference_checkpoint(reference_dir, tmp_path / "ours", vae=reference_dir)
     with pytest.raises(FileNotFoundError, match="no config.json"):
         convert_reference_checkpoint(reference_dir, tmp_path / "ours", vae=tmp_path / "nowhere")
+    tiny_vae().save_pretrained(tmp_path / "huge")
+    config = json.loads((tmp_path / "huge" / "config.json").read_text()) | {"layers_per_block": 10**9}
+    (tmp_path / "huge" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="`layers_per_block` must be a whole number in 1..100"):
+        convert_reference_checkpoint(reference_dir, tmp_path / "ours", vae=tmp_path / "huge")
+    tiny_vae().save_pretrained(tmp_path / "lacking")
+    weights = tmp_path / "lacking" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["encoder.conv_in.weight"]
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match="lack encoder.conv_in.weight"):
+        convert_reference_checkpoint(reference_dir, tmp_path / "ours", vae=tmp_path / "lacking")
     assert not (tmp_path / "ours").exists()
 
 

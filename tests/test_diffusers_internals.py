@@ -51,6 +51,23 @@ def test_guiders(caplog):
     assert not diffusers_internals.is_guider_enabled(guider)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_model_is_cast_as_it_would_be_loaded(tiny_transformer, tmp_path, caplog, dtype):
+    tiny_transformer.save_pretrained(tmp_path)
+    loaded = VideoGPTTransformerModel.from_pretrained(tmp_path, dtype=dtype)
+    logging.getLogger("diffusers").propagate = True
+    cast = diffusers_internals.cast_as_loaded(tiny_transformer, dtype)
+    assert cast is tiny_transformer and cast.dtype == loaded.dtype == dtype and not caplog.text
+    weights, expected = cast.state_dict(), loaded.state_dict()
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+    assert weights["time_embed.linear_1.weight"].dtype == torch.float32
+    assert {name: x.dtype for name, x in cast.named_buffers()} == {name: x.dtype for name, x in loaded.named_buffers()}
+    cast.state_dict()["proj_out.weight"].zero_()
+    assert not dict(cast.named_parameters())["proj_out.weight"].any()  # in place, of the very parameters
+
+
 def lose_a_tensor(folder: Path, name: str) -> None:
     path = folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
@@ -58,18 +75,19 @@ def lose_a_tensor(folder: Path, name: str) -> None:
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("pipeline", [DiffusionPipeline, VideoGPTPipeline])
-def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(
-    make_tiny_pipe, tmp_path, pipeline, low_cpu_mem_usage
-):
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(make_tiny_pipe, tmp_path, pipeline):
     make_tiny_pipe().save_pretrained(tmp_path)
-    pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=True)
     lose_a_tensor(tmp_path / "transformer", "norm.weight")
     with pytest.raises(ValueError, match=r"The weights in '.*transformer' lack norm.weight, .* copy all files"):
-        pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+        pipeline.from_pretrained(tmp_path, low_cpu_mem_usage=True)
     with pytest.raises(ValueError, match="lack norm.weight"):
-        VideoGPTTransformerModel.from_pretrained(tmp_path / "transformer", low_cpu_mem_usage=low_cpu_mem_usage)
+        VideoGPTTransformerModel.from_pretrained(tmp_path / "transformer", low_cpu_mem_usage=True)
+    # The other way of loading, which fills them, diffusers refuses for every model that keeps modules in fp32.
+    for load, folder in ((pipeline, tmp_path), (VideoGPTTransformerModel, tmp_path / "transformer")):
+        with pytest.raises(ValueError, match="`low_cpu_mem_usage` cannot be False"):
+            load.from_pretrained(folder, low_cpu_mem_usage=False)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +96,8 @@ def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(
 )
 def test_an_autoencoder_that_lacks_a_tensor_is_named(make_tiny_pipe, tmp_path, pipeline, options):
     make_tiny_pipe().save_pretrained(tmp_path)
+    if options:  # which the transformer is not loaded with
+        options = options | {"transformer": make_tiny_pipe().transformer}
     pipeline.from_pretrained(tmp_path, **options)
     lose_a_tensor(tmp_path / "vae", "decoder.conv_out.weight")
     with pytest.raises(ValueError, match="weights of the pipeline's `vae` lack decoder.conv_out.weight"):

@@ -8,9 +8,10 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchLCMScheduler, ModularPipeline
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.commands.loras import differences, follow_lora
 from diffusers_videogpt.commands.main import main
-from diffusers_videogpt.commands.options import STEPS, steps_of
-from diffusers_videogpt.commands.predict import follow_loras
+from diffusers_videogpt.commands.models import load_pipeline, look_at_model
+from diffusers_videogpt.commands.options import STEPS, rollout_options, steps_of
 from diffusers_videogpt.scheduling_next_clip_flow_match import mix_noise
 from diffusers_videogpt.video_io import write_video
 
@@ -114,24 +115,28 @@ def test_command_line_takes_the_steps_and_guidance_of_the_model(distilled, tmp_p
     assert steps == [(2, 1.0, "consistency"), (3, 2.0, "euler")]
 
 
-def test_a_distilled_lora_is_sampled_as_it_was_trained():
-    nothing = dict.fromkeys(
-        (
-            "fps",
-            "frames_per_clip",
-            "height",
-            "width",
-            "num_frames",
-            "num_history_frames",
-            "steps",
-            "guidance_scale",
-            "solver",
-        )
-    )
+def test_a_distilled_lora_is_sampled_as_it_was_trained(make_tiny_pipe, tmp_path):
+    """Unless the options say otherwise, which is told; a model that is not distilled samples by its own settings."""
+    make_tiny_pipe().save_pretrained(tmp_path / "base")
+    base = look_at_model(str(tmp_path / "base"))
+    words = ("fps", "frames_per_clip", "height", "width", "steps", "guidance_scale", "solver")
+    nothing = dict.fromkeys(words)
     known = {"num_inference_steps": 2, "guidance_scale": 1.0, "solver": "consistency", "clips": "random"}
     args = argparse.Namespace(lora=[("fast", 1.0)], **nothing)
-    assert follow_loras(args, [known]) == []
-    assert (args.steps, args.guidance_scale, args.solver) == (2, 1.0, "consistency")
+    saved = follow_lora(args, base, [known])
+    assert differences(args, saved, [known]) == []
+    pipe = load_pipeline(saved, device="cpu")
+    inputs = rollout_options(args, pipe)
+    assert inputs["num_inference_steps"] == 2 and inputs["guidance_scale"] is None
+    assert (pipe.config.guidance_scale, pipe.scheduler.config.solver) == (1.0, "consistency")
+
     args = argparse.Namespace(lora=[("fast", 1.0)], **nothing | {"steps": 5, "guidance_scale": 1.5, "solver": "euler"})
-    follow_loras(args, [known])
-    assert (args.steps, args.guidance_scale, args.solver) == (5, 1.5, "euler")
+    saved = follow_lora(args, base, [known])
+    assert rollout_options(args, pipe)["num_inference_steps"] == 5
+    told = differences(args, saved, [known])
+    assert [line.split("with ", 1)[1].split(":")[0] for line in told] == [
+        "--steps 2, this is with 5",
+        "--guidance-scale 1, this is with 1.5",
+        "--solver consistency, this is with euler",
+    ]
+    assert follow_lora(args, base, []) is base

@@ -1,7 +1,9 @@
 """LoRA on the pipeline: every way in, mixing, fusing, saving; and what does not fit, refused with nothing changed."""
 
+import copy
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_transformers import pipe_without_vae
 
 from diffusers_videogpt import VideoGPTPipeline
+from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.weights import hash_weights
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -389,22 +393,31 @@ UNFIT = {
         rename("attn.to_q", "norm1"),
         r"blocks\.0\.norm1: this model has no such linear",
     ),
-    "no prefix": (
+    "no LoRA at all": (
         {},
-        rename("transformer.transformer_blocks", "transformer_blocks"),
-        r"no LoRA.*transformer_blocks\.0",
+        rename(".lora_", "."),
+        r"no LoRA of a Video-GPT transformer: transformer\.transformer_blocks",
     ),
-    "another component": (
+    "another component's weights": (
         {},
-        rename("transformer.", "unet."),
+        lambda tensors: rename("transformer.", "unet.")(tensors) or rename(".lora_", ".")(tensors),
         r"no LoRA of a Video-GPT transformer: unet\.transformer_blocks",
+    ),
+    "another component's too": (
+        {},
+        lambda tensors: tensors.update({f"unet.{key}": tensor.clone() for key, tensor in tensors.items()}),
+        r"no LoRA of a Video-GPT transformer: unet\.transformer\.transformer_blocks",
     ),
     "trained biases": ({"lora_bias": True}, None, r"no LoRA.*attn\.to_\w.*lora_B\.bias"),
     "another kind of adapter": ({}, rename("lora_A", "lokr_w1"), r"no LoRA.*attn\.to_\w.*lokr_w1\.weight"),
     "NaN": ({}, make_nan, r"blocks\.1\.attn\.to_k\.lora_B\.weight has NaN or infinite values"),
     "a factor missing": ({}, drop_a_factor, r"blocks\.1\.attn\.to_k lacks lora_B\.weight"),
     "factors of two ranks": ({}, make_the_factors_differ, r"to_q\.lora_B\.weight is \(32, 4\), not \(32, 3\)"),
-    "empty": ({}, dict.clear, "no LoRA of a Video-GPT transformer: it is empty"),
+}
+UNRELATED = {
+    "no prefix": rename("transformer.transformer_blocks", "transformer_blocks"),
+    "another component": rename("transformer.", "unet."),
+    "empty": dict.clear,
 }
 
 
@@ -420,16 +433,66 @@ def test_unfit_is_refused_with_names(pipe, make_lora, case, with_another):
     assert_refused(pipe, message, folder, adapter_name="mine")
 
 
-def assert_refused(pipe, message, source, **kwargs):
-    """Refused, with the model as it was: its modules, adapters, weights and output."""
+@pytest.mark.parametrize("with_another", [False, True], ids=["first", "beside another"])
+@pytest.mark.parametrize("case", UNRELATED)
+def test_a_lora_of_other_models_alone_is_logged_as_diffusers_does(pipe, make_lora, caplog, case, with_another):
+    folder = edit(make_lora(), UNRELATED[case])
+    if with_another:
+        pipe.load_lora_weights(make_lora("another", seed=3), adapter_name="another")
+    with unchanged(pipe):
+        pipe.load_lora_weights(folder, adapter_name="mine")
+    assert "No LoRA keys associated to VideoGPTTransformerModel found with the prefix='transformer'" in caplog.text
+    with pytest.raises(SystemExit, match=r"videogpt predict: --lora: '.*' holds no LoRA of a Video-GPT transformer, "):
+        main(["predict", "--lora", str(folder)])
+
+
+@contextmanager
+def unchanged(pipe):
+    """The model stays as it was: its modules, adapters, weights and output."""
     before, output = {key: tensor.clone() for key, tensor in pipe.transformer.state_dict().items()}, predict(pipe)
     adapters, active = pipe.get_list_adapters(), pipe.get_active_adapters()
-    with pytest.raises(ValueError, match=message):
-        pipe.load_lora_weights(source, **kwargs)
+    yield
     after = pipe.transformer.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
     assert (pipe.get_list_adapters(), pipe.get_active_adapters()) == (adapters, active)
     assert torch.equal(predict(pipe), output)
+
+
+def assert_refused(pipe, message, source, **kwargs):
+    with unchanged(pipe), pytest.raises(ValueError, match=message):
+        pipe.load_lora_weights(source, **kwargs)
+
+
+def test_another_base_is_told(pipe, make_lora, make_tiny_transformer, caplog):
+    """By the hash in the file, if training here has put it there; the base may have been in bfloat16."""
+    tensors, metadata = VideoGPTPipeline.lora_state_dict(make_lora(), return_lora_metadata=True)
+    layers = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    config = {name.removeprefix("transformer."): value for name, value in metadata.items()}
+    folder = make_lora("told")
+
+    def load(weights_hash, architecture="video-gpt/lora", **where):
+        header = {"modelspec.architecture": architecture, "ss_base_model_version": "balls"}
+        header |= {} if weights_hash is None else {"ss_new_sd_model_hash": weights_hash}
+        name = where.get("weight_name")
+        how = {"transformer_lora_adapter_metadata": config, "weight_name": name}
+        VideoGPTPipeline.save_lora_weights(folder, layers, header=header, **how)
+        caplog.clear()
+        pipe.load_lora_weights(folder, **where)
+        return caplog.text
+
+    own = hash_weights(pipe.transformer)[:16]
+    half = hash_weights(copy.deepcopy(pipe.transformer).to(torch.bfloat16))[:16]
+    for known in (own, half, None, own):  # the last three beside other LoRAs
+        assert "was trained on" not in load(known)
+    said = load("0123456789abcdef")
+    assert (
+        f"The LoRA '{folder}' was trained on 'balls', whose weights (hash 0123456789abcdef) are not those of" in said
+    )
+    assert "was trained on 'balls'" in load("0123456789abcdef", weight_name="mine.safetensors")
+    assert "was trained on" not in load("0123456789abcdef", architecture="another tool's")
+    pipe.unload_lora_weights()
+    pipe.transformer.to(torch.bfloat16)
+    assert "was trained on" not in load(own)  # its fp32 weights are not there to be compared
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,32 @@ def test_bad_arguments(standard, arguments, message):
         predict(make_modular(standard), **arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number, got nan"),
+        ({"condition_guidance_scale": "high"}, "`condition_guidance_scale` must be a finite number, got 'high'"),
+        ({"action_guidance_scale": float("inf")}, "`action_guidance_scale` must be a finite number, got inf"),
+        ({"guidance_interval": (0.5, 0.2)}, "`guidance_interval`="),
+        ({"attention_kwargs": {"scale": float("nan")}}, "`scale` of `attention_kwargs` must be a finite number"),
+        ({"num_inference_steps": 2.5}, "`num_inference_steps` is 2.5"),
+        ({"class_labels": 1.5}, "`class_labels` "),
+    ],
+)
+def test_arguments_are_checked_before_the_history_is_encoded(standard, monkeypatch, arguments, message):
+    pipe = make_modular(standard)
+    monkeypatch.setattr(type(pipe.vae), "encode", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=message):
+        predict(pipe, video=VIDEO, **arguments)
+
+
+@pytest.mark.parametrize("value", [np.zeros((1, 4, 3, 4, 6)), [0.0]])
+def test_latents_that_are_no_tensors(standard, value):
+    for name in ("video_latents", "latents"):
+        with pytest.raises(ValueError, match=f"`{name}` must be a `torch.Tensor`"):
+            predict(make_modular(standard), **{name: value})
+
+
 def test_output_is_checked_before_anything_is_computed(standard):
     pipe = make_modular(standard)
     pipe.transformer.register_forward_hook(lambda *_: pytest.fail("computed"))

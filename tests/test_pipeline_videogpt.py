@@ -1,6 +1,8 @@
 import gc
+import inspect
 import json
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -622,6 +624,21 @@ def test_stream_raises_what_went_wrong_in_the_worker(pipe, history):
         ({"frames_per_clip": 10**9}, "`frames_per_clip` asks for 1000000000 frames"),
         ({"chunk_partition": [1, 10**9]}, "`chunk_partition` asks for 1000000001 frames"),
         ({"chunk_partition": [1.0, 1]}, "`chunk_partition` must be a whole number, got 1.0"),
+        ({"chunk_partition": 5}, "`chunk_partition` must be a list of the frames of each clip, got 5"),
+        ({"chunk_partition": "22"}, "`chunk_partition` must be a list of the frames of each clip, got '22'"),
+        ({"class_labels": 1.5}, "`class_labels` must be numbers or names of classes, one or a list, got 1.5"),
+        ({"prompt": 5}, "`prompt` must be a text or a list of at least one, got 5"),
+        ({"prompt_embeds": 5}, "`prompt_embeds` must be a `torch.Tensor`, got int"),
+        ({"video_latents": np.zeros((1, 4, 2, 4, 4))}, "`video_latents` must be a `torch.Tensor`, got ndarray"),
+        ({"latents": [0.0]}, "`latents` must be a `torch.Tensor`, got list"),
+        (
+            {"attention_kwargs": {"scale": float("nan")}},
+            "`scale` of `attention_kwargs` must be a finite number, got nan",
+        ),
+        (
+            {"num_inference_steps": 10**12},
+            "`num_inference_steps` is 1000000000000, but must be at least 1, at most 1000000",
+        ),
         ({"max_context_frames": 3.5}, "`max_context_frames` must be a whole number, got 3.5"),
         ({"num_videos_per_prompt": 1.5}, "`num_videos_per_prompt` must be a whole number, got 1.5"),
         ({"height": 32.0, "width": 32}, "`height` must be a whole number, got 32.0"),
@@ -644,6 +661,15 @@ def test_bad_arguments(pipe, arguments, message):
     pipe.transformer.register_forward_hook(lambda *_: pytest.fail("computed"))
     with pytest.raises(ValueError, match=message):
         predict(pipe, **(defaults | arguments))
+
+
+def test_a_stream_says_what_it_lacks_of_a_call():
+    call, stream = (
+        inspect.signature(method).parameters for method in (VideoGPTPipeline.__call__, VideoGPTPipeline.stream)
+    )
+    said = re.search(r"It lacks (.*?)\n\n", inspect.getdoc(VideoGPTPipeline.stream), re.DOTALL)[1]
+    assert set(re.findall(r"`(\w+)`", said)) == call.keys() - stream.keys() and not stream.keys() - call.keys()
+    assert all(call[name].default == stream[name].default for name in stream)
 
 
 def test_paths_that_are_no_videos(pipe, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 from fake_hub import hub  # noqa: F401
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -90,6 +90,16 @@ def test_what_is_not_known_is_left_to_diffusers(folders):
     MyPipeline.from_pretrained(folders / "pipeline").save_pretrained(folders / "mine")
     assert isinstance(VideoGPTPipeline.from_pretrained(folders / "mine"), VideoGPTPipeline)
     assert type(DiffusionPipeline.from_pretrained(folders / "pipeline")) is VideoGPTPipeline
+
+
+def test_a_scheduler_of_more_times_than_a_memory_holds_is_refused_before_it_is_built(make_tiny_pipe, tmp_path):
+    pipe = make_tiny_pipe()
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 10**12}))
+    with pytest.raises(ValueError, match="scheduler_config.json: `num_train_timesteps` must be .* 1..1000000, got 10"):
+        VideoGPTPipeline.from_pretrained(tmp_path / "model")
 
 
 def test_on_the_command_line(folders, tmp_path):

@@ -353,6 +353,29 @@ def test_scheduler_that_no_setting_makes_fit_is_told_so(scheduler):
     assert error(fixed, 50) < 0.25 * error(NextClipFlowMatchScheduler(), 50)
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("DPMSolverMultistepInverseScheduler", "it leads from a picture back to its noise"),
+        ("HeliosScheduler", "its steps are in stages"),
+        ("HeliosDMDScheduler", "its steps are in stages"),
+    ],
+)
+def test_schedulers_for_other_ways_than_from_noise_to_a_clip_are_refused(name, reason):
+    kind = getattr(diffusers, name)
+    for scheduler in (kind(), kind.from_config(NextClipFlowMatchScheduler().config)):
+        with pytest.raises(ValueError, match=f"{name} is not made for one way from noise to a clip: {reason}"):
+            set_flow_timesteps(scheduler, 4)
+
+
+@pytest.mark.parametrize("num_steps", [0, 2.5, True, 10**12])
+def test_numbers_of_steps_that_no_clip_can_have_are_refused(num_steps):
+    with pytest.raises(ValueError, match="`num_inference_steps` is .* at least 1, at most 1000000, and whole"):
+        set_flow_timesteps(NextClipFlowMatchScheduler(), num_steps)
+    with pytest.raises(ValueError, match="`num_inference_steps` is "):
+        set_flow_timesteps(FlowMatchEulerDiscreteScheduler(), num_steps)
+
+
 @pytest.mark.parametrize("option", ["use_dynamic_shifting", "invert_sigmas"])
 def test_options_that_our_times_do_not_have_are_refused(option):
     scheduler = FlowMatchEulerDiscreteScheduler(**{option: True})

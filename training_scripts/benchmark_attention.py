@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.attention_videogpt import block_attention
 from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.tile_attention import tile_attention
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
 def dense_attention(query, key, value, mask):
@@ -31,17 +32,20 @@ def forward_and_backward(attend, inputs, mask, grad):
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--num_frames", type=int, default=16, help="of a sample; the paper trains with 48 and 80")
-    parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
-    parser.add_argument("--max_clips", type=int, help="of a partition; by default any number")
-    parser.add_argument("--height", type=int, default=256, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument("--batch_size", type=int, default=1, help="samples of one partition")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head_dim", type=int, default=96)
+    parser.add_argument(
+        "--num_frames", type=positive_int, default=16, help="of a sample; the paper trains with 48 and 80"
+    )
+    parser.add_argument("--num_layouts", type=positive_int, default=3, help="random partitions into clips")
+    parser.add_argument("--max_clips", type=positive_int, help="of a partition; by default any number")
+    parser.add_argument("--height", type=positive_int, default=256, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument("--batch_size", type=positive_int, default=1, help="samples of one partition")
+    parser.add_argument("--heads", type=positive_int, default=4)
+    parser.add_argument("--head_dim", type=positive_int, default=96)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--output", type=Path, default=Path("attention.json"))
     args = parser.parse_args()
+    check_output(args.output.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
     sparse = block_attention if device == "cuda" else tile_attention
@@ -88,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from diffusers_videogpt import video_io
+from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.data.sampling import Sampling, Window
 from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.files import write_json
-from diffusers_videogpt.training.arguments import add_options, make_parser, read_options
+from diffusers_videogpt.training.arguments import add_options, make_parser, read_options, run_script
 from diffusers_videogpt.training.loading import make_sampling
 from diffusers_videogpt.training.settings import SamplingSettings
 
@@ -89,12 +90,14 @@ def main():
     )
     # Without `target_fps`, as the bare loop takes every Nth frame
     add_options(parser, SamplingSettings, without=["target_fps"], max_num_frames=16)
-    parser.add_argument("--train_batch_size", type=int, default=2)
-    parser.add_argument("--dataloader_num_workers", type=int, default=os.cpu_count())
-    parser.add_argument("--steps", type=int, default=32, help="batches of a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train_batch_size", type=positive_int, default=2)
+    parser.add_argument("--dataloader_num_workers", type=positive_int, default=os.cpu_count())
+    parser.add_argument("--steps", type=positive_int, default=32, help="batches of a round")
+    parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--output_json", type=Path)
     args = parser.parse_args()
+    if args.output_json is not None:
+        check_output(args.output_json.parent, "--output_json")
     try:
         sampling = make_sampling(read_options(args, SamplingSettings))
     except ValueError as error:
@@ -160,4 +163,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

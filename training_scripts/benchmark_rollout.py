@@ -17,9 +17,11 @@ import torch
 from diffusers import AutoencoderTiny
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
+from diffusers_videogpt.arguments import check_output, natural_int, positive_int
+from diffusers_videogpt.diffusers_internals import cast_as_loaded
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
 def parse_case(text: str) -> tuple[int, int]:
@@ -90,20 +92,21 @@ def long_rollout(pipe, num_frames, height, frames_per_clip=4, window=16, num_com
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=4, help="of 96 channels each")
-    parser.add_argument("--ffn_dim", type=int, default=1024)
-    parser.add_argument("--height", type=int, default=128, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--layers", type=positive_int, default=2)
+    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
+    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
+    parser.add_argument("--height", type=positive_int, default=128, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument("--steps", type=positive_int, default=50)
     parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--cases", type=parse_case, nargs="+", default=[(16, 16), (64, 16), (16, 1)], metavar="HISTORY:CLIP"
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--long_frames", type=int, default=1000, help="of the long rollout; 0 for none")
+    parser.add_argument("--rounds", type=positive_int, default=3)
+    parser.add_argument("--long_frames", type=natural_int, default=1000, help="of the long rollout; 0 for none")
     parser.add_argument("--output", type=Path, default=Path("rollout.json"))
     args = parser.parse_args()
+    check_output(args.output.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     transformer = VideoGPTTransformerModel(
@@ -114,8 +117,7 @@ def main():
     generator = torch.Generator().manual_seed(0)
     transformer.init_weights(generator)
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.02, generator=generator)
-    # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-    transformer = torch.nn.Module.to(transformer, device, getattr(torch, args.dtype)).eval()
+    transformer = cast_as_loaded(transformer, getattr(torch, args.dtype)).to(device).eval()
     transformer.set_attention_backend("native")
     pipe = VideoGPTPipeline(vae=AutoencoderTiny(), transformer=transformer, scheduler=NextClipFlowMatchScheduler()).to(
         device
@@ -153,4 +155,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
-from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler
-from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler, VideoGPTPipeline
+from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.evaluation.timing import write_results
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame, score
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds import simulate
 
 
@@ -61,7 +60,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("steps"), help="folder")
     args = parser.parse_args()
 
-    pipe = DiffusionPipeline.from_pretrained(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    check_output(args.output)
+    pipe = VideoGPTPipeline.from_pretrained(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     size, clip = pipe.config.longest_side, pipe.config.frames_per_clip
     seeds = range(FIRST_SEED, FIRST_SEED + args.num_scenes)
@@ -111,4 +111,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

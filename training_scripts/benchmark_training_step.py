@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.diffusers_internals import cast_as_loaded
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.objective import next_clip_loss
 
 
@@ -44,7 +46,9 @@ class DenseEverywhere:
 def step(transformer, latents, clips, seed=0):
     """Forward and backward pass of the loss; returns the loss and the gradients."""
     transformer.zero_grad()
-    loss = next_clip_loss(transformer, latents, clip_lengths=[clips], generator=torch.Generator().manual_seed(seed))
+    generator, dtype = torch.Generator().manual_seed(seed), transformer.dtype
+    with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
+        loss = next_clip_loss(transformer, latents, clip_lengths=[clips], generator=generator)
     loss.backward()
     return loss.detach(), [parameter.grad for parameter in transformer.parameters() if parameter.grad is not None]
 
@@ -56,17 +60,22 @@ def dense_step(transformer, layout, latents, clips):
 
 def main():
     parser = make_parser(__doc__)
-    parser.add_argument("--num_frames", type=int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80")
-    parser.add_argument("--num_layouts", type=int, default=3, help="random partitions into clips")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4, help="of 96 channels each")
-    parser.add_argument("--ffn_dim", type=int, default=1024)
-    parser.add_argument("--height", type=int, default=256, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--num_frames", type=positive_int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80"
+    )
+    parser.add_argument("--num_layouts", type=positive_int, default=3, help="random partitions into clips")
+    parser.add_argument("--layers", type=positive_int, default=4)
+    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
+    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
+    parser.add_argument("--height", type=positive_int, default=256, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights, and of autocast"
+    )
     parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--output", type=Path, default=Path("training_step.json"))
     args = parser.parse_args()
+    check_output(args.output.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     generator = torch.Generator().manual_seed(0)
@@ -77,8 +86,7 @@ def main():
     )
     transformer.init_weights(generator)
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.02, generator=generator)
-    # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-    transformer = torch.nn.Module.to(transformer, device, getattr(torch, args.dtype)).train()
+    transformer = cast_as_loaded(transformer, getattr(torch, args.dtype)).to(device).train()
     if args.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if device == "cuda":
@@ -109,4 +117,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

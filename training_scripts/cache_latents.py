@@ -81,11 +81,11 @@ def main():
     if accelerator.is_main_process:
         hold_folder(cache.output_dir)
     settle_from_base(sampling, settings.model)
+    vae = load_vae(settings.model).to(accelerator.device)
     actions = settings.actions if settings.actions.are_given else None
     table = load_video_table(settings.videos, sampling, actions)
     if accelerator.is_main_process:
         report_dropped(table.dropped, cache.output_dir)
-    vae = load_vae(settings.model).to(accelerator.device)
     space = action_space_of(actions)
     key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed, actions=space)
     key |= describe_source(settings.videos)

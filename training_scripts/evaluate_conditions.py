@@ -11,9 +11,9 @@ generated ones, and writes both, for `videogpt evaluate fvd --data classes/real 
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from diffusers_videogpt import VideoGPTPipeline
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.commands.models import refuse_missing, usable_device
 from diffusers_videogpt.evaluation.condition_following import (
     evaluate_classes,
     evaluate_prompts,
@@ -21,7 +21,7 @@ from diffusers_videogpt.evaluation.condition_following import (
     format_prompts,
 )
 from diffusers_videogpt.files import write_json
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
 def parse_args():
@@ -29,20 +29,23 @@ def parse_args():
     parser.add_argument("what", choices=["classes", "prompts"])
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--output", type=Path, required=True, help="folder of the videos, strips and `scores.json`")
-    parser.add_argument("--videos_per_class", type=int, default=20)
-    parser.add_argument("--num_training_videos", type=int, default=800, help="for the classifier")
+    parser.add_argument("--videos_per_class", type=positive_int, default=20)
+    parser.add_argument("--num_training_videos", type=positive_int, default=800, help="for the classifier")
     parser.add_argument("--data_root", type=Path, help="folder a class of real videos; default: simulated scenes")
-    parser.add_argument("--num_prompts", type=int, default=64, help="and as many of held-out combinations")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--num_prompts", type=positive_int, default=64, help="and as many of held-out combinations")
+    parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
     parser.add_argument("--condition_guidance_scale", type=float, help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
+    check_output(args.output)
+    refuse_missing(args.data_root, "--data_root")
+    device = usable_device(args.device)
+    pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
     pipe.set_progress_bar_config(disable=True)
     settings = {
         "num_inference_steps": args.steps,
@@ -67,4 +70,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

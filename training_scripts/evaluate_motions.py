@@ -14,9 +14,9 @@ and after they were unloaded.
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from diffusers_videogpt import VideoGPTPipeline
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.commands.models import check_loras, usable_device
 from diffusers_videogpt.evaluation.motions import (
     evaluate_motion,
     format_motion_scores,
@@ -25,7 +25,7 @@ from diffusers_videogpt.evaluation.motions import (
 )
 from diffusers_videogpt.files import write_json
 from diffusers_videogpt.film_strips import write_film_strip
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds.motions import MOTIONS, animate
 
 
@@ -50,13 +50,15 @@ def parse_args():
         help=f"an adapter and its motion: {', '.join(MOTIONS)}; once a motion",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the pictures and `scores.json`")
-    parser.add_argument("--num_animations", type=int, default=64, help="held-out first frames of a motion")
-    parser.add_argument("--videos_per_class", type=int, default=100, help="for the classifier")
-    parser.add_argument("--num_frames", type=int, default=24, help="of an animation, the given one among them")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--num_animations", type=positive_int, default=64, help="held-out first frames of a motion")
+    parser.add_argument("--videos_per_class", type=positive_int, default=100, help="for the classifier")
+    parser.add_argument(
+        "--num_frames", type=positive_int, default=24, help="of an animation, the given one among them"
+    )
+    parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
     parser.add_argument("--guidance_scale", type=float, help="history guidance; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the picture that is mixed on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args()
     names = [name for name, _ in args.lora]
     if len(set(names)) < len(names) or (args.what == "mix" and len(names) != 2):
@@ -66,7 +68,10 @@ def parse_args():
 
 def main():
     args = parse_args()
-    pipe = VideoGPTPipeline.from_pretrained(args.model).to(args.device)
+    check_output(args.output)
+    check_loras([(source, 1.0) for _, source in args.lora])
+    device = usable_device(args.device)
+    pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
     pipe.set_progress_bar_config(disable=True)
     settings = {"num_frames": args.num_frames, "num_inference_steps": args.steps}
     settings |= {"guidance_scale": args.guidance_scale, "seed": args.seed}
@@ -100,4 +105,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

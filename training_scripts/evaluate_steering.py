@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.commands.models import usable_device
 from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering
 from diffusers_videogpt.files import write_json
 from diffusers_videogpt.tasks.environment import VideoGPTEnv
 from diffusers_videogpt.tasks.world_model import WorldModel
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds import reach_target, steer
 
 
@@ -29,17 +31,19 @@ def parse_args():
     parser.add_argument("what", choices=["moves", "policy", "speed"])
     parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
     parser.add_argument("--output", type=Path, required=True, help="folder of the figures as JSON")
-    parser.add_argument("--num_scenes", type=int, help="unseen; default: 64 of moves, 100 of policy")
-    parser.add_argument("--num_steps", type=int, help="of a move (4), of a policy's training (20000), of speed (100)")
+    parser.add_argument("--num_scenes", type=positive_int, help="unseen; default: 64 of moves, 100 of policy")
+    parser.add_argument(
+        "--num_steps", type=positive_int, help="of a move (4), of a policy's training (20000), of speed (100)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the policies")
-    parser.add_argument("--num_envs", type=int, default=8, help="that a policy is trained in at once")
-    parser.add_argument("--horizon", type=int, default=32, help="steps of an episode")
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps")
-    parser.add_argument("--num_history_frames", type=int, default=8)
-    parser.add_argument("--frames_per_step", type=int, default=1)
+    parser.add_argument("--num_envs", type=positive_int, default=8, help="that a policy is trained in at once")
+    parser.add_argument("--horizon", type=positive_int, default=32, help="steps of an episode")
+    parser.add_argument("--steps", type=positive_int, default=8, help="denoising steps")
+    parser.add_argument("--num_history_frames", type=positive_int, default=8)
+    parser.add_argument("--frames_per_step", type=positive_int, default=1)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--action_guidance_scale", type=float, default=1.0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()
 
 
@@ -65,6 +69,8 @@ def measure_speed(world: dict, num_steps: int) -> dict[str, float]:
 
 def main():
     args = parse_args()
+    check_output(args.output)
+    device = usable_device(args.device)
     world = {
         "model": args.model,
         "num_history_frames": args.num_history_frames,
@@ -72,7 +78,7 @@ def main():
         "num_inference_steps": args.steps,
         "guidance_scale": args.guidance_scale,
         "action_guidance_scale": args.action_guidance_scale,
-        "device": args.device,
+        "device": device,
     }
     record = {"what": args.what, "world": world}
     if args.what == "moves":
@@ -117,4 +123,4 @@ def plain(scores):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

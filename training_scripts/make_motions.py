@@ -10,8 +10,8 @@ places that the training set lacks, and `held_out/truth/`, what follows.
 
 from pathlib import Path
 
-from diffusers_videogpt.arguments import natural_int, positive_int
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.arguments import check_output, natural_int, positive_int
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds.motions import MOTIONS, write_motion_set
 
 
@@ -24,20 +24,18 @@ def main():
     parser.add_argument("--num_frames", type=positive_int, default=24)
     parser.add_argument("--size", type=positive_int, default=64, help="of the square pictures, in pixels")
     args = parser.parse_args()
+    check_output(args.output_dir, "--output_dir")
     for motion in args.motions:
-        try:
-            folder = write_motion_set(
-                args.output_dir / motion,
-                motion,
-                num_training=args.num_videos,
-                num_held_out=args.num_held_out,
-                num_frames=args.num_frames,
-                size=args.size,
-            )
-        except (FileExistsError, ValueError, ImportError) as error:
-            raise SystemExit(str(error)) from error
+        folder = write_motion_set(
+            args.output_dir / motion,
+            motion,
+            num_training=args.num_videos,
+            num_held_out=args.num_held_out,
+            num_frames=args.num_frames,
+            size=args.size,
+        )
         print(f"{folder}: {args.num_videos} videos to train on, {args.num_held_out} held-out first frames")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

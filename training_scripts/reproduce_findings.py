@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
+from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
 from diffusers_videogpt.files import Store, write_json
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
 try:
@@ -162,13 +163,15 @@ def trainings(preset: Preset) -> dict[str, Training]:
     }
 
 
-def run_script(script: str, **arguments) -> None:
+def call_script(script: str, **arguments) -> None:
     """Calls a training script with `--name value`; `True` stands for a flag."""
     command = [sys.executable, str(SCRIPTS / script)]
     for name, value in arguments.items():
         command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     environment = os.environ | ({} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "1"})
-    subprocess.run(command, check=True, env=environment)
+    status = subprocess.run(command, env=environment).returncode
+    if status:
+        raise SystemExit(f"{script} ended with status {status}: what it said above tells why. What is done is kept.")
 
 
 def sample_sizes(preset: Preset, training: Training) -> dict[str, int]:
@@ -180,7 +183,7 @@ def make_latents(preset: Preset, training: Training, vae: str, folder: Path) -> 
     """The latents of a training, cached once for all that train on the same samples, whatever their seed."""
     cache = folder / "latents" / f"{training.num_scenes}-scenes-{training.num_frames}-frames"
     if not (cache / "index.json").is_file():
-        run_script(
+        call_script(
             "cache_latents.py",
             pretrained_vae_path=vae,
             num_simulated_scenes=training.num_scenes,
@@ -204,7 +207,7 @@ def train(preset: Preset, name: str, seed: int, vae: str, folder: Path) -> Path:
     cuts_clips = training.script != "train_next_frame_regression.py"
     clips = {"clips": training.clips, "same_clips_in_step": True} if cuts_clips else {}
     resume = {"resume_from_checkpoint": "latest"} if list(run.glob("checkpoint-*")) else {}
-    run_script(
+    call_script(
         training.script,
         cached_latents=make_latents(preset, training, vae, folder),
         pretrained_vae_path=vae,
@@ -446,7 +449,7 @@ def parse_args(command_line: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="night")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max_train_steps", type=int, help="of each model, instead of the preset's")
+    parser.add_argument("--max_train_steps", type=positive_int, help="of each model, instead of the preset's")
     parser.add_argument("--pretrained_vae_path", default=str(Path(BUNDLED_MODEL) / "vae"), help="at the preset's size")
     parser.add_argument("--output_dir", type=Path, default=Path("findings"))
     return parser.parse_args(command_line)
@@ -457,6 +460,7 @@ def main(command_line: list[str] | None = None):
     preset, folder = PRESETS[args.preset], args.output_dir
     if args.max_train_steps is not None:
         preset = replace(preset, num_steps=args.max_train_steps)
+    check_output(folder, "--output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     kept, is_what = folder / "preset.json", json.loads(json.dumps(asdict(preset) | {"vae": args.pretrained_vae_path}))
     if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != is_what:
@@ -478,4 +482,4 @@ def main(command_line: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

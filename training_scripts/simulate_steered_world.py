@@ -8,21 +8,23 @@
 
 from pathlib import Path
 
-from diffusers_videogpt.training.arguments import make_parser
+from diffusers_videogpt.arguments import check_output, natural_int, positive_int
+from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds.steered import write_steered_videos
 
 
 def parse_args():
     parser = make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--num_videos", type=int, default=3064)
-    parser.add_argument("--num_frames", type=int, default=40, help="of each")
-    parser.add_argument("--first_seed", type=int, default=1_000_000, help="0 to 9999 are kept for evaluation")
+    parser.add_argument("--num_videos", type=positive_int, default=3064)
+    parser.add_argument("--num_frames", type=positive_int, default=40, help="of each")
+    parser.add_argument("--first_seed", type=natural_int, default=1_000_000, help="0 to 9999 are kept for evaluation")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
+    check_output(args.output_dir, "--output_dir")
     paths = write_steered_videos(
         args.output_dir, args.num_videos, num_frames=args.num_frames, first_seed=args.first_seed
     )
@@ -30,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,6 +28,8 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader, Dataset
 
 from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.data.videos import content_digest
+from diffusers_videogpt.data.workers import check_shared_memory, until_timeout, worker_options
 from diffusers_videogpt.evaluation.autoencoder import (
     add_latent_noise,
     correlation_penalty,
@@ -37,12 +39,14 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.files import write_json
+from diffusers_videogpt.files import hash_json, read_json, write_json
+from diffusers_videogpt.frame_latents import load_autoencoder
 from diffusers_videogpt.training.arguments import make_parser, run_script
-from diffusers_videogpt.training.checkpoints import refuse_existing
+from diffusers_videogpt.training.checkpoints import refuse_existing, refuse_other_run
 from diffusers_videogpt.training.loop import hold_process_group
 from diffusers_videogpt.training.run_folder import hold_folder
 from diffusers_videogpt.training.settings import SCHEDULES, ema_decay
+from diffusers_videogpt.weights import hash_weights
 
 
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
@@ -50,6 +54,10 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
 LOG_EVERY = 20
 LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
 EMA = "ema.pt"
+RUN = "run.json"  # in a checkpoint: what a run that goes on from it must agree with
+# Of the options; the rest may differ, or is told by the autoencoder, the videos and the number of samples a step.
+MUST_AGREE = ("resolution", "decoder_only", "frames_per_video", "learning_rate", "mse_weight", "kl_weight")
+MUST_AGREE += ("latent_noise", "correlation_weight", "foreground_weight", "ema_decay", "seed")
 REPORT = "latents.json"
 LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 
@@ -210,8 +218,8 @@ def open_videos(args):
 
 def make_autoencoder(args):
     if args.pretrained_model_name_or_path:
-        vae = AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path)
-        if not (vae.config.use_quant_conv and vae.config.use_post_quant_conv):
+        vae = load_autoencoder(args.pretrained_model_name_or_path)
+        if not isinstance(vae, AutoencoderKL) or not (vae.config.use_quant_conv and vae.config.use_post_quant_conv):
             raise SystemExit(
                 f"{args.pretrained_model_name_or_path} has no quant_conv and post_quant_conv, in which correlated channels are "
                 "whitened: start from an autoencoder that has both, or from none."
@@ -233,6 +241,25 @@ def make_autoencoder(args):
         sample_size=args.resolution,
         mid_block_add_attention=False,
     )
+
+
+def run_fields(args, vae, videos, *, num_processes):
+    """What a checkpoint must agree with, as [`~diffusers_videogpt.training.checkpoints.refuse_other_run`] takes it.
+
+    Args:
+        vae: as training begins with it.
+        videos: to train on.
+    """
+    fields = {name: getattr(args, name) for name in MUST_AGREE}
+    fields |= {"global_batch_size": args.train_batch_size * num_processes, "base": args.pretrained_model_name_or_path}
+    fields["autoencoder"] = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    fields["videos"] = f"simulated {args.simulated_world}"
+    if args.pretrained_model_name_or_path is not None:
+        fields["content.base"] = hash_weights(vae)[:16]
+    if args.instance_data_root is not None:
+        fields["videos"] = str(args.instance_data_root)
+        fields["content.videos"] = hash_json([content_digest(path) for path in videos.paths])[:16]
+    return fields
 
 
 class ReconstructionObjective(torch.nn.Module):
@@ -350,6 +377,15 @@ def main():
         hold_folder(args.output_dir)
 
     vae = make_autoencoder(args).to(memory_format=torch.channels_last)
+    train_videos, eval_videos = open_videos(args)
+    run = run_fields(args, vae, train_videos, num_processes=accelerator.num_processes)
+    if checkpoint is not None:
+        if (checkpoint / RUN).is_file():
+            refuse_other_run(checkpoint, read_json(checkpoint / RUN), run)
+        else:
+            accelerator.print(f"{checkpoint} does not tell of what run it is: give the options and videos that it had")
+    frame_bytes = 3 * args.resolution**2 * 4  # fp32
+    check_shared_memory(args.dataloader_num_workers, args.train_batch_size * args.frames_per_video * frame_bytes)
     if args.decoder_only:
         vae.requires_grad_(False)
         for part in (vae.post_quant_conv, vae.decoder):
@@ -364,7 +400,6 @@ def main():
         num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
         num_training_steps=args.max_train_steps * accelerator.num_processes,
     )
-    train_videos, eval_videos = open_videos(args)
     clips = RandomFrames(
         train_videos,
         args.max_train_steps * args.train_batch_size * accelerator.num_processes,
@@ -374,7 +409,10 @@ def main():
     # In order: simulated scenes are independent, and a step then means the same scenes in every run.
     # Its own generator, or starting the loader would draw from the stream that a checkpoint has just restored.
     loader = DataLoader(
-        clips, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers, generator=torch.Generator()
+        clips,
+        batch_size=args.train_batch_size,
+        **worker_options(args.dataloader_num_workers),
+        generator=torch.Generator(),
     )
     objective = ReconstructionObjective(
         vae, args.mse_weight, args.kl_weight, args.foreground_weight, args.latent_noise, args.correlation_weight
@@ -400,7 +438,7 @@ def main():
         rows = [row for row in rows if int(row[0]) <= step]
 
     objective.train()
-    for batch in loader:
+    for batch in until_timeout(loader):
         pixels = batch.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             loss, l1, mse, kl, penalty = objective(pixels)
@@ -422,6 +460,7 @@ def main():
             accelerator.save_state(checkpoint)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
+                write_json(checkpoint / RUN, run)
                 partial = checkpoint / f"{EMA}.partial"
                 torch.save(ema.state_dict(), partial)
                 partial.rename(checkpoint / EMA)

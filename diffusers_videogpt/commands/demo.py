@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from ..arguments import positive_float, positive_int
 from ..console import say
+from .loras import differences, follow_lora
 from .models import check_loras, load_pipeline, look_at_model, note_on_training
 from .options import add_command, add_device_argument, add_dtype_argument, add_lora_argument, add_model_argument
 
@@ -24,7 +25,9 @@ def demo(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('The page needs Gradio: pip install ".[demo]" in the repository')
     saved = look_at_model(args.model)
-    check_loras(args.lora)
+    trained_with = check_loras(args.lora)
+    saved = follow_lora(args, saved, trained_with, options=())
+    say(*differences(args, saved, trained_with, unread_rate="on the page, choose it under Read fps"))
     pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora)
     pipe.set_progress_bar_config(disable=True)
     from .demo_page import running_page

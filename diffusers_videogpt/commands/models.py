@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config_values import check_label_names, check_whole_number
 from ..extras import QUANTIZERS, importing_libraries, leave_out
 from ..files import read_json
 from ..registration import PACKAGE
@@ -18,6 +19,8 @@ from ..registration import PACKAGE
 
 # What the pipeline has where `model_index.json` says nothing.
 DEFAULTS = {"frames_per_clip": 16, "max_context_frames": 80, "longest_side": 320}
+# What a command reads of the network's configuration → the most that it can be, as in `config_values`.
+NETWORK = {"patch_size": 64, "pos_embed_max_size": 4096, "num_classes": 10**6, "num_actions": 10**6}
 NOTE = """note: this model was trained on {trained_on}, and on nothing else: whatever it is given, it goes on as that would.
 For videos of another kind, name a model that knows them by --model, or train this one on some with
 training_scripts/train_videogpt_lora.py and add what that makes by --lora."""
@@ -31,42 +34,56 @@ class SavedModel:
         name: its folder, or id on the Hub.
         index: `model_index.json`.
         transformer, vae: their `config.json`; empty where there is none.
+        settings: what the loaded pipeline has in the place of its own settings, and its scheduler's `solver`: as a LoRA was
+            trained, or as was asked for.
     """
 
     name: str
     index: dict[str, Any]
     transformer: dict[str, Any] = field(default_factory=dict)
     vae: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def number(self, setting: str) -> int:
         """A setting of `DEFAULTS`.
 
         Raises:
-            ValueError: it is no whole number of 1 or more.
+            ValueError: it is no whole number of 1 or more, or too large.
         """
         value = self.index.get(setting, DEFAULTS[setting])
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"{self.name}: `{setting}` in model_index.json is {value!r}, not a whole number of 1 or more."
-            )
+        self._check("model_index.json", setting, value, at_most=10**6)
         return value
+
+    def _check(self, file: str, setting: str, value: Any, *, at_most: int) -> None:
+        try:
+            check_whole_number(setting, value, at_most=at_most)
+        except ValueError as error:
+            wanted = f"not a whole number in 1..{at_most}"
+            raise ValueError(f"{self.name}: `{setting}` in {file} is {value!r}, {wanted}.") from error
 
     def check_settings(self) -> None:
         """Raises a `ValueError` for a setting of another kind than it should have."""
         for setting in DEFAULTS:
             self.number(setting)
-        names = self.index.get("id2label")
-        if names is not None and not isinstance(names, dict):
-            raise ValueError(f"{self.name}: `id2label` in model_index.json is no object of numbers and names.")
+        for setting, at_most in NETWORK.items():
+            if self.transformer.get(setting) is not None:
+                self._check("transformer/config.json", setting, self.transformer[setting], at_most=at_most)
+        try:
+            check_label_names(self.index.get("id2label"))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: in model_index.json, {error}") from error
 
     @property
     def size_multiple(self) -> int:
         """Height and width of a frame are divisible by this: a patch in pixels."""
         blocks = self.vae.get("block_out_channels") or self.vae.get("encoder_block_out_channels")
-        patch_size = self.transformer.get("patch_size", 2)
-        return (2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8) * (
-            patch_size if isinstance(patch_size, int) else 2
-        )
+        pixels_per_latent = 2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8
+        return pixels_per_latent * self.transformer.get("patch_size", 2)
+
+    @property
+    def largest_side(self) -> int:
+        """The most pixels of a frame's height and width: the network knows so many places for patches in a row."""
+        return self.transformer.get("pos_embed_max_size", 192) * self.size_multiple
 
     @property
     def is_quantized(self) -> bool:
@@ -94,6 +111,15 @@ class SavedModel:
                     f"{option} must be divisible by {multiple}, got {value}: the nearest are "
                     f"{' and '.join(map(str, nearest))}."
                 )
+        self.check_fits(height or 0, width or 0)
+
+    def check_fits(self, height: int, width: int) -> None:
+        """Raises a `ValueError` if frames are larger than any that the network has places for."""
+        if max(height, width) > self.largest_side:
+            raise ValueError(
+                f"Frames of {width} × {height} are too large for the model in {self.name}, whose frames have at most "
+                f"{self.largest_side} pixels along each side: give a smaller --height and --width."
+            )
 
     def read_class(self, text: str) -> int | str:
         """The class that `--class-label` names, by name or number.
@@ -107,12 +133,12 @@ class SavedModel:
         names = self.index.get("id2label") or {}
         if text in names.values():
             return text
-        if text.isdecimal() and int(text) < num_classes:
+        if text.isdecimal() and len(text) < 10 and int(text) < num_classes:
             return int(text)
         near = difflib.get_close_matches(text, names.values(), n=3) or list(names.values())[:10]
         known = f"do you mean {', '.join(map(repr, near))}?" if near else f"they are numbers, 0 to {num_classes - 1}."
         raise ValueError(
-            f"--class-label: Unknown class {text!r} among the {num_classes} classes of this model: {known}"
+            f"--class-label: Unknown class {text[:80]!r} among the {num_classes} classes of this model: {known}"
         )
 
     def check_text(self) -> None:
@@ -185,7 +211,7 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ..saved_models import LORA_WEIGHTS, kind_of, read_trained_with, refuse_unreachable
+    from ..saved_models import OURS, is_of_other_tools, kind_of, read_trained_with, refuse_unreachable
 
     found = []
     for source, _ in loras:
@@ -197,16 +223,31 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
                 refuse_unreachable(source)
             except OSError as error:
                 raise OSError(f"--lora: {error}") from error
-            path = path / LORA_WEIGHTS if path.is_dir() else _fetched_lora(source) or path
+            path = _lora_in(path) if path.is_dir() else _fetched_lora(source) or path
         if path.suffix == ".safetensors" and path.is_file():
             try:
                 with safe_open(path, "numpy") as file:
-                    metadata = file.metadata()
+                    metadata, keys = file.metadata(), list(file.keys())
             except SafetensorError as error:
                 raise ValueError(f"--lora: '{path}' is not a safetensors file, or is cut off ({error}).") from error
+            if not is_of_other_tools(keys) and not any(key.startswith(OURS) for key in keys):
+                raise ValueError(f"--lora: {_no_keys(source, keys)}")
         with told_of(f"--lora: {source}"):
             found.append(read_trained_with(metadata))
     return found
+
+
+def _no_keys(source: str, keys: list[str]) -> str:
+    found = f"but for example {keys[0]}" if keys else "nothing that could be one"
+    return f"'{source}' holds no LoRA of a Video-GPT transformer, {found}: name one that was trained on this model."
+
+
+def _lora_in(folder: Path) -> Path:
+    """The weights in a folder, under diffusers' name for them, or of any name if there is one file of them."""
+    from ..saved_models import LORA_WEIGHTS
+
+    files = list(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else folder / LORA_WEIGHTS
 
 
 def _fetched_lora(repo_id: str) -> Path | None:
@@ -252,7 +293,7 @@ def load_pipeline(
     """Loads the pipeline and its LoRAs.
 
     Args:
-        saved: by [`look_at_model`].
+        saved: by [`look_at_model`], and with LoRAs by [`~loras.follow_lora`].
         device: as it was typed; by default the best one here.
         dtype: name of a dtype of PyTorch.
         loras: pairs of source and weight, all active together.
@@ -270,6 +311,7 @@ def load_pipeline(
         import torch
 
         from ..pipeline_videogpt import VideoGPTPipeline
+        from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 
     with told_of(f"the model in {saved.name}"):
         pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)
@@ -278,8 +320,17 @@ def load_pipeline(
         with told_of(f"--lora: {source}"):
             fetched = None if Path(source).exists() else _fetched_lora(source)
             pipe.load_lora_weights(fetched or source, adapter_name=name)
+            if name not in pipe.get_list_adapters().get(
+                "transformer", ()
+            ):  # of another name on the Hub: not looked into before
+                raise ValueError(f"--lora: {_no_keys(source, [])}")
     if loras:
         pipe.set_adapters(names, [weight for _, weight in loras])
+    settings = dict(saved.settings)
+    solver = settings.pop("solver", None)
+    pipe.register_to_config(**settings)
+    if solver is not None:
+        pipe.scheduler = NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver=solver)
     return pipe
 
 

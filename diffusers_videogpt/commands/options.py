@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import BUNDLED_MODEL
-from ..arguments import finite_float, positive_int
+from ..arguments import any_seed, finite_float, number_of_frames, number_of_steps, positive_float
 from ..console import printable
 
 
@@ -76,6 +76,18 @@ def parse_lora(text: str) -> tuple[str, float]:
     return source, weight
 
 
+def parse_rate(text: str) -> float:
+    """Frames a second, within what videos are read and written at."""
+    rate = positive_float(text)
+    from ..video_io import check_rate
+
+    try:
+        check_rate(rate)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return rate
+
+
 def add_model_argument(command, *, help: str = "folder or Hub id of a pipeline") -> None:
     """`--model`, of a command or of a group of its options; `help` says what it is, the default is added."""
     command.add_argument("--model", default=BUNDLED_MODEL, help=f"{help}; default: the bundled one")
@@ -104,7 +116,7 @@ def add_dtype_argument(command: argparse.ArgumentParser) -> None:
 
 def add_frames_per_clip_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--frames-per-clip", type=positive_int, help="frames predicted in parallel; default: the model's own"
+        "--frames-per-clip", type=number_of_frames, help="frames predicted in parallel; default: the model's own"
     )
 
 
@@ -115,7 +127,7 @@ def add_guidance_argument(command: argparse.ArgumentParser) -> None:
 def add_steps_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--steps",
-        type=positive_int,
+        type=number_of_steps,
         help=f"denoising steps a clip; default: the model's own, where it tells one, or {STEPS}",
     )
 
@@ -132,6 +144,10 @@ def rollout_options(args: argparse.Namespace, pipe) -> dict[str, Any]:
         "guidance_scale": args.guidance_scale,
         "frames_per_clip": args.frames_per_clip,
     }
+
+
+def add_seed_argument(command: argparse.ArgumentParser, *, help: str | None = None) -> None:
+    command.add_argument("--seed", type=any_seed, default=0, help=help)
 
 
 def add_output_argument(command: argparse.ArgumentParser, default: str, *, help: str = "folder") -> None:

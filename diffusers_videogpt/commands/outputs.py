@@ -1,5 +1,7 @@
-"""Where `videogpt predict` writes, and how large: nothing that is there is overwritten unless it was named."""
+"""Where `videogpt predict` and `play` write, how large and at which rate: what can't be written is told before the work, and
+nothing that is there is overwritten unless it was named."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ OTHER_MEDIA = (
 )
 NOT_WRITTEN = tuple(suffix for suffix in (*VIDEO_SUFFIXES, *OTHER_MEDIA) if suffix not in WRITTEN)
 SHOWN_SIDE = 256  # small frames are enlarged up to so many pixels
+MOST_ENLARGED_SIDE = 8192  # pixels; players show no larger videos, and H.264 has no level for them
+MOST_ENLARGED_BYTES = 4 * 2**30  # of all frames, which stand in memory while they are written
 
 
 def is_video_file(output: Path) -> bool:
@@ -73,6 +77,35 @@ def output_paths(output: Path, name: str, *, replaces: bool = True) -> tuple[Pat
 def scale_to_show(height: int, width: int) -> int:
     """The whole factor by which small frames are enlarged."""
     return max(SHOWN_SIDE // max(height, width), 1)
+
+
+def check_scale(scale: int, num_frames: int, height: int, width: int) -> None:
+    """Refuses to enlarge frames beyond what a video can show, or a memory hold.
+
+    Args:
+        scale: each pixel becomes so many, squared; 1 is always right.
+        num_frames, height, width: of the video before.
+
+    Raises:
+        ValueError: names the largest scale that is right.
+    """
+    by_side = MOST_ENLARGED_SIDE // max(height, width)
+    by_memory = math.isqrt(MOST_ENLARGED_BYTES // (3 * num_frames * height * width))
+    largest = max(min(by_side, by_memory), 1)
+    if scale > largest:
+        raise ValueError(
+            f"--scale {scale} makes {num_frames} frames of {scale * width} × {scale * height}, too large to be written: give "
+            f"--scale {largest}{' or less' if largest > 1 else ''}."
+        )
+
+
+def check_written_rate(output: Path, fps: float) -> None:
+    """Raises a `ValueError` for frames a second that no video has, or above 50 where `output` names a GIF."""
+    from ..video_io import check_rate
+
+    check_rate(fps)
+    if output.suffix.lower() == ".gif" and fps > 50:
+        raise ValueError(f"--output {output}: a GIF shows at most 50 frames a second: give --fps, or name an .mp4.")
 
 
 def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import check_output, finite_float, natural_int, positive_float, positive_int
+from ..arguments import check_output, finite_float, natural_int, number_of_frames, number_of_steps
 from ..console import say
+from .loras import COMPARED, differences, follow_lora
 from .models import QUANTIZERS, check_loras, leave_out, load_pipeline, look_at_model, refuse_missing
 from .options import (
     add_command,
@@ -16,13 +17,18 @@ from .options import (
     add_lora_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
+    parse_rate,
     parse_source,
 )
-from .outputs import enlarge, is_video_file, output_paths, scale_to_show
+from .outputs import check_written_rate, enlarge, is_video_file, output_paths, scale_to_show
 
 
-KEYS = "arrow keys and digits act, R goes back, S saves, Escape ends"
 PLAY_STEPS = 8  # denoising steps a step of the play: fewer than elsewhere, as someone waits for each
+# Without the option, and without a LoRA that was trained with something else
+DEFAULTS = {"steps": PLAY_STEPS, "guidance_scale": 1.0, "fps": 12.0}
+SIZE = ("height", "width")  # has no options: it is that of the model, or of a LoRA
+KEYS = "arrow keys and digits act, R goes back, S saves, Escape ends"
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -33,6 +39,7 @@ def play(args: argparse.Namespace) -> None:
     """Plays in a model that was trained on actions: by keys in a window, or by --actions without one. Begins with VIDEO, or
     with a scene of the simulator; what was seen is written as a video and a film strip."""
     check_output(args.output.parent if is_video_file(args.output) else args.output)
+    check_written_rate(args.output, args.fps or DEFAULTS["fps"])
     refuse_missing(args.video, "video")
     saved = look_at_model(args.model)
     num_actions = saved.transformer.get("num_actions")
@@ -41,6 +48,12 @@ def play(args: argparse.Namespace) -> None:
             f"--model: the model in {saved.name} was not trained on discrete actions, so no key can steer it: train one with "
             "training_scripts/configs/physics_steered.yaml."
         )
+    trained_with = check_loras(args.lora)
+    saved = follow_lora(args, saved, trained_with, options=("fps", *SIZE))
+    for option, default in DEFAULTS.items():
+        if getattr(args, option) is None:
+            setattr(args, option, saved.settings.get(COMPARED[option], default))
+    check_written_rate(args.output, args.fps)
     from ..tasks.action_names import check_names, read_actions
     from ..tasks.window import Window
     from ..worlds import ACTIONS
@@ -51,8 +64,8 @@ def play(args: argparse.Namespace) -> None:
     window = Window("Video-GPT") if actions is None else None
     if window is not None and not window.has_screen:
         raise ValueError("There is no screen for a window here: give --actions, as in --actions 'right*8 up*4'.")
-    check_loras(args.lora)
     given = read_start(args, saved)
+    say(*differences(args, saved, trained_with))
     leave_out(() if saved.is_quantized else QUANTIZERS)
     from ..tasks.playing import Player
     from ..tasks.world_model import WorldModel
@@ -67,7 +80,8 @@ def play(args: argparse.Namespace) -> None:
         guidance_scale=args.guidance_scale,
         action_guidance_scale=args.action_guidance_scale,
     )
-    player = Player(world, world.begin(**given, seed=args.seed), names=names)
+    size = {option: getattr(args, option) for option in SIZE}
+    player = Player(world, world.begin(**given, **size, seed=args.seed), names=names)
     name = "played" if args.video is None else f"{args.video.stem}_played"
     began = time.perf_counter()
     if window is not None:
@@ -141,6 +155,7 @@ def add_play_command(commands) -> None:
     )
     add_model_argument(command)
     add_lora_argument(command)
+    command.set_defaults(**dict.fromkeys(SIZE))
     command.add_argument("--actions", metavar="'right*8 up*4'", help="what is done, without a window and keys")
     command.add_argument(
         "--names",
@@ -149,19 +164,15 @@ def add_play_command(commands) -> None:
         help="of the actions in order; keys do what has their name: left, right, up, down, and stay without a key. "
         "Default: those of the steered world, for a model of five",
     )
-    command.add_argument("--num-history-frames", type=positive_int, default=8, help="looked back on (default: 8)")
+    command.add_argument("--num-history-frames", type=number_of_frames, default=8, help="looked back on (default: 8)")
     command.add_argument(
-        "--frames-per-step", type=positive_int, default=1, help="that an action leads to (default: 1)"
+        "--frames-per-step", type=number_of_frames, default=1, help="that an action leads to (default: 1)"
     )
-    command.add_argument(
-        "--steps", type=positive_int, default=PLAY_STEPS, help="denoising steps of these (default: %(default)s)"
-    )
-    command.add_argument(
-        "--guidance-scale", type=finite_float, default=1.0, help="history guidance (default: 1, none)"
-    )
+    command.add_argument("--steps", type=number_of_steps, help=f"denoising steps of these (default: {PLAY_STEPS})")
+    command.add_argument("--guidance-scale", type=finite_float, help="history guidance (default: 1, none)")
     command.add_argument("--action-guidance-scale", type=finite_float, default=1.0, help="default: 1, none")
-    command.add_argument("--fps", type=positive_float, default=12.0, help="frames a second, at most (default: 12)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--fps", type=parse_rate, help="frames a second, at most (default: 12)")
+    add_seed_argument(command)
     add_device_argument(command)
     add_dtype_argument(command)
     add_output_argument(command, "videogpt_output", help="folder, or a file that ends in .mp4, .webm or .gif")

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import SAMPLE_VIDEO
-from ..arguments import check_output, finite_float, positive_float, positive_int
+from ..arguments import check_output, finite_float, number_of_frames, positive_int
 from ..console import progress_options, say
+from .loras import differences, follow_lora
 from .models import SavedModel, check_loras, load_pipeline, look_at_model, note_on_training, refuse_missing
 from .options import (
     add_command,
@@ -23,17 +24,24 @@ from .options import (
     add_lora_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
     add_steps_argument,
+    parse_rate,
     parse_source,
     rollout_options,
 )
-from .outputs import enlarge, is_video_file, output_paths, scale_to_show
+from .outputs import (
+    check_scale,
+    check_written_rate,
+    enlarge,
+    is_video_file,
+    output_paths,
+    scale_to_show,
+)
 
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
 MOST_FRAMES = 240  # predicted where --num-frames does not say how many: a film's truth may have thousands
-# What a distilled LoRA tells of how it is sampled: the option → its name there
-DISTILLED = {"steps": "num_inference_steps", "guidance_scale": "guidance_scale", "solver": "solver"}
 PICTURE_FPS = 12.0  # of an animated picture and of what is made from nothing, which have no rate of their own
 
 
@@ -87,38 +95,6 @@ def read_conditions(args: argparse.Namespace, saved: SavedModel) -> dict[str, An
         "negative_prompt": args.negative_prompt,
         "condition_guidance_scale": args.condition_guidance_scale,
     }
-
-
-def follow_loras(args: argparse.Namespace, trained_with: list[dict[str, Any]]) -> list[str]:
-    """Predicts as the first LoRA was trained, where the options say nothing; returns a line for each difference that is left.
-
-    Args:
-        args: options that were not given are set: rate, size, frames of a clip; of a distilled one also steps, guidance
-            and solver.
-        trained_with: of each LoRA, from [`~models.check_loras`].
-    """
-    if not trained_with:
-        return []
-    first, lines = trained_with[0], []
-    asks_for_size = args.height is not None or args.width is not None
-    for option in ("fps", "frames_per_clip", "height", "width"):
-        if getattr(args, option) is None and not (asks_for_size and option in ("height", "width")):
-            setattr(args, option, first.get(option))
-    for option, name in DISTILLED.items():
-        if getattr(args, option) is None:
-            setattr(args, option, first.get(name))
-    is_one_clip = str(first.get("clips", "")).startswith("first:")
-    if args.num_frames is None and args.num_history_frames is None and is_one_clip:
-        args.num_frames = first.get("frames_per_clip")
-    for (source, _), known in zip(args.lora, trained_with, strict=True):
-        for option in ("fps", "frames_per_clip", "height", "width"):
-            asked, learnt = getattr(args, option), known.get(option)
-            if asked is not None and learnt is not None and asked != learnt:
-                name = option.replace("_", "-")
-                lines.append(
-                    f"note: {source} was trained with --{name} {learnt:g}, this is with {asked:g}: it may do worse."
-                )
-    return lines
 
 
 def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
@@ -209,9 +185,13 @@ def predict(args: argparse.Namespace) -> None:
     saved.check_size(args.height, args.width)
     conditions = read_conditions(args, saved)
     trained_with = check_loras(args.lora)
-    differences = follow_loras(args, trained_with)
-    if trained_with and args.height is None and trained_with[0].get("longest_side"):
-        saved = replace(saved, index=saved.index | {"longest_side": trained_with[0]["longest_side"]})
+    saved = follow_lora(args, saved, trained_with)
+    if args.solver is not None:
+        saved = replace(saved, settings=saved.settings | {"solver": args.solver})
+    if trained_with and args.num_frames is None and args.num_history_frames is None:
+        first = trained_with[0]
+        if str(first.get("clips", "")).startswith("first:"):  # it predicts one clip
+            args.num_frames = first.get("frames_per_clip")
     saved.check_size(args.height, args.width)
     timings: dict[str, float] = {}
     if is_from_nothing:
@@ -219,11 +199,12 @@ def predict(args: argparse.Namespace) -> None:
     else:
         with stopwatch(timings, "read the video"):
             given = read_given(args, saved, source, num_history)
-    if args.output.suffix.lower() == ".gif" and given.fps > 50:
-        raise ValueError(
-            f"--output {args.output}: a GIF shows at most 50 frames a second: give --fps, or name an .mp4."
-        )
-    say(*given.about, *differences)
+    check_written_rate(args.output, given.fps)
+    height, width = given.frames.shape[1:3]
+    saved.check_fits(height, width)
+    scale = args.scale or scale_to_show(height, width)
+    check_scale(scale, len(given.frames) + given.num_predicted, height, width)
+    say(*given.about, *differences(args, saved, trained_with))
     if not is_sample and not is_from_nothing and (note := note_on_training(saved, args.lora)):
         say(note)
 
@@ -231,13 +212,9 @@ def predict(args: argparse.Namespace) -> None:
         unused = ("scipy",) if args.lora or saved.needs_transformers else ("scipy", "peft", "transformers")
         pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=unused)
         pipe.set_progress_bar_config(**progress_options())
-        if args.solver is not None:
-            from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
-
-            pipe.scheduler = NextClipFlowMatchScheduler.from_config(pipe.scheduler.config, solver=args.solver)
     predicted = roll_out(args, pipe, given, conditions, timings)
     with stopwatch(timings, "write"):
-        paths = write(args, source, given, predicted, is_from_nothing)
+        paths = write(args, source, given, predicted, scale=scale, is_from_nothing=is_from_nothing)
     say(", ".join(f"{part} {seconds:.1f} s" for part, seconds in timings.items()), *paths)
 
 
@@ -274,9 +251,15 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
 
 
 def write(
-    args: argparse.Namespace, source: Path | None, given: Given, predicted: np.ndarray, is_from_nothing: bool
+    args: argparse.Namespace,
+    source: Path | None,
+    given: Given,
+    predicted: np.ndarray,
+    *,
+    scale: int,
+    is_from_nothing: bool,
 ) -> list[str]:
-    """Writes the video and the film strip; returns lines that say where."""
+    """Writes the video, enlarged `scale` times, and the film strip; returns lines that say where."""
     from ..film_strips import write_film_strip
     from ..video_io import write_video
 
@@ -285,7 +268,6 @@ def write(
     video_path, strip_path = output_paths(args.output, name)
     replaced = " (in the place of the one that was there)" if video_path.exists() else ""
     height, width = predicted.shape[1:3]
-    scale = args.scale or scale_to_show(height, width)
     frames = np.concatenate([given.frames, predicted])
     write_video(video_path, enlarge(frames, scale), fps=given.fps)
     rows = {label: frames}
@@ -306,16 +288,16 @@ def add_predict_command(commands) -> None:
     add_model_argument(command)
     add_lora_argument(command)
     command.add_argument(
-        "--num-history-frames", type=positive_int, help="give only the first N frames; the rest is shown as truth"
+        "--num-history-frames", type=number_of_frames, help="give only the first N frames; the rest is shown as truth"
     )
     command.add_argument(
         "--num-frames",
-        type=positive_int,
+        type=number_of_frames,
         help="frames to predict; default: as many as the truth has, or two clips, or from nothing one",
     )
     add_frames_per_clip_argument(command)
     command.add_argument(
-        "--max-context-frames", type=positive_int, help="the most frames looked back on; default: the model's own"
+        "--max-context-frames", type=number_of_frames, help="the most frames looked back on; default: the model's own"
     )
     command.add_argument(
         "--guidance-scale", type=finite_float, help="history guidance, 1 for none; default: the model's own"
@@ -337,9 +319,9 @@ def add_predict_command(commands) -> None:
     )
     command.add_argument("--width", type=positive_int)
     command.add_argument(
-        "--fps", type=positive_float, help="frames a second to read and write at; default: the video's own, or 12"
+        "--fps", type=parse_rate, help="frames a second to read and write at; default: the video's own, or 12"
     )
-    command.add_argument("--seed", type=int, default=0)
+    add_seed_argument(command)
     add_device_argument(command)
     add_dtype_argument(command)
     command.add_argument(

@@ -9,20 +9,29 @@ it leads to, so they are moved by one: the first frame has none, and the last ro
 https://huggingface.co/docs/lerobot/lerobot-dataset-v3.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
 
+from ..config_values import check_finite_number, check_positive_number, check_whole_number
 from ..extras import require
-from ..files import read_json
+from ..files import path_inside, read_json
 from ..video_io import VideoInfo, VideoReadError
 from .tables import read_table
 
 
 PURPOSE = "datasets of LeRobot need the datasets package"
 FORMATS = ("v2.", "v3.")
+INFO = Path("meta", "info.json")
+# What `video_path` may name, in each of the formats.
+PLACEHOLDERS = {
+    "v2.": ("episode_chunk", "video_key", "episode_index"),
+    "v3.": ("video_key", "chunk_index", "file_index"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ def read_episodes(
         action_size: numbers of an action; `None` for discrete ones.
 
     Raises:
-        ValueError: this is no such dataset, or it has no such feature; says which ones there are.
+        ValueError: this is no such dataset, it has no such feature (says which ones there are), or one of its files has a value
+            that is none.
     """
     info = _read_info(root)
     features, fps = info["features"], float(info["fps"])
@@ -106,9 +116,12 @@ def read_episodes(
     columns = ["episode_index", "frame_index"] + ([action_column] if action_column is not None else [])
     rows = _read_parquet(sorted((root / "data").rglob("*.parquet")), columns, where=root / "data")
     by_episode: dict[int, list[tuple[int, Any]]] = {}
+    for name in columns[:2]:
+        for value in rows[name]:
+            check_whole_number(f"{root / 'data'}: {name}", value, at_least=0, at_most=10**12)
     moves = rows[action_column] if action_column is not None else [None] * len(rows["episode_index"])
     for episode, frame, move in zip(rows["episode_index"], rows["frame_index"], moves, strict=True):
-        by_episode.setdefault(int(episode), []).append((int(frame), move))
+        by_episode.setdefault(episode, []).append((frame, move))
 
     places = _places(root, info, camera)
     episodes = []
@@ -137,7 +150,7 @@ def _of_size(move: Any, action_size: int | None) -> Any:
 
 def _read_info(root: Path) -> dict[str, Any]:
     try:
-        info = read_json(root / "meta" / "info.json")
+        info = read_json(root / INFO)
     except FileNotFoundError:
         raise ValueError(f"{root} is no LeRobot dataset: it has no meta/info.json.") from None
     version = str(info.get("codebase_version"))
@@ -145,10 +158,51 @@ def _read_info(root: Path) -> dict[str, Any]:
         raise ValueError(f"{root} is a LeRobot dataset of format {version}: convert it to v2.1 or v3.0 with LeRobot.")
     missing = [name for name in ("features", "fps", "video_path") if not info.get(name)]
     if missing:
-        raise ValueError(
-            f"{root / 'meta' / 'info.json'} has no {', '.join(missing)}: it is of no dataset with videos."
-        )
+        raise ValueError(f"{root / INFO} has no {', '.join(missing)}: it is of no dataset with videos.")
+    try:
+        _check_info(info, version[:3])
+    except ValueError as error:
+        raise ValueError(f"{root / INFO}: {error}") from error
     return info
+
+
+def _check_info(info: dict[str, Any], version: str) -> None:
+    """Raises a `ValueError` that names the value, if one is of another kind than it should be."""
+    features = info["features"]
+    if not isinstance(features, dict):
+        raise ValueError(f"`features` must map names to objects, got {features!r:.80}.")
+    for name, feature in features.items():
+        if not isinstance(feature, dict):
+            raise ValueError(f"`features`: '{name}' must be an object with a `dtype`, got {feature!r:.80}.")
+    check_positive_number("fps", info["fps"])
+    check_whole_number("chunks_size", info.get("chunks_size", 1000), at_most=10**9)
+    template, known = info["video_path"], PLACEHOLDERS[version]
+    if not isinstance(template, str):
+        raise ValueError(f"`video_path` must be text, got {template!r:.80}.")
+    try:
+        placeholders = [field for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"`video_path` {template!r:.80} cannot be filled in ({error}).") from error
+    for _, name, width, conversion in placeholders:
+        if name not in known:
+            raise ValueError(
+                f"`video_path` {template!r:.80} has the placeholder '{name}', and only {', '.join(known)} can be filled in."
+            )
+        # A number is filled up with zeros, to a width that the name of a file may have.
+        if conversion or not re.fullmatch("" if name == "video_key" else r"(\d{0,2}d)?", width):
+            raise ValueError(f"`video_path` {template!r:.80} wants '{name}' in a form that no file's name has.")
+
+
+def _video_path(root: Path, info: dict[str, Any], **values: int | str) -> Path:
+    """Where `video_path` says that a video lies, inside the dataset.
+
+    Raises:
+        ValueError: it leads out of the dataset's folder.
+    """
+    try:
+        return path_inside(root, info["video_path"].format(**values))
+    except ValueError as error:
+        raise ValueError(f"{root / INFO}: `video_path` leads out of the dataset ({error})") from error
 
 
 def _read_parquet(paths: list[Path], columns: list[str] | None, *, where: Path) -> dict[str, list]:
@@ -156,7 +210,15 @@ def _read_parquet(paths: list[Path], columns: list[str] | None, *, where: Path) 
     if not paths:
         raise ValueError(f"{where} has no parquet files: copy the dataset again.")
     datasets = require("datasets", PURPOSE, extra="train")
-    tables = [datasets.Dataset.from_parquet(str(path), columns=columns, keep_in_memory=True) for path in paths]
+    problems = require("datasets.exceptions", PURPOSE, extra="train").DatasetsError
+    tables = []
+    for path in paths:
+        try:
+            tables.append(datasets.Dataset.from_parquet(str(path), columns=columns, keep_in_memory=True))
+        except (problems, ValueError) as error:
+            wanted = "" if columns is None else f", or has none of its columns {', '.join(columns)}"
+            reason = error if error.__cause__ is None else error.__cause__
+            raise ValueError(f"{path} is no whole parquet file{wanted} ({reason}): copy it again.") from error
     table = datasets.concatenate_datasets(tables)
     return {name: list(table[name]) for name in table.column_names}
 
@@ -169,11 +231,13 @@ def _places(root: Path, info: dict[str, Any], camera: str) -> dict[int, tuple[Pa
 
     if str(info["codebase_version"]).startswith("v2."):
         places = {}
-        for episode in read_table(root / "meta" / "episodes.jsonl"):
-            index = int(episode["episode_index"])
-            chunk = index // int(info.get("chunks_size", 1000))
-            path = info["video_path"].format(episode_chunk=chunk, video_key=camera, episode_index=index)
-            places[index] = (root / path, task_of(episode.get("tasks")))
+        table = root / "meta" / "episodes.jsonl"
+        for episode in read_table(table):
+            index = episode.get("episode_index")
+            check_whole_number(f"{table}: episode_index", index, at_least=0, at_most=10**9)
+            chunk = index // info.get("chunks_size", 1000)
+            path = _video_path(root, info, episode_chunk=chunk, video_key=camera, episode_index=index)
+            places[index] = (path, task_of(episode.get("tasks")))
         return places
     folder = root / "meta" / "episodes"
     names = ["episode_index", "tasks"]
@@ -181,6 +245,9 @@ def _places(root: Path, info: dict[str, Any], camera: str) -> dict[int, tuple[Pa
     rows = _read_parquet(sorted(folder.rglob("*.parquet")), names, where=folder)
     places = {}
     for index, tasks, chunk, file, start in zip(*(rows[name] for name in names), strict=True):
-        path = info["video_path"].format(video_key=camera, chunk_index=int(chunk), file_index=int(file))
-        places[int(index)] = ((root / path, float(start)), task_of(tasks))
+        for name, value in zip((names[0], *names[2:4]), (index, chunk, file), strict=True):
+            check_whole_number(f"{folder}: {name}", value, at_least=0, at_most=10**9)
+        check_finite_number(f"{folder}: {names[4]}", start)
+        path = _video_path(root, info, video_key=camera, chunk_index=chunk, file_index=file)
+        places[index] = ((path, float(start)), task_of(tasks))
     return places

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.videos import report_dropped
+from ..diffusers_internals import cast_as_loaded
 from ..files import write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.feed import LatentFeed, MicroBatch, split_off
@@ -63,8 +64,7 @@ def train_probe(
     num_layers = pipe.transformer.config.num_layers
     layers = [resolve_layer(num_layers, layer) for layer in classifier.layer or [None]]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-    # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-    torch.nn.Module.to(pipe.transformer, accelerator.device, dtype)
+    cast_as_loaded(pipe.transformer, dtype).to(accelerator.device)
     found = extract_layers(
         pipe,
         table,

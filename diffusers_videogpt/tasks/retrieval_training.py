@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from ..conditions import encode_text
 from ..data.videos import report_dropped
+from ..files import hash_json
 from ..metrics.retrieval import score_both_ways
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.feed import (
@@ -48,11 +49,11 @@ class FeatureCache:
 
     Attributes:
         values: (V, N, W).
-        ids, captions, labels: of the V videos.
+        ids, captions, labels, digests: of the V videos.
     """
 
     def __init__(self, features: VideoFeatures):
-        self.values = features.values
+        self.values, self.digests = features.values, [record.digest for record in features.records]
         self.ids = [record.id for record in features.records]
         self.captions = [record.caption for record in features.records]
         self.labels = [record.label for record in features.records]
@@ -62,6 +63,11 @@ class FeatureCache:
 
     def length(self, index: int) -> int:
         return 1
+
+    def content_hash(self, indices: Sequence[int]) -> str:
+        """Of the contents of these videos: with the models and the sampling, which a run tells by themselves, features follow
+        from them. Of the features' own numbers the last digits differ from one machine to another."""
+        return hash_json([[self.ids[index], self.digests[index]] for index in indices])
 
     def read(self, index: int, draw: int) -> torch.Tensor:
         return self.values[index, draw % self.values.shape[1]]
@@ -199,12 +205,15 @@ class RetrievalTraining(Training):
         return self.features[[self.known[caption] for caption in captions]]
 
     def run_fields(self) -> dict[str, Any]:
-        return {
+        fields = {
             "retriever": json.loads(self.model.to_json_string()),
             "train_transformer": self.retrieval.train_transformer,
             "num_clips": self.retrieval.num_clips,
             "text_encoder": hash_weights(self.text_encoder)[:16],
         }
+        if not self.retrieval.train_transformer:  # frozen, so checkpoints leave it out
+            fields["content.transformer"] = hash_weights(self.model.transformer)[:16]
+        return fields
 
     def embed(self, model, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         check_captions(batch.captions, batch.ids)

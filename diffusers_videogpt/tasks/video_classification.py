@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoModel, ModelMixin
+from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..data.sampling import Sampling
 from ..diffusers_internals import WholeWeightsMixin
+from ..frame_latents import load_autoencoder
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .token_pooling import pool_clean_tokens, pooled_size
@@ -156,12 +157,7 @@ class VideoGPTForVideoClassification(
 
 def load_classifier(name: str | Path) -> tuple[VideoGPTForVideoClassification, ModelMixin]:
     """What `train_classification.py` saved, a folder or a Hub id: the classifier, and the VAE in its folder `vae`."""
-    model, folder = VideoGPTForVideoClassification.from_pretrained(name), Path(name) / "vae"
-    # In a local folder diffusers prefers the weights beside a subfolder to those in it.
-    vae = (
-        AutoModel.from_pretrained(str(folder)) if folder.is_dir() else AutoModel.from_pretrained(name, subfolder="vae")
-    )
-    return model, vae
+    return VideoGPTForVideoClassification.from_pretrained(name), load_autoencoder(name, subfolder="vae")
 
 
 @torch.no_grad()

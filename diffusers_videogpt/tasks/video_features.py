@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ..data.latents import encode_moments, make_cache_key, sample_latents
 from ..data.sampling import Sampling, Window
 from ..data.videos import DatasetRow, VideoRecord, VideoTable, check_usable
+from ..data.workers import check_shared_memory, until_timeout, worker_options
 from ..files import hash_file, hash_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..video_io import VideoInfo, VideoReadError
@@ -115,9 +116,17 @@ def read_clips(
     vae_batch_size: int = 16,
     num_workers: int = 0,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index, latents (N, C, F, h, w)) of the videos that can be read; the others go into `table.dropped`."""
-    loader = DataLoader(_ClipsOfVideos(table, indices, num_clips=num_clips), batch_size=None, num_workers=num_workers)
-    for index, clips in zip(indices, loader, strict=True):
+    """(index, latents (N, C, F, h, w)) of the videos that can be read; the others go into `table.dropped`.
+
+    Raises:
+        ValueError: too many videos cannot be read, or workers have too little shared memory.
+        RuntimeError: workers give no video for ten minutes.
+    """
+    sizes = [num_clips * table.length(i) * table.size(i)[0] * table.size(i)[1] * 3 for i in indices]
+    check_shared_memory(num_workers, min(sizes, default=0))
+    dataset = _ClipsOfVideos(table, indices, num_clips=num_clips)
+    loader = DataLoader(dataset, batch_size=None, **worker_options(num_workers))
+    for index, clips in zip(indices, until_timeout(loader), strict=True):
         if isinstance(clips, str):
             table.dropped.add(table.id(index), clips)
         else:

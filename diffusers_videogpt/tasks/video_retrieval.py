@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedM
 from ..conditions import encode_text, text_width
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
-from ..diffusers_internals import WholeWeightsMixin, refuse_unread_tensors
+from ..diffusers_internals import WholeWeightsMixin, cast_as_loaded, refuse_unread_tensors
 from ..saved_models import VideoGPTLoadingMixin
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .token_pooling import pool_clean_tokens, pooled_size
@@ -122,8 +122,7 @@ class VideoGPTForVideoRetrieval(VideoGPTTrunkMixin, WholeWeightsMixin, ModelMixi
         """
         model = cls(trunk_config(transformer, layer), text_feature_dim, projection_dim, pooling)
         copy_into_trunk(model.transformer, transformer)
-        # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-        return nn.Module.to(model, transformer.device, transformer.dtype).eval()
+        return cast_as_loaded(model, transformer.dtype).to(transformer.device).eval()
 
     def forward(
         self,

@@ -24,6 +24,7 @@ from ..actions import Actions, ActionSpace
 from ..data.sampling import seeded_generator
 from ..frame_latents import VideoInput
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..saved_models import refuse_what_is_not
 from ..transformer_videogpt import VideoGPTTransformerModel
 from ..video_io import to_uint8_frames
 
@@ -60,7 +61,8 @@ class WorldModel:
         device: where a model that is loaded goes; default: CUDA where there is one, else the CPU.
 
     Raises:
-        ValueError: the model was not trained on actions, or a number is out of its range.
+        ValueError: the model was not trained on actions, a folder holds something else, or a number is out of its range.
+        OSError: there is no such folder, and the Hub does not have it or could not be asked.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class WorldModel:
         device: str | torch.device | None = None,
     ):
         is_loaded = isinstance(model, VideoGPTPipeline)
+        if not is_loaded:
+            refuse_what_is_not(VideoGPTPipeline.__name__, model)
         config = (
             model.transformer.config
             if is_loaded

@@ -263,15 +263,17 @@ class AdapterTraining(NextClipTraining):
 
     def header(self) -> dict[str, str]:
         """What the head of the adapter's file says of it, by the names that tools for LoRA files show: kohya's and
-        modelspec's. A base that is a folder goes by its name: where it lies is of this machine alone."""
-        return {
+        modelspec's. A base that is a folder goes by its name: where it lies is of this machine alone. The hash of a quantized base
+        would be that of no model that the adapter is loaded into."""
+        is_quantized = "quantization_config" in self.pipe.transformer.config
+        known_hash = {} if is_quantized else {"ss_new_sd_model_hash": self.base_hash}
+        return known_hash | {
             "modelspec.architecture": "video-gpt/lora",
             "modelspec.implementation": "diffusers",
             "modelspec.title": self.settings.output_dir.resolve().name,
             "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
             "modelspec.usage_hint": "one picture is given" if self.trained_on is None else self.trained_on,
             "ss_base_model_version": hub_id(self.base) or Path(self.base).resolve().name,
-            "ss_new_sd_model_hash": self.base_hash,
             "ss_network_dim": str(self.config.r),
             "ss_network_alpha": str(self.config.lora_alpha),
             "ss_dataset_name": hub_id(self.dataset) or Path(self.dataset or "").name,

@@ -465,8 +465,20 @@ def _read_notes(path: Path, expected: dict) -> dict:
         notes = read_json(path / STATE)
     except ValueError as error:
         raise ValueError(f"'{path / STATE}' is damaged or no JSON file ({error}): resume from another one.") from error
+    refuse_other_run(path, notes["state"]["run"], expected)
+    return notes
+
+
+def refuse_other_run(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raises a `ValueError` that names the fields that differ, with old and new values, if a checkpoint is of another run.
+
+    Args:
+        path: of the checkpoint, for the message.
+        saved: what the run told of itself when the checkpoint was written.
+        expected: what it tells now; "content.…" counts as in [`load_checkpoint`].
+    """
     # As JSON gives it back: lists for tuples
-    saved, now = _flat(notes["state"]["run"]), _flat(json.loads(json.dumps(expected)))
+    saved, now = _flat(saved), _flat(json.loads(json.dumps(expected)))
     both = saved.keys() & now.keys()
     # What the content is was not written into checkpoints from before, nor is it known of every source; and where it is
     # known, where it lies does not matter.
@@ -487,7 +499,6 @@ def _read_notes(path: Path, expected: dict) -> dict:
             f"'{path}' is of another configuration: {'; '.join(differences)}{hashes}. Resume with the one it was made with, "
             "or start a new run from its weights."
         )
-    return notes
 
 
 def _flat(fields: dict, prefix: str = "") -> dict[str, Any]:

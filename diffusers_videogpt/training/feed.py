@@ -75,7 +75,7 @@ class CachedWindows(Dataset):
     """Some videos of a cache as [`~batches.WindowDataset`] gives those of a table: by (video index, draw index).
 
     Args:
-        cache: of latents.
+        cache: of latents, or anything with its methods.
         indices: of the videos in it.
         with_actions: whether the actions that it keeps are wanted.
     """
@@ -350,14 +350,14 @@ def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
 
 def content_fields(dataset: WindowDataset | CachedWindows) -> dict[str, str]:
     """Hashes of what a run learns from, beside the names of the videos: captions, labels, and the content of files, of rows of
-    a dataset, of masks and simulated scenes, or of cached latents."""
+    a dataset, of masks and simulated scenes, or of what a cache holds."""
     records = records_of(dataset)
     content = {"captions": [x.caption for x in records], "labels": [x.label for x in records]}
     if isinstance(dataset, WindowDataset):
         content["sources"] = [x.digest for x in records]
         if any(x.actions is not None for x in records):
             content["actions"] = [hashlib.sha256(x.actions.tobytes()).hexdigest() for x in records]
-    elif isinstance(dataset.cache, LatentCache):
+    else:
         content["cached"] = dataset.cache.content_hash(dataset.indices)
     return {f"content.{name}": hash_json(values)[:16] for name, values in content.items()}
 

@@ -1,13 +1,18 @@
 """What a run's settings name, made or loaded: videos, the sampling of frames, the autoencoder, the pipeline."""
 
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
 import torch
-from diffusers import AutoModel
 
 from ..actions import ActionSpace
 from ..config_values import check_trained_with
 from ..data.sampling import Sampling
 from ..data.videos import VideoTable
 from ..files import read_json
+from ..frame_latents import load_autoencoder
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_other_kinds
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
@@ -134,9 +139,9 @@ def load_vae(model: AutoencoderSettings):
     """The VAE of the pipeline, or the one given by itself, in `--vae_dtype`."""
     dtype = getattr(torch, model.vae_dtype)
     if model.pretrained_vae_path is not None:
-        return AutoModel.from_pretrained(model.pretrained_vae_path, dtype=dtype)
+        return load_autoencoder(model.pretrained_vae_path, dtype=dtype)
     refuse_other_kinds(model.pretrained_model_name_or_path, VideoGPTPipeline.__name__)
-    return AutoModel.from_pretrained(
+    return load_autoencoder(
         model.pretrained_model_name_or_path,
         subfolder="vae",
         revision=model.revision,
@@ -145,8 +150,26 @@ def load_vae(model: AutoencoderSettings):
     )
 
 
+def read_transformer_config(path: Path) -> dict[str, Any]:
+    """The arguments of a new transformer, from a JSON file; a saved model's `config.json` is one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object, or has a key that is no argument; names the nearest one.
+    """
+    config = {name: value for name, value in read_json(path).items() if not name.startswith("_")}
+    known = list(inspect.signature(VideoGPTTransformerModel).parameters)
+    for name in config:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            others = f"the nearest is '{near[0]}'" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"--transformer_config {path}: the transformer has no argument '{name}'; {others}.")
+    return config
+
+
 def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTPipeline:
     """The pipeline to start from; or a new one around a VAE, its transformer from nothing or from Phi-3's decoder."""
+    config = read_transformer_config(model.transformer_config) if model.transformer_config else {}
     vae = load_vae(model)
     given = {"frames_per_clip": model.frames_per_clip, "guidance_scale": model.guidance_scale}
     given = {name: value for name, value in given.items() if value is not None}
@@ -159,7 +182,6 @@ def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTP
         pipe.register_to_config(**given, longest_side=sampling.longest_pixels)
         widen_window(pipe, sampling.num_frames)
         return pipe
-    config = read_json(model.transformer_config) if model.transformer_config else {}
     transformer = VideoGPTTransformerModel(**config)
     transformer.init_weights(torch.Generator().manual_seed(sampling.seed))
     if model.pretrained_phi3_path is not None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..actions import ActionSpace, make_action_embed, scale_of
 from ..conditions import Conditions
+from ..diffusers_internals import cast_as_loaded
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..scheduling_next_clip_flow_match import sample_alphas
 from ..transformer_videogpt import VideoGPTTransformerModel
@@ -344,8 +345,7 @@ class NextClipTraining(Training):
     def save(self, loop: TrainingLoop, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         transformer = copy_with(self.model, weights)
         if self.output_dtype != "float32":
-            # diffusers' own `to` warns of parts to keep in fp32, of which there are none.
-            torch.nn.Module.to(transformer, getattr(torch, self.output_dtype))
+            cast_as_loaded(transformer, getattr(torch, self.output_dtype))
         self.pipe.transformer = transformer
         self.pipe.register_to_config(trained_on=self.trained_on, trained_with=self.trained_with())
         self.pipe.to("cpu").save_pretrained(self.settings.output_dir)

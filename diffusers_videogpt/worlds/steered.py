@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config_values import check_whole_number
 from ..video_io import write_video
 from .picture import BACKGROUNDS, MATCH, PALETTE, UNITS, draw_frames, load
 from .scenes import MARGIN, STEPS_PER_SECOND, SceneObject, Setup, build, scatter
@@ -261,6 +262,8 @@ def write_steered_videos(
         ValueError: a number is out of its range.
         ImportError: pymunk or pygame-ce is not installed.
     """
+    check_whole_number("num_videos", num_videos, at_most=10**9)
+    check_whole_number("first_seed", first_seed, at_least=0, at_most=2**63)
     paths = []
     for seed in range(first_seed, first_seed + num_videos):
         scene, path = steer(seed, num_frames), Path(folder, f"scene_{seed}.mp4")

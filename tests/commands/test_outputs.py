@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusers_videogpt.commands.outputs import enlarge, is_video_file, output_paths, scale_to_show
+from diffusers_videogpt.commands.outputs import (
+    check_scale,
+    check_written_rate,
+    enlarge,
+    is_video_file,
+    output_paths,
+    scale_to_show,
+)
 from diffusers_videogpt.files import VIDEO_SUFFIXES
 
 
@@ -50,3 +57,23 @@ def test_small_frames_are_enlarged_by_whole_factors():
     large = enlarge(frames, 3)
     assert large.shape == (1, 6, 12, 3)
     np.testing.assert_array_equal(large[:, 1::3, 2::3], frames)
+
+
+def test_a_scale_that_no_video_can_have_is_refused():
+    check_scale(128, 1, 64, 64)
+    check_scale(1, 10**6, 4096, 4096)  # nothing is added to what the prediction itself needs
+    with pytest.raises(ValueError, match="--scale 129 makes 1 frames of 8256 × 8256, .*: give --scale 128 or less"):
+        check_scale(129, 1, 64, 64)
+    frames = np.empty((24, 64, 64, 3), np.uint8)
+    assert frames.nbytes * 120**2 <= 4 * 2**30 < frames.nbytes * 121**2
+    check_scale(120, *frames.shape[:3])
+    with pytest.raises(ValueError, match="give --scale 120 or less"):
+        check_scale(121, *frames.shape[:3])
+
+
+def test_a_rate_that_is_not_written_is_refused(tmp_path):
+    check_written_rate(tmp_path / "a.gif", 50)
+    check_written_rate(tmp_path / "a.mp4", 1000)
+    for name, fps, message in (("a.GIF", 51, "at most 50 frames a second"), ("a.mp4", 1001, "at most 1000 frames")):
+        with pytest.raises(ValueError, match=message):
+            check_written_rate(tmp_path / name, fps)

@@ -83,6 +83,53 @@ MISTAKES = {
     "a model for a LoRA": (["predict", "--lora", BUNDLED_MODEL], "is a VideoGPTPipeline, not a LoRA"),
     "an output": (["predict", "--output", "notes.mp4/out"], "notes.mp4/out cannot be written"),
     "a GIF too fast": (["predict", "--fps", "90", "--output", "a.gif"], "a GIF shows at most 50 frames a second"),
+    "a class of more digits than there are": (
+        ["predict", "--model", "of_classes", "--class-label", "9" * 5000],
+        "among the 2 classes",
+    ),
+    "a word for the number of classes": (
+        ["predict", "--model", "many_classes", "--class-label", "1"],
+        "many_classes: `num_classes` in transformer/config.json is 'ten', not a whole number",
+    ),
+    "patches of nothing": (
+        ["predict", "--model", "no_patches"],
+        "no_patches: `patch_size` in transformer/config.json is 0, not a whole number in 1..64",
+    ),
+    "numbers for names": (["predict", "--model", "numbered"], "`id2label` must map numbers to names, got '0': 7"),
+    "a size beyond the model's": (
+        ["predict", "--height", "16000000", "--width", "16000000"],
+        "whose frames have at most 256 pixels along each side: give a smaller --height",
+    ),
+    "a scale beyond a video's": (
+        ["predict", "--scale", "100000"],
+        "6400000 × 6400000, too large to be written: give --scale 120 or less",
+    ),
+    "a scale beyond the memory": (
+        ["predict", "--num-frames", "1000000", "--scale", "2"],
+        "1000008 frames of 128 × 128, too large to be written: give --scale 1.",
+    ),
+    "a rate to play in a GIF": (
+        ["play", "--fps", "90", "--output", "a.gif"],
+        "--output a.gif: a GIF shows at most 50 frames a second",
+    ),
+    **{
+        f"{command[0]} {option} {value[:20]}": ([*command, option, value], f"argument {option}: ")
+        for command, options in {
+            ("predict",): (
+                "--num-frames",
+                "--num-history-frames",
+                "--max-context-frames",
+                "--frames-per-clip",
+                "--steps",
+            ),
+            ("predict", "--image", "a.png"): ("--scale", "--height", "--seed", "--fps"),
+            ("predict", "--class-label", "a"): ("--fps",),
+            ("play",): ("--fps", "--seed", "--steps", "--frames-per-step", "--num-history-frames"),
+            ("evaluate", "videos", "--data", "."): ("--fps", "--seed", "--num-given", "--num-frames", "--steps"),
+        }.items()
+        for option in options
+        for value in ("5000" if option == "--fps" else "1" + "0" * 20, "9" * 5000)
+    },
     "an option": (["predict", "--chess", "1"], None),
     "a device": (["predict", "--device", "tpu"], None),
     "no checkpoint": (["convert", "nowhere", "out"], "INPUT_DIR nowhere: there is no such"),
@@ -118,11 +165,20 @@ def folder(tmp_path):
         "list": "[]",
         "deep": "[" * 100_000,
         "strange": json.dumps(index | {"longest_side": "wide"}),
+        "many_classes": json.dumps(index),
+        "no_patches": json.dumps(index),
+        "numbered": json.dumps(index | {"id2label": {"0": 7}}),
     }
     for name, text in indices.items():
         (tmp_path / name / "transformer").mkdir(parents=True)
         (tmp_path / name / "model_index.json").write_text(text)
-    (tmp_path / "of_classes" / "transformer" / "config.json").write_text('{"num_classes": 2}')
+    networks = {
+        "of_classes": {"num_classes": 2},
+        "many_classes": {"num_classes": "ten"},
+        "no_patches": {"patch_size": 0},
+    }
+    for name, network in networks.items():
+        (tmp_path / name / "transformer" / "config.json").write_text(json.dumps(network))
     return tmp_path
 
 
@@ -131,8 +187,9 @@ def test_mistakes_are_told_without_pytorch(folder):
     commands = [arguments for arguments, _ in MISTAKES.values()]
     for (what, (words, message)), (end, out, err, heavy) in zip(MISTAKES.items(), run(commands, folder), strict=True):
         assert not heavy and out == "", what
-        if message is None:  # by the parser
-            assert end == 2 and err.startswith(f"videogpt {words[0]}: "), what
+        if message is None or message.startswith("argument"):  # by the parser
+            assert end == 2 and err.startswith(f"videogpt {words[0]}") and (message or "") in err, what
+            assert len(err) < 400, what
         else:
             assert end.startswith(f"videogpt {words[0]}: ") and message in end and "\n" not in end, (what, end)
     assert sorted(folder.rglob("*")) == before  # nothing is left behind

@@ -232,6 +232,70 @@ def test_what_is_no_lerobot_dataset(tmp_path):
         VideoTable.from_lerobot(tmp_path, **looking)
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"features": ["a"]}, r"`features` must map names to objects, got \['a'\]"),
+        ({"features": {"c": "video"}}, "`features`: 'c' must be an object with a `dtype`, got 'video'"),
+        ({"fps": [30]}, r"`fps` must be a finite number above 0, got \[30\]"),
+        ({"fps": -8}, "`fps` must be a finite number above 0, got -8"),
+        ({"chunks_size": "many"}, "`chunks_size` must be a whole number .* got 'many'"),
+        ({"chunks_size": 0}, "`chunks_size` must be a whole number .* got 0"),
+        ({"video_path": ["a"]}, r"`video_path` must be text, got \['a'\]"),
+        ({"video_path": "{camera}/{0}.mp4"}, "has the placeholder 'camera', and only .*video_key.* can be filled in"),
+        ({"video_path": "{video_key.__class__}.mp4"}, "has the placeholder 'video_key.__class__'"),
+        ({"video_path": "{video_key:>1000000000}.mp4"}, "wants 'video_key' in a form that no file's name has"),
+        ({"video_path": "{video_key!r}.mp4"}, "wants 'video_key' in a form that no file's name has"),
+        ({"video_path": "{video_key"}, "`video_path` '{video_key' cannot be filled in"),
+        ({"video_path": "../../x.mp4"}, r"`video_path` leads out of the dataset .*'../../x.mp4'"),
+        ({"video_path": "/etc/{video_key}.mp4"}, "`video_path` leads out of the dataset"),
+        ({"features": {"../..": {"dtype": "video"}}, "video_path": "{video_key}/x.mp4"}, "leads out of the dataset"),
+    ],
+    ids=str,
+)
+def test_a_lerobot_info_with_values_that_are_none(tmp_path, version, change, told):
+    """One line that names the file and what was wrong in it."""
+    root = write_lerobot(tmp_path / "set", version, [0] * 12)
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if "leads" in told and "features" in change and version == "v3.0":
+        places = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+        found = Dataset.from_parquet(str(places)).to_dict()
+        camera = "videos/observation.images.top"
+        Dataset.from_dict({x.replace(camera, "videos/../.."): y for x, y in found.items()}).to_parquet(places)
+    with pytest.raises(ValueError, match=told) as refused:
+        VideoTable.from_lerobot(root, SAMPLING)
+    assert str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)
+
+
+def test_a_lerobot_dataset_whose_tables_are_damaged(tmp_path):
+    root = write_lerobot(tmp_path / "v2", "v2.1", [0] * 12)
+    (root / "meta" / "episodes.jsonl").write_text('{"episode_index": "first"}\n')
+    with pytest.raises(ValueError, match=r"episodes.jsonl: episode_index` must be a whole number .* got 'first'"):
+        VideoTable.from_lerobot(root, SAMPLING)
+    root = write_lerobot(tmp_path / "v3", "v3.0", [0] * 12)
+    data, places = (root / x / "chunk-000" / "file-000.parquet" for x in ("data", "meta/episodes"))
+    kept = data.read_bytes(), Dataset.from_parquet(str(places)).to_dict()
+    for damage in (kept[0][:100], b"", b"no parquet"):
+        data.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"file-000.parquet is no whole parquet file, or has none of its columns"):
+            VideoTable.from_lerobot(root, SAMPLING)
+    Dataset.from_dict({"episode_index": [0]}).to_parquet(data)
+    with pytest.raises(
+        ValueError, match="is no whole parquet file, or has none of its columns episode_index, frame_index"
+    ):
+        VideoTable.from_lerobot(root, SAMPLING)
+    Dataset.from_dict({"episode_index": [0, None], "frame_index": [0, 1]}).to_parquet(data)
+    with pytest.raises(ValueError, match="data: episode_index` must be a whole number .* got None"):
+        VideoTable.from_lerobot(root, SAMPLING)
+    data.write_bytes(kept[0])
+    start = "videos/observation.images.top/from_timestamp"
+    Dataset.from_dict(kept[1] | {start: [0.0, None]}).to_parquet(places)
+    with pytest.raises(ValueError, match="from_timestamp` must be a finite number, got None"):
+        VideoTable.from_lerobot(root, SAMPLING)
+
+
 def test_an_episode_that_is_not_in_its_file(tmp_path):
     root = write_lerobot(tmp_path / "set", "v3.0", [0] * 12)
     write_clip(next((root / "videos").rglob("*.mp4")), 9)

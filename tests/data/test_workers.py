@@ -1,8 +1,10 @@
 """Loader workers whose shared memory is too small, or that give nothing."""
 
+import ast
 import shutil
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffusers_videogpt.data import workers
 from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.data.videos import VideoTable
+from diffusers_videogpt.tasks.video_features import read_clips
 
 
 @pytest.fixture
@@ -31,6 +34,27 @@ def test_too_little_shared_memory_is_told_at_the_start(small_memory):
     ):
         next(make_loader(dataset, plan, num_workers=2, **options))
     assert next(make_loader(dataset, plan, **options))["frames"].shape == (4, 8, 64, 64, 3)
+
+
+def test_reading_clips_for_features_does_so_too(small_memory, tmp_path):
+    table = VideoTable.simulated(2, 8, Sampling(4, height=64, width=64))
+    with pytest.raises(ValueError, match="1 loader workers.*0.0983 MB each"):
+        next(read_clips(table, [0, 1], vae=None, num_clips=2, num_workers=1))
+
+
+def test_every_loader_waits_with_an_end():
+    """Whoever makes one takes its workers from `worker_options`, its batches by `until_timeout`, and looks at the memory."""
+    root, found = Path(__file__).parents[2], 0
+    for path in [*root.glob("diffusers_videogpt/**/*.py"), *root.glob("training_scripts/*.py")]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = [ast.unparse(call.func).rpartition(".")[2] for call in calls]
+        for call, name in zip(calls, names, strict=True):
+            if name.endswith("DataLoader"):
+                found += 1
+                unpacked = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
+                assert any(value.startswith("worker_options(") for value in unpacked), f"{path}:{call.lineno}"
+                assert {"until_timeout", "check_shared_memory"} <= set(names), path
+    assert found >= 5
 
 
 class Stuck(Dataset):

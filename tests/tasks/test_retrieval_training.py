@@ -1,15 +1,20 @@
 """What of retrieval's training does not go together."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 
-from diffusers_videogpt.tasks.retrieval_training import RetrievalTraining
+from diffusers_videogpt.data.videos import VideoRecord
+from diffusers_videogpt.tasks.retrieval_training import FeatureCache, RetrievalTraining
 from diffusers_videogpt.tasks.settings import RetrievalSettings
+from diffusers_videogpt.tasks.video_features import VideoFeatures
 from diffusers_videogpt.training.arguments import parse_settings
+from diffusers_videogpt.training.feed import CachedWindows, content_fields
 from diffusers_videogpt.training.settings import BatchSettings
 
 
@@ -49,3 +54,15 @@ def test_videos_need_others_and_a_text_encoder(size, error):
     data = SimpleNamespace(batches=BatchSettings(train_batch_size=size), output_dir=Path("out"))
     with pytest.raises(ValueError, match=error):
         RetrievalTraining(Accelerator(cpu=True), pipe, feed=None, retrieval=RetrievalSettings(), data=data)
+
+
+def test_features_are_known_by_the_videos_that_they_are_of():
+    def fields(indices=(0, 1), **changes):
+        records = [VideoRecord(name, Path(name), "a ball", "balls", digest=f"digest of {name}") for name in "ab"]
+        records[1] = replace(records[1], **changes)
+        return content_fields(CachedWindows(FeatureCache(VideoFeatures(torch.zeros(2, 1, 4), records)), indices))
+
+    assert fields() == fields()
+    assert fields()["content.cached"] != fields(digest="another")["content.cached"] != fields([0])["content.cached"]
+    assert fields(caption="a box")["content.cached"] == fields()["content.cached"]  # which has a field of its own
+    assert fields(caption="a box") != fields()

@@ -1,5 +1,6 @@
 """Settings: what a YAML file sets and the command line takes back, what is refused, and the pipeline that they name."""
 
+import io
 import re
 import runpy
 import subprocess
@@ -15,7 +16,15 @@ from diffusers.optimization import SchedulerType
 from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.tasks.settings import Pooling
 from diffusers_videogpt.tasks.token_pooling import POOLINGS
-from diffusers_videogpt.training.arguments import option, parse_settings, part, plain_values, unused_quantizers
+from diffusers_videogpt.training.arguments import (
+    TRACEBACK,
+    option,
+    parse_settings,
+    part,
+    plain_values,
+    run_script,
+    unused_quantizers,
+)
 from diffusers_videogpt.training.loading import load_pipeline
 from diffusers_videogpt.training.settings import (
     SCHEDULES,
@@ -233,3 +242,33 @@ def test_of_a_small_set_a_fifth_is_kept_for_validation(num_videos, kept):
     assert LatentSettings(num_validation_videos=3).num_held_out(num_videos) == 3
     others = LatentSettings(num_validation_videos=3, validation_data_root=Path("others"))
     assert others.num_held_out(num_videos) == 0
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ImportError])
+def test_what_a_user_can_mend_is_one_line(kind, monkeypatch):
+    def main():
+        raise kind("the folder\n  \x1b[2Jvideos is not there")
+
+    with pytest.raises(SystemExit, match=r": the folder \\x1b\[2Jvideos is not there\n\(VIDEOGPT_TRACEBACK=1 shows"):
+        run_script(main)
+    monkeypatch.setenv(TRACEBACK, "1")
+    with pytest.raises(kind):
+        run_script(main)
+
+
+def test_a_bug_shows_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)
+
+
+def test_a_run_goes_on_behind_a_name_that_the_console_cannot_print(monkeypatch):
+    console, done = io.TextIOWrapper(io.BytesIO(), encoding="cp1252"), []
+    monkeypatch.setattr("sys.stdout", console)
+
+    def main():
+        print("saved in 猫")
+        done.append("published")
+
+    run_script(main)
+    console.flush()
+    assert done == ["published"] and console.buffer.getvalue().strip() == rb"saved in \u732b"

@@ -1,12 +1,20 @@
 """What a run takes over from the pipeline that it starts from."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffusers_videogpt import BUNDLED_MODEL
-from diffusers_videogpt.training.loading import load_video_table, make_sampling, settle_from_base
+from diffusers_videogpt.training.loading import (
+    load_pipeline,
+    load_video_table,
+    make_sampling,
+    read_transformer_config,
+    settle_from_base,
+)
 from diffusers_videogpt.training.settings import (
     LoopSettings,
     ModelSettings,
@@ -79,3 +87,26 @@ def test_short_animations_are_used_as_the_bundled_model_was_trained(tmp_path):
         )
     with pytest.raises(ValueError, match=r"must lie in 1\.\.3"):
         rollouts.check_run(LoopSettings(output_dir=Path("out")), SamplingSettings(max_num_frames=4))
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"num_layer": 3}, "the transformer has no argument 'num_layer'; the nearest is 'num_layers'"),
+        ({"zzz": 3}, "the transformer has no argument 'zzz'; there are in_channels, patch_size, "),
+        ({"num_layers": "3"}, "`num_layers` must be a whole number in 1..1000, got '3'"),
+        ([3], "this JSON is a list, not an object"),
+    ],
+)
+def test_a_transformer_that_cannot_be_made_is_told(tmp_path, config, told):
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    vae = str(Path(BUNDLED_MODEL) / "vae")
+    model = ModelSettings(pretrained_vae_path=vae, transformer_config=tmp_path / "cfg.json")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load_pipeline(model, SamplingSettings())
+
+
+def test_the_config_of_a_saved_transformer_is_one_to_begin_with():
+    saved = Path(BUNDLED_MODEL) / "transformer" / "config.json"
+    config = read_transformer_config(saved)
+    assert config == {name: x for name, x in json.loads(saved.read_text()).items() if not name.startswith("_")}

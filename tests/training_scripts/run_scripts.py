@@ -148,6 +148,29 @@ class Started:
         return subprocess.CompletedProcess(self.command, self.exit_code, stdout, stderr)
 
 
+class ReallyStarted(Started):
+    """The same of a command that runs as a user starts it, in interpreters of its own, which takes seconds."""
+
+    def __init__(self, command: list[str]):
+        self.command, self.exit_code, self.folder = command, None, tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=script_environment()
+        )
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        return [psutil.Process(self.process.pid)]
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def result(self) -> subprocess.CompletedProcess:
+        if self.exit_code is None:
+            self.printed = self.process.communicate(timeout=SECONDS)
+            self.exit_code = self.process.returncode
+        return subprocess.CompletedProcess(self.command, self.exit_code, *self.printed)
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -214,9 +237,12 @@ def start_file(file: str | Path, *args, num_processes: int = 1) -> Started:
     return warm_process().start([sys.executable, *map(str, (file, *args))], num_processes=num_processes)
 
 
-def start_script(script: str, *args, **kwargs) -> Started:
-    """Starts a training script that a test will end, as [`start_file`]."""
-    return start_file(SCRIPTS / script, *args, **kwargs)
+def start_script(script: str, *args, num_processes: int = 1, is_real: bool = False) -> Started:
+    """Starts a training script that a test will end, as [`start_file`], or as a user starts it."""
+    if is_real:
+        launcher = TWO_PROCESSES[:-1] + (str(num_processes),) if num_processes > 1 else ()
+        return ReallyStarted([sys.executable, *launcher, *map(str, (SCRIPTS / script, *args))])
+    return start_file(SCRIPTS / script, *args, num_processes=num_processes)
 
 
 def run_script_under_fsdp2(script: str, *args, num_processes: int = 2, **kwargs) -> subprocess.CompletedProcess:

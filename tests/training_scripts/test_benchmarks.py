@@ -9,6 +9,7 @@ from diffusers_videogpt import BUNDLED_MODEL
 
 
 SMALL = ("--layers", 2, "--heads", 1, "--ffn_dim", 64)
+HALF = ("--dtype", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,8 @@ SMALL = ("--layers", 2, "--heads", 1, "--ffn_dim", 64)
     [
         ("benchmark_attention.py", ("--num_frames", 3, "--num_layouts", 2, "--heads", 1, "--head_dim", 32), 2),
         ("benchmark_training_step.py", (*SMALL, "--num_frames", 9, 10, "--height", 192, "--num_layouts", 1), 2),
+        ("benchmark_training_step.py", (*SMALL, *HALF, "--num_frames", 3, "--height", 64, "--num_layouts", 1), 1),
+        ("benchmark_rollout.py", (*SMALL, *HALF, "--height", 32, "--steps", 2, "--long_frames", 0), 4),
         ("benchmark_rollout.py", (*SMALL, "--height", 32, "--steps", 2, "--long_frames", 200), 4),
     ],
 )

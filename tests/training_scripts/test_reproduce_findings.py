@@ -117,7 +117,7 @@ def toy(script, preset, tmp_path_factory):
         return results
 
     results = both()
-    patch.delattr(script, "run_script")  # what is done is not done again
+    patch.delattr(script, "call_script")  # what is done is not done again
     patch.delattr(script, "measure")
     again = both()
     patch.undo()

@@ -2,6 +2,8 @@ import argparse
 import csv
 import json
 import runpy
+import shutil
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from diffusers import AutoencoderKL
 from filelock import FileLock
 from run_scripts import SCRIPTS, run_script
 
+from diffusers_videogpt.data import workers
 from diffusers_videogpt.evaluation.autoencoder import latent_statistics
 from diffusers_videogpt.video_io import write_video
 
@@ -177,6 +180,69 @@ def test_trains_on_a_folder_of_videos(tmp_path):
     assert "1 unseen videos" in done.stdout and "objects kept at" not in done.stdout
     assert json.loads((output_dir / "latents.json").read_text())["objects_kept"] is None
     assert AutoencoderKL.from_pretrained(output_dir).config.sample_size == 16
+
+
+def test_resuming_minds_options_and_videos(tmp_path, run_here, refusal_of):
+    frames = np.random.default_rng(0).integers(0, 255, (3, 6, 16, 16, 3), dtype=np.uint8)
+    videos, elsewhere, out = (tmp_path / name for name in ("videos", "elsewhere", "vae"))
+    for name, content in zip("abc", frames, strict=True):
+        write_video(videos / f"{name}.gif", content, fps=8)
+    sizes = {"num_eval_videos": 1, "checkpointing_steps": 1, "max_train_steps": 1}
+    run_here(SCRIPT.name, "--output_dir", out, *arguments(instance_data_root=videos, **sizes))
+
+    def resumed(**options):
+        given = sizes | {"max_train_steps": 2, "instance_data_root": videos} | options
+        given = {name: value for name, value in given.items() if value is not None}
+        return ["--output_dir", out, "--resume_from_checkpoint", "latest", *arguments(**given)]
+
+    said = refusal_of(SCRIPT.name, *resumed(mse_weight=2.0, seed=1, latent_channels=6, train_batch_size=4))
+    for change in (
+        "mse_weight: 4.0 there, 2.0 now",
+        "seed: 0 there, 1 now",
+        "autoencoder.latent_channels: 4 there, 6 now",
+        "global_batch_size: 2 there, 4 now",
+    ):
+        assert change in said
+    said = refusal_of(SCRIPT.name, *resumed(instance_data_root=None))
+    assert f"videos: {videos} there, simulated physics now" in said
+    shutil.copytree(videos, elsewhere)  # the same videos by another path
+    (videos / "b.gif").write_bytes((videos / "c.gif").read_bytes())
+    said = refusal_of(SCRIPT.name, *resumed())
+    assert "content.videos: " in said and "; videos: " not in said and "mse_weight" not in said
+    assert len((out / "train_log.csv").read_text().splitlines()) == 2 and not (out / "checkpoint-2").exists()
+    run_here(SCRIPT.name, *resumed(instance_data_root=elsewhere, lr_scheduler="constant"))
+    assert (out / "checkpoint-2" / "run.json").is_file()
+
+
+def test_resuming_minds_the_weights_that_training_began_with(trained, tmp_path, run_here, refusal_of):
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(trained[0], base, ignore=shutil.ignore_patterns("checkpoint-*"))
+    sizes = {"pretrained_model_name_or_path": base, "checkpointing_steps": 1}
+    run_here(SCRIPT.name, "--output_dir", out, *arguments(max_train_steps=1, **sizes))
+    vae = AutoencoderKL.from_pretrained(base)
+    vae.decoder.conv_in.bias.data.add_(1)
+    vae.save_pretrained(base)
+    resumed = ["--output_dir", out, "--resume_from_checkpoint", "latest", *arguments(max_train_steps=2, **sizes)]
+    assert "content.base: " in refusal_of(SCRIPT.name, *resumed)
+
+
+def test_a_checkpoint_from_before_is_gone_on_from(trained, tmp_path, run_here, capsys):
+    shutil.copytree(trained[0] / "checkpoint-10", tmp_path / "checkpoint-10")
+    shutil.copyfile(trained[0] / "train_log.csv", tmp_path / "train_log.csv")
+    (tmp_path / "checkpoint-10" / "run.json").unlink()
+    run_here(
+        SCRIPT.name, "--output_dir", tmp_path, "--resume_from_checkpoint", "latest", *arguments(max_train_steps=11)
+    )
+    assert "does not tell of what run it is" in capsys.readouterr().out
+
+
+def test_workers_without_shared_memory_are_told_at_the_start(tmp_path, monkeypatch, refusal_of):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(4096, 0, 4096))
+    given = ["--output_dir", tmp_path / "out", *arguments(max_train_steps=1, dataloader_num_workers=2)]
+    assert "2 loader workers" in refusal_of(SCRIPT.name, *given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_goes_on_from_an_autoencoder_with_more_latent_channels(trained, tmp_path):

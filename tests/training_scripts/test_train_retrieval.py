@@ -1,6 +1,7 @@
 """Retrieval as a user runs it: videos with captions in, an index that is searched by text out."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -72,3 +73,36 @@ def test_training_the_transformer_too(tmp_path, arguments):
     train(tmp_path, *arguments, "--train_transformer", "--train_batch_size", 4)
     retriever = VideoGPTForVideoRetrieval.from_pretrained(tmp_path, subfolder="retriever")
     assert not torch.allclose(retriever.transformer.transformer_blocks[0].attn.to_q.weight, initial_weights())
+
+
+def test_resuming_minds_what_the_features_are_of(tmp_path, base, videos, captions, text_encoder, run_here, refusal_of):
+    """Checkpoints hold the projections alone: their frozen trunk and the videos are known by their content."""
+    trunk, data, out = (tmp_path / name for name in ("base", "videos", "out"))
+    shutil.copytree(base, trunk)
+    shutil.copytree(videos, data)
+    given = [
+        *("--output_dir", out, "--pretrained_model_name_or_path", trunk, "--instance_data_root", data),
+        *("--dataset_file", captions, "--caption_column", "caption", "--pretrained_text_encoder_path", text_encoder),
+        *("--height", 32, "--width", 32, "--max_num_frames", 4, "--num_validation_videos", 2, "--projection_dim", 16),
+        *("--lr_warmup_steps", 1, "--train_batch_size", 2, "--checkpointing_steps", 1),
+    ]
+    run_here("train_retrieval.py", *given, "--max_train_steps", 1)
+    resumed = [*given, "--resume_from_checkpoint", "latest", "--max_train_steps", 2]
+    network = VideoGPTTransformerModel.from_pretrained(trunk / "transformer")
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.transformer_blocks[0].attn.to_q.weight.data.add_(1)
+    network.save_pretrained(trunk / "transformer")
+    said = refusal_of("train_retrieval.py", *resumed)
+    assert "content.transformer: " in said and "content.cached: " not in said
+    network.load_state_dict(weights)
+    network.save_pretrained(trunk / "transformer")
+
+    kept = {path: path.read_bytes() for path in data.iterdir()}
+    for path, other in zip(kept, [*kept][1:] + [*kept][:1], strict=True):
+        path.write_bytes(kept[other])
+    said = refusal_of("train_retrieval.py", *resumed)
+    assert "content.cached: " in said and "content.transformer: " not in said
+    for path, content in kept.items():
+        path.write_bytes(content)
+    run_here("train_retrieval.py", *resumed)
+    assert len(losses(out)) == 2

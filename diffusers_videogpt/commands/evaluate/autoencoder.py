@@ -8,7 +8,7 @@ from ... import BUNDLED_MODEL
 from ...arguments import check_output, positive_float, positive_int
 from ...console import say
 from ..models import QUANTIZERS, leave_out, refuse_missing, told_of, usable_device
-from ..options import add_command, add_device_argument
+from ..options import add_command, add_device_argument, add_seed_argument
 
 
 def evaluate_autoencoder(args: argparse.Namespace) -> None:
@@ -26,10 +26,9 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
         refuse_unreachable(args.vae)
     leave_out(QUANTIZERS)
     device = usable_device(args.device)
-    from diffusers import AutoModel
-
     from ...evaluation.autoencoder import failed_gates, format_report, judge_latents
     from ...files import write_json
+    from ...frame_latents import load_autoencoder
 
     read_objects = None
     if args.data is None:
@@ -51,7 +50,7 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
         videos = [table.read(index, table.draw_window(index, 0, args.seed)) for index in range(count)]
     source, subfolder = (BUNDLED_MODEL, "vae") if args.vae is None else (args.vae, args.subfolder)
     with told_of(f"the autoencoder in {source}"):
-        vae = AutoModel.from_pretrained(source, subfolder=subfolder).to(device)
+        vae = load_autoencoder(source, subfolder=subfolder).to(device)
     report = judge_latents(vae, videos, noise_levels=args.noise_levels, read_objects=read_objects, seed=args.seed)
     say(format_report(report), "", *(failed_gates(report) or ["All gates are passed."]))
     if args.output is not None:
@@ -79,6 +78,6 @@ def add_autoencoder_benchmark(benchmarks) -> None:
         default=[0.1, 0.2, 0.3],
         help="noise on the latents, in standard deviations of each channel (default: 0.1 0.2 0.3)",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the noise, and of which frames of a video")
+    add_seed_argument(command, help="of the noise, and of which frames of a video")
     add_device_argument(command)
     command.add_argument("--output", type=Path, help="a JSON file for the report")

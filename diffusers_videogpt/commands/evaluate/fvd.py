@@ -13,6 +13,7 @@ from ..options import (
     add_guidance_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
     add_steps_argument,
     rollout_options,
 )
@@ -111,7 +112,7 @@ def add_fvd_benchmark(benchmarks) -> None:
         help="folder of what --model predicts; the same command goes on there after a stop",
     )
     command.add_argument("--batch-size", type=positive_int, default=8, help="clips at once (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the clips and the noise")
+    add_seed_argument(command, help="of the clips and the noise")
     add_device_argument(command)
     command.add_argument(
         "--cache",

@@ -11,6 +11,7 @@ from ..options import (
     add_guidance_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
     add_steps_argument,
 )
 
@@ -75,6 +76,6 @@ def add_physics_box_benchmark(benchmarks) -> None:
     )
     add_guidance_argument(command)
     add_steps_argument(command)
-    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    add_seed_argument(command, help="of the noise")
     add_device_argument(command)
     add_output_argument(command, "videogpt_physics_box")

@@ -3,10 +3,13 @@
 import argparse
 from pathlib import Path
 
-from ...arguments import check_output, finite_float, positive_int
+from ...arguments import check_output, finite_float, positive_int, whole_number
 from ...console import progress_options, say
 from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing
 from ..options import add_command, add_device_argument, add_dtype_argument, add_output_argument, rollout_options
+
+
+MOST_SEED = 9 * 10**14  # the noise of a video follows from 10,000 times it, in 64 bits
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -145,7 +148,10 @@ def add_physics_iq_benchmark(benchmarks) -> None:
     )
     command.add_argument("--width", type=positive_int)
     command.add_argument(
-        "--seed", type=int, default=0, help="of the noise (default: %(default)s; the paper is silent)"
+        "--seed",
+        type=whole_number(at_least=-MOST_SEED, at_most=MOST_SEED),
+        default=0,
+        help="of the noise (default: %(default)s; the paper is silent)",
     )
     add_device_argument(command)
     add_dtype_argument(command)

@@ -7,7 +7,7 @@ from ... import BUNDLED_MODEL
 from ...arguments import check_output, positive_int
 from ...console import say
 from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing, usable_device
-from ..options import add_command, add_device_argument, add_output_argument
+from ..options import add_command, add_device_argument, add_output_argument, add_seed_argument
 
 
 def evaluate_probe(args: argparse.Namespace) -> None:
@@ -74,6 +74,6 @@ def add_probe_benchmark(benchmarks) -> None:
     )
     command.add_argument("--layers", type=int, nargs="+", help="default: all")
     command.add_argument("--pooling", default="mean", help="mean, mean_std or thirds (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the random weights")
+    add_seed_argument(command, help="of the random weights")
     add_device_argument(command)
     add_output_argument(command, "videogpt_probe")

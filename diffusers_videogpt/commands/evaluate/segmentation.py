@@ -6,7 +6,7 @@ from pathlib import Path
 from ...arguments import check_output, finite_float, positive_int
 from ...console import say
 from ..models import QUANTIZERS, leave_out, load_pipeline, look_at_model, refuse_missing
-from ..options import add_command, add_device_argument, add_output_argument, rollout_options
+from ..options import add_command, add_device_argument, add_output_argument, add_seed_argument, rollout_options
 
 
 def evaluate_segmentation(args: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def add_segmentation_benchmark(benchmarks) -> None:
         "--height", type=positive_int, help="with --width: the size to work at; default: the model's longest side"
     )
     command.add_argument("--width", type=positive_int)
-    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    add_seed_argument(command, help="of the noise")
     add_device_argument(command)
     add_output_argument(
         command,

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ...arguments import check_output, positive_float, positive_int
+from ...arguments import check_output, number_of_frames, positive_int
 from ...console import progress_options, say
+from ..loras import differences, follow_lora
 from ..models import check_loras, load_pipeline, look_at_model, refuse_missing
 from ..options import (
     add_command,
@@ -14,7 +15,9 @@ from ..options import (
     add_lora_argument,
     add_model_argument,
     add_output_argument,
+    add_seed_argument,
     add_steps_argument,
+    parse_rate,
     rollout_options,
 )
 
@@ -25,7 +28,11 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     check_output(args.output)
     saved = look_at_model(args.model)
     saved.check_size(args.height, args.width)
-    check_loras(args.lora)
+    trained_with = check_loras(args.lora)
+    saved = follow_lora(args, saved, trained_with, options=("height", "width"))
+    saved.check_size(args.height, args.width)
+    rate = "videos are read at their own rate, by --frame-interval"
+    say(*differences(args, saved, trained_with, unread_rate=rate))
     pipe = load_pipeline(saved, device=args.device, loras=args.lora)
     pipe.set_progress_bar_config(**progress_options())
     from ...data.sampling import Sampling
@@ -72,8 +79,10 @@ def add_videos_benchmark(benchmarks) -> None:
     command.add_argument("--data", type=Path, required=True, help="folder of videos")
     add_model_argument(command)
     add_lora_argument(command)
-    command.add_argument("--num-given", type=positive_int, default=8, help="frames shown (default: %(default)s)")
-    command.add_argument("--num-frames", type=positive_int, default=8, help="frames predicted (default: %(default)s)")
+    command.add_argument("--num-given", type=number_of_frames, default=8, help="frames shown (default: %(default)s)")
+    command.add_argument(
+        "--num-frames", type=number_of_frames, default=8, help="frames predicted (default: %(default)s)"
+    )
     command.add_argument("--frame-interval", type=positive_int, default=1, help="source frames from one to the next")
     command.add_argument("--windows-per-video", type=positive_int, default=1)
     command.add_argument(
@@ -83,8 +92,8 @@ def add_videos_benchmark(benchmarks) -> None:
     add_frames_per_clip_argument(command)
     add_guidance_argument(command)
     add_steps_argument(command)
-    command.add_argument("--fps", type=positive_float, default=8, help="of the written videos (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="of the windows and the noise")
+    command.add_argument("--fps", type=parse_rate, default=8, help="of the written videos (default: %(default)s)")
+    add_seed_argument(command, help="of the windows and the noise")
     add_device_argument(command)
     command.add_argument(
         "--measures",
