@@ -17,8 +17,8 @@ WORLDS = ["pymunk>=7.0", "pygame-ce>=2.5"]
 TRAIN = [
     "datasets>=4.0",
     "torchdata>=0.11",
-    "bitsandbytes>=0.45",
-    "tensorboard>=2.15",
+    "bitsandbytes>=0.45.5",
+    "tensorboard>=2.18",
     "matplotlib>=3.9",
     "pyyaml>=6.0",
     *WORLDS,
@@ -34,7 +34,7 @@ EVAL = [
 ENV = ["gymnasium>=1.1", *WORLDS]
 SEARCH = ["datasets>=4.0", "faiss-cpu>=1.9"]
 DEMO = ["gradio>=6.0"]
-QUANTIZE = ["torchao>=0.15", "bitsandbytes>=0.45"]
+QUANTIZE = ["torchao>=0.17", "bitsandbytes>=0.45.5"]
 # What only the tests use.
 TOOLS = [
     "pytest>=8.0",

@@ -126,6 +126,8 @@ class Distillation(NextClipTraining):
             end = guided_prediction(
                 teacher, clips, clip_lengths, guidance_scale=self.guidance_scale, patch_size=self.patch_size
             )
+        # PyTorch 2.9 keeps what autocast made of weights without gradients for the passes of other weights, and of gradients.
+        torch.clear_autocast_cache()
         share = ((next_alphas - clips.alphas) / (1 - clips.alphas))[:, None, :, None, None]
         further = clips.noisy + share * (end - clips.noisy)
         with self.averaged_weights():
@@ -133,6 +135,7 @@ class Distillation(NextClipTraining):
                 clips.target, further, next_alphas, clips.clean, layout=clips.layout, conditions=clips.conditions
             )
             named = moved.denoised_by(self.accelerator.unwrap_model(model)).predicted.float()
+        torch.clear_autocast_cache()
         return torch.where(next_alphas[:, None, :, None, None] == 1, further, named)
 
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:

@@ -14,9 +14,10 @@ from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from ..clips import TOKENS_AROUND_PATCHES
 from ..history import History
+from ..kv_cache import VideoGPTKVCache
 from ..rollout import encode_history
 from ..scheduling_next_clip_flow_match import mix_noise
-from ..transformer_videogpt import VideoGPTKVCache, VideoGPTTransformerModel
+from ..transformer_videogpt import VideoGPTTransformerModel
 
 
 @torch.no_grad()
@@ -65,6 +66,8 @@ def resample_history(
                 transformer, latents[members], lengths, alphas=alphas, noise=noise, num_steps=num_steps
             )
             resampled[members, :, : past.shape[2]] = past.to(resampled.dtype)
+    # PyTorch 2.9 keeps what autocast made of the weights here, without gradients, for the pass that is to have some.
+    torch.clear_autocast_cache()
     return resampled
 
 
