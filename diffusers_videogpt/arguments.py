@@ -18,10 +18,10 @@ def whole_number(*, at_least: int, at_most: int = 10**9) -> Callable[[str], int]
     whatever overflows first, when the work has begun."""
 
     def read(text: str) -> int:
-        is_whole = re.fullmatch(r"-?\d+", text) is not None
-        sign = -1 if text.startswith("-") else 1
-        # A number of more digits than any limit has counts as infinite.
-        number = sign * (float("inf") if len(text) > MOST_DIGITS else int(text)) if is_whole else None
+        number = None
+        if re.fullmatch(r"-?\d+", text):
+            # A number of more digits than any limit has counts as infinite.
+            number = int(text) if len(text) <= MOST_DIGITS else float("-inf" if text.startswith("-") else "inf")
         if number is None or number < at_least:
             raise argparse.ArgumentTypeError(f"'{_cut(text)}' is no whole number of {at_least} or more")
         if number > at_most:
@@ -39,9 +39,7 @@ positive_int = whole_number(at_least=1)
 natural_int = whole_number(at_least=0)
 number_of_frames = whole_number(at_least=1, at_most=MOST_FRAMES)
 number_of_steps = whole_number(at_least=1, at_most=MOST_STEPS)
-any_seed = whole_number(
-    at_least=-(2**63), at_most=2**63 - 1
-)  # PyTorch's generators take these, and a video's number added
+any_seed = whole_number(at_least=-(2**63), at_most=2**63 - 1)  # what PyTorch's generators take
 
 
 def _number(text: str) -> float:

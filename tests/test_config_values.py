@@ -38,7 +38,11 @@ def change(path, **values):
         (NETWORK, {"rope_theta": None}, "`rope_theta` must be a finite number above 0"),
         (NETWORK, {"rope_long_factor": "abc"}, "`rope_long_factor` must be a list of numbers"),
         (STEPS, {"shift": float("nan"), "flow_shift": None}, "`shift` is nan"),
-        (STEPS, {"num_train_timesteps": 10**12}, "`num_train_timesteps` is 1000000000000"),
+        (
+            STEPS,
+            {"num_train_timesteps": 10**12},
+            "`num_train_timesteps` must be a whole number in 1..1000000, got 1000000000000",
+        ),
         (INDEX, {"frames_per_clip": "x"}, "`frames_per_clip` must be a whole number"),
         (INDEX, {"max_context_frames": -3}, "`max_context_frames` must be a whole number"),
         (INDEX, {"longest_side": 0}, "`longest_side` must be a whole number"),

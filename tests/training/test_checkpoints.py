@@ -30,6 +30,7 @@ from diffusers_videogpt.training.checkpoints import (
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
+    refuse_other_run,
     save_checkpoint,
 )
 from diffusers_videogpt.training.objective import next_clip_loss
@@ -527,6 +528,14 @@ def in_two_processes(folder):
     if accelerator.is_main_process:
         (folder / "losses.json").write_text(json.dumps(losses))
     accelerator.end_training()
+
+
+def test_what_diffusers_notes_for_itself_does_not_make_another_run(tmp_path):
+    """A checkpoint goes on under a later version of diffusers."""
+    saved = {"transformer": {"num_layers": 2, "_diffusers_version": "0.42.1"}, "seed": 0}
+    refuse_other_run(tmp_path, saved, {"transformer": {"num_layers": 2, "_diffusers_version": "0.43.0"}, "seed": 0})
+    with pytest.raises(ValueError, match=r"transformer.num_layers: 2 there, 3 now\. Resume"):
+        refuse_other_run(tmp_path, saved, {"transformer": {"num_layers": 3}, "seed": 0})
 
 
 if __name__ == "__main__":
