@@ -93,7 +93,7 @@ MISTAKES = {
     ),
     "patches of nothing": (
         ["predict", "--model", "no_patches"],
-        "no_patches: `patch_size` in transformer/config.json is 0, not a whole number in 1..64",
+        "transformer/config.json is 0, not a whole number in 1..64",
     ),
     "numbers for names": (["predict", "--model", "numbered"], "`id2label` must map numbers to names, got '0': 7"),
     "a size beyond the model's": (
@@ -102,7 +102,7 @@ MISTAKES = {
     ),
     "a scale beyond a video's": (
         ["predict", "--scale", "100000"],
-        "6400000 × 6400000, too large to be written: give --scale 120 or less",
+        "too large to be written: give --scale 120 or less",
     ),
     "a scale beyond the memory": (
         ["predict", "--num-frames", "1000000", "--scale", "2"],
