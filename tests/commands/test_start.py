@@ -91,19 +91,13 @@ MISTAKES = {
         ["predict", "--model", "many_classes", "--class-label", "1"],
         "many_classes: `num_classes` in transformer/config.json is 'ten', not a whole number",
     ),
-    "patches of nothing": (
-        ["predict", "--model", "no_patches"],
-        "transformer/config.json is 0, not a whole number in 1..64",
-    ),
+    "patches of nothing": (["predict", "--model", "no_patches"], "config.json is 0, not a whole number in 1..64"),
     "numbers for names": (["predict", "--model", "numbered"], "`id2label` must map numbers to names, got '0': 7"),
     "a size beyond the model's": (
         ["predict", "--height", "16000000", "--width", "16000000"],
         "whose frames have at most 256 pixels along each side: give a smaller --height",
     ),
-    "a scale beyond a video's": (
-        ["predict", "--scale", "100000"],
-        "too large to be written: give --scale 120 or less",
-    ),
+    "a scale beyond a video's": (["predict", "--scale", "100000"], "too large to be written: give --scale 120"),
     "a scale beyond the memory": (
         ["predict", "--num-frames", "1000000", "--scale", "2"],
         "1000008 frames of 128 × 128, too large to be written: give --scale 1.",
