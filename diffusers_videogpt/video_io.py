@@ -52,6 +52,8 @@ CONTAINERS = (
 READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
 HEIF = ("avif", "avis", "heic", "heix", "hevc", "hevx", "mif1", "msf1")  # brands of HEIC and AVIF
 MAX_FPS = 1000.0
+# Titles that are not UTF-8 are no reason to refuse a video. From PyAV 19 on they never are, and it takes no such argument.
+FOREIGN_TITLES = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 # (shown from, shown until, picture), in seconds since the first frame of the file.
 ShownFrame = tuple[float, float, "av.VideoFrame | np.ndarray"]
@@ -306,7 +308,7 @@ def _open_container(path: Path | bytes):
         container = av.open(
             io.BytesIO(path) if isinstance(path, bytes) else os.path.abspath(path),
             container_options=options,
-            metadata_errors="replace",
+            **FOREIGN_TITLES,
         )
     except (av.error.FFmpegError, OSError) as error:
         raise VideoReadError(
