@@ -335,3 +335,18 @@ def test_output_is_checked_before_anything_is_computed(standard):
     for arguments in ({"output_type": "pil"}, {"video": VIDEO}):
         with pytest.raises(ValueError, match="has no VAE"):
             predict(pipe, **arguments)
+
+
+def test_a_busy_pipeline_of_blocks(standard):
+    modular = make_modular(standard)
+    history = torch.randn(1, 4, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+
+    def again(*_):
+        with pytest.raises(RuntimeError, match="busy"):
+            modular(video_latents=history, num_inference_steps=1)
+
+    hook = standard.transformer.register_forward_hook(again)
+    arguments = {"video_latents": history, "num_frames": 1, "num_inference_steps": 1, "output_type": "latent"}
+    modular(**arguments)
+    hook.remove()
+    assert modular(**arguments, output="videos").shape[2] == 1

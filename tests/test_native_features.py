@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import (
     FasterCacheConfig,
+    FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
     SeaCacheConfig,
@@ -128,3 +129,18 @@ def test_caches_that_would_mix_the_passes_are_refused(make_tiny_pipe, config):
         pipe.transformer.enable_cache(config)
     assert not pipe.transformer.is_cache_enabled
     assert torch.equal(predict(pipe), expected)
+
+
+def test_first_block_cache(make_tiny_pipe):
+    """At a threshold no step passes it changes nothing, also over clips of other lengths; at a high one it skips work."""
+    pipe, arguments = make_tiny_pipe(), {"chunk_partition": [2, 1, 3], "num_frames": 6}
+    expected = predict(pipe, **arguments)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+    torch.testing.assert_close(predict(pipe, **arguments), expected)
+    pipe.transformer.disable_cache()
+    calls = []
+    pipe.transformer.transformer_blocks[1].ff.register_forward_hook(lambda *_: calls.append(1))
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    assert predict(pipe, **arguments).isfinite().all()
+    # Each clip computes the first of its steps; of its history nothing is read of the last block but keys and values.
+    assert len(calls) == 3

@@ -14,7 +14,6 @@ from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
@@ -23,7 +22,7 @@ from diffusers import (
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTBlocks, VideoGPTPipeline, denoising
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, denoising
 from diffusers_videogpt.history import History
 from diffusers_videogpt.rollout import prepare_noise
 from diffusers_videogpt.video_io import VideoReadError, read_video, write_video
@@ -702,24 +701,6 @@ def test_nan_weights_are_reported(pipe, history):
         predict(pipe, video_latents=history)
 
 
-# diffusers' block caches
-
-
-def test_first_block_cache(pipe, history):
-    """At a threshold no step passes it changes nothing, also over clips of other lengths; at a high one it skips work."""
-    arguments = {"video_latents": history, "chunk_partition": [2, 1, 3], "num_inference_steps": 4}
-    expected = predict(pipe, **arguments)
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
-    torch.testing.assert_close(predict(pipe, **arguments), expected)
-    pipe.transformer.disable_cache()
-    calls = []
-    pipe.transformer.transformer_blocks[1].ff.register_forward_hook(lambda *_: calls.append(1))
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-    assert predict(pipe, **arguments).isfinite().all()
-    # Each clip computes the first of its steps; of its history nothing is read of the last block but keys and values.
-    assert len(calls) == 3
-
-
 # One call at a time
 
 
@@ -753,19 +734,3 @@ def test_a_stream_that_nobody_holds_frees_the_pipeline(pipe, history):
         break
     gc.collect()
     assert torch.equal(predict(pipe, video_latents=history), expected)
-
-
-def test_a_busy_pipeline_of_blocks(pipe, history):
-    modular = VideoGPTBlocks().init_pipeline()
-    modular.update_components(**{n: c for n, c in pipe.components.items() if n in modular.component_names})
-    modular.set_progress_bar_config(disable=True)
-
-    def again(*_):
-        with pytest.raises(RuntimeError, match="busy"):
-            modular(video_latents=history, num_inference_steps=1)
-
-    hook = pipe.transformer.register_forward_hook(again)
-    arguments = {"video_latents": history, "num_frames": 1, "num_inference_steps": 1, "output_type": "latent"}
-    modular(**arguments)
-    hook.remove()
-    assert modular(**arguments, output="videos").shape[2] == 1
