@@ -609,11 +609,12 @@ def _tiles(meta: TokenMeta, tile_size: int, first_query: int):
         seen = here | condition | (clean & (meta.clip < clip))
         queries = here & is_query
         patches = queries & (meta.rank == meta.rank[here].max())  # they see all that their clip may see
-        if queries.sum() <= _FEW_TOKENS and (queries & ~patches).any():
+        special = queries & ~patches
+        if special.any() and queries.sum() <= _FEW_TOKENS:
             yield _ranges(queries), _ranges(seen), True
             continue
-        if (queries & ~patches).any():
-            yield _ranges(queries & ~patches), _ranges(seen & ~patches), True
+        if special.any():
+            yield _ranges(special), _ranges(seen & ~patches), True
         yield _ranges(patches), _ranges(seen), False
 
 
