@@ -46,8 +46,8 @@ LORA_KEY = re.compile(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|lora_m
 # PEFT's other ways to begin change the base weights as well, which an adapter file does not hold.
 INITS_ON_AN_UNCHANGED_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 MAX_NAMED = 4  # in an error
-# A LoRA's file tells the hash of its base's weights. To hash them takes about a second a gigabyte: of more than this, or in another
-# dtype than fp32, where those of the training are not there any more, they are not compared.
+# A LoRA's file tells the hash of its base's weights. Hashing takes about a second a gigabyte, so larger bases are not compared; nor
+# are those in another dtype than fp32, whose rounded weights have another hash than those that it was trained on.
 MOST_HASHED_BYTES = 2**28
 logger = logging.getLogger(__name__)
 
