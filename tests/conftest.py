@@ -1,5 +1,6 @@
 """What all tests share: no network, no window, one attention backend, and a tiny transformer."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 from diffusers.models.attention_dispatch import attention_backend  # noqa: E402
-from tiny_transformers import tiny_transformer_of  # noqa: E402
+from tiny_models import tiny_transformer_of  # noqa: E402
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline  # noqa: E402
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel  # noqa: E402
@@ -27,6 +28,12 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_finish():
+    """What was imported stays: looking through it for garbage again and again takes a twelfth of the time of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

@@ -14,7 +14,7 @@ from diffusers.hooks import tensor_parallel
 from diffusers.models.attention_dispatch import attention_backend
 from peft import LoraConfig
 from run_scripts import TEST_FOLDERS, run_file
-from tiny_transformers import tiny_transformer_of
+from tiny_models import tiny_transformer_of
 
 from diffusers_videogpt import VideoGPTTransformerModel, attention_videogpt
 from diffusers_videogpt.clips import PADDING, make_clip_layout

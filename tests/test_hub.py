@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from fake_hub import hub  # noqa: F401
 from huggingface_hub import DatasetCard, ModelCard
 from peft import LoraConfig
@@ -15,6 +14,7 @@ from run_scripts import WarmProcess, make_videos, run_code
 from safetensors import safe_open
 from safetensors.torch import save_file
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import (
     NextClipFlowMatchScheduler,
@@ -32,12 +32,9 @@ from diffusers_videogpt.video_io import write_video
 @pytest.fixture
 def run_folder(tmp_path, tiny_transformer):
     """A saved pipeline, and what training leaves beside it."""
-    torch.manual_seed(0)
-    blocks = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
-    channels = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
     folder = tmp_path / "bouncing"
     VideoGPTPipeline(
-        AutoencoderTiny(**blocks, **channels), tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2
+        tiny_autoencoder_of(), tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=2
     ).save_pretrained(folder)
     for extra in ("checkpoint-10/model.safetensors", "logs/events.out", "transformer/optimizer.pt", "notes.txt"):
         (folder / extra).parent.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_transformers import pipe_without_vae
+from tiny_models import pipe_without_vae
 
 from diffusers_videogpt import VideoGPTPipeline
 from diffusers_videogpt.commands.main import main

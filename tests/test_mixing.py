@@ -5,7 +5,6 @@ import torch
 from diffusers import (
     AnimateDiffVideoToVideoPipeline,
     AutoencoderKL,
-    AutoencoderTiny,
     DDIMScheduler,
     DiffusionPipeline,
     MotionAdapter,
@@ -14,6 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO
 
@@ -50,11 +50,9 @@ def text_to_image() -> StableDiffusionPipeline:
 def test_autoencoders_swap_by_one_argument(make_tiny_pipe, tmp_path):
     """The one it was saved with, a distilled one, and the bundled model's; what lies between is the same transformer."""
     make_tiny_pipe().save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    channels = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
     autoencoders = {
         "its own": {},
-        "distilled": {"vae": AutoencoderTiny(**channels).eval()},
+        "distilled": {"vae": tiny_autoencoder_of()},
         "bundled": {"vae": AutoencoderKL.from_pretrained(BUNDLED_MODEL, subfolder="vae")},
     }
     frames = {}

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, ModularPipeline, UniPCMultistepScheduler
+from diffusers import ModularPipeline, UniPCMultistepScheduler
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, SequentialPipelineBlocks
 from peft import LoraConfig
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import (
     NextClipFlowMatchScheduler,
@@ -116,7 +117,7 @@ def test_same_with_classes_and_text(make_tiny_transformer, arguments):
 def test_other_parts(standard):
     """Another scheduler, another VAE, a LoRA: as in the standard pipeline."""
     standard.scheduler = UniPCMultistepScheduler.from_config(standard.scheduler.config)
-    standard.register_modules(vae=AutoencoderTiny(latent_channels=4).eval())
+    standard.register_modules(vae=tiny_autoencoder_of())
     standard.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     arguments = {"video": VIDEO, "num_frames": 4, "attention_kwargs": {"scale": 0.5}}
     pipe = make_modular(standard)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -19,6 +18,7 @@ from diffusers import (
     FlowMatchLCMScheduler,
     UniPCMultistepScheduler,
 )
+from tiny_models import tiny_autoencoder_of
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -482,8 +482,9 @@ def test_save_and_load(pipe, history, tmp_path):
 
 
 def test_tiny_autoencoder_fits_too(pipe, video):
-    torch.manual_seed(0)
-    pipe = VideoGPTPipeline(AutoencoderTiny(), pipe.transformer, pipe.scheduler, frames_per_clip=2, longest_side=32)
+    pipe = VideoGPTPipeline(
+        tiny_autoencoder_of(), pipe.transformer, pipe.scheduler, frames_per_clip=2, longest_side=32
+    )
     assert predict(pipe, video=video, output_type="np").shape == (1, 2, 16, 32, 3)
 
 
@@ -550,7 +551,7 @@ def test_stream_of_several_videos_observes_one_for_all_or_as_many(pipe, video):
             return torch.cat(clips + [clip.frames for clip in stream], dim=2)
 
     assert torch.equal(rollout([video] * 3), rollout())  # refused, it changes nothing
-    pipe.vae = AutoencoderTiny().eval()  # no random posterior: the same frames are the same latents
+    pipe.vae = tiny_autoencoder_of()  # no random posterior: the same frames are the same latents
     torch.testing.assert_close(rollout([video]), rollout([video, video]))
     assert not torch.allclose(rollout([video]), rollout())
 
@@ -567,7 +568,7 @@ def test_stream_takes_real_frames(pipe, video):
     """After observing, the next clip is what a call predicts from the given and the observed frames."""
     seen = np.random.default_rng(1).integers(0, 256, (2, 16, 32, 3), dtype=np.uint8)
     arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent"}
-    pipe.vae = AutoencoderTiny().eval()  # no random posterior: the same frames are the same latents
+    pipe.vae = tiny_autoencoder_of()  # no random posterior: the same frames are the same latents
     with pipe.stream(video=video, generator=seeded(), **arguments) as stream:
         first = next(stream).frames
         stream.observe(seen)

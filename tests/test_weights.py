@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from safetensors import SafetensorError, safe_open
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, weights
 from diffusers_videogpt.weights import hash_of_model, hash_tensors, hash_weights, save_tensors
@@ -47,7 +47,7 @@ def test_a_hash_follows_names_types_shapes_and_values():
 
 
 def test_models_are_told_apart(tiny_transformer):
-    pipe = VideoGPTPipeline(AutoencoderTiny(), tiny_transformer, NextClipFlowMatchScheduler())
+    pipe = VideoGPTPipeline(tiny_autoencoder_of(), tiny_transformer, NextClipFlowMatchScheduler())
     hashes = [hash_of_model(pipe), hash_of_model(pipe)]
     tiny_transformer.proj_out.bias.data[0] += 1e-6
     hashes.append(hash_of_model(pipe))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from diffusers import AutoencoderTiny
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt.actions import ActionSpace
 from diffusers_videogpt.data.batches import WindowDataset, collate
@@ -323,8 +323,7 @@ def test_a_cache_keeps_the_actions_of_its_windows(folder, tmp_path, space):
     if space is MOVES:
         for name in ("a", "b"):
             np.save(folder / f"{name}.actions.npy", np.array(MOVED))
-    torch.manual_seed(0)
-    vae, cache = AutoencoderTiny(), tmp_path / "cache"
+    vae, cache = tiny_autoencoder_of(), tmp_path / "cache"
     table = VideoTable.from_folder(folder, SAMPLING, actions=space)
     key = make_cache_key(vae, SAMPLING, seed=0, actions=space)
     write_latent_cache(cache, table, vae, key, num_windows=2)

@@ -8,9 +8,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL
 from run_scripts import run_file
 from safetensors.torch import save_file
+from tiny_models import tiny_autoencoder_of
 from torch.utils.data import DataLoader, Dataset
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
@@ -99,8 +100,7 @@ def test_latents_are_those_of_the_pipeline(vae, tiny_transformer):
 
 
 def test_autoencoder_without_posterior(tiny_transformer):
-    torch.manual_seed(0)
-    vae = AutoencoderTiny(latent_channels=3, scaling_factor=2.0).eval()
+    vae = tiny_autoencoder_of(latent_channels=3, scaling_factor=2.0)
     frames = noise_frames(3)
     moments = encode_moments(vae, torch.from_numpy(frames))
     assert moments.shape == (3, 3, 2, 4)

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderTiny
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.evaluation.condition_following import (
@@ -22,10 +21,8 @@ from diffusers_videogpt.worlds import SCENE_KINDS, Group, Order
 
 @pytest.fixture
 def pipe(make_tiny_transformer):
-    torch.manual_seed(0)
-    channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
     pipe = VideoGPTPipeline(
-        AutoencoderTiny(**channels, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4),
+        tiny_autoencoder_of(),
         make_tiny_transformer(num_classes=5, text_embed_dim=WIDTH),
         NextClipFlowMatchScheduler(),
         frames_per_clip=4,

@@ -5,8 +5,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.evaluation.fvd import (
@@ -190,10 +190,7 @@ def test_another_kind_of_file_is_not_overwritten(tmp_path, content):
 
 @pytest.fixture
 def pipe(tiny_transformer):
-    torch.manual_seed(0)
-    pipe = VideoGPTPipeline(
-        AutoencoderTiny().eval(), tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=6
-    )
+    pipe = VideoGPTPipeline(tiny_autoencoder_of(), tiny_transformer, NextClipFlowMatchScheduler(), frames_per_clip=6)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -244,7 +241,7 @@ def test_a_killed_run_goes_on(tmp_path, pipe, narrow, monkeypatch):
 def test_videos_are_asked_for_by_class(tmp_path, make_tiny_transformer):
     folder = write_scenes(tmp_path / "real", ["jump/0.mp4", "jump/1.mp4", "run/0.mp4"])
     pipe = VideoGPTPipeline(
-        AutoencoderTiny().eval(),
+        tiny_autoencoder_of(),
         make_tiny_transformer(num_classes=2),
         NextClipFlowMatchScheduler(),
         id2label={0: "run", 1: "jump"},

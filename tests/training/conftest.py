@@ -3,21 +3,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import AutoencoderTiny
+from tiny_models import tiny_autoencoder_of
 
 
 @pytest.fixture
 def tiny_vae() -> AutoencoderTiny:
     """Eight channels wide, with fixed random weights."""
-    torch.manual_seed(0)
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-    )
-    return vae.eval()
+    return tiny_autoencoder_of()
 
 
 class Malicious:

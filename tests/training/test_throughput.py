@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny_transformers import tiny_transformer_of
+from tiny_models import tiny_transformer_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_videogpt import make_clip_layout

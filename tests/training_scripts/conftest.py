@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from diffusers import AutoencoderTiny
 from run_scripts import SCRIPTS, TINY, make_videos
 from script_data import save_base
+from tiny_models import tiny_autoencoder_of
 
 
 @pytest.fixture(scope="session")
 def tiny_parts(tmp_path_factory) -> Path:
     """A folder with `vae` and `transformer.json`."""
     folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    vae = AutoencoderTiny()
+    vae = tiny_autoencoder_of()
     with torch.no_grad():
         latents = vae.encode(torch.rand(4, 3, 32, 32) * 2 - 1).latents
     vae.register_to_config(scaling_factor=1 / float(latents.std()))  # so that there is something to learn

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from run_scripts import run_script
+from tiny_models import tiny_autoencoder_of
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.data.latents import LatentCache, encode_moments, make_cache_key
@@ -32,11 +33,8 @@ def cache_latents(output_dir, *more, num_processes=1, **options):
 
 @pytest.fixture(scope="module")
 def vae_dir(tmp_path_factory):
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vae")
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8), num_encoder_blocks=(1, 1, 1, 1), decoder_block_out_channels=(8,) * 4
-    ).save_pretrained(folder)
+    tiny_autoencoder_of().save_pretrained(folder)
     return folder
 
 

@@ -128,7 +128,7 @@ def test_a_run_ends_when_the_held_out_loss_has_stopped_falling(tmp_path, base, a
     """A rate that is far too high helps nobody: of all steps the first was the least bad, and it is what is saved."""
     options = [
         "--learning_rate",
-        3,
+        30,
         "--max_train_steps",
         50,
         "--validation_steps",

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -67,6 +68,15 @@ def import_everything() -> None:
         for name in names:
             getattr(library, name)
     importlib.import_module("torch.utils.data")
+    warm_figures()
+
+
+def warm_figures() -> None:
+    """A run draws its loss: matplotlib reads fonts and parses the labels of a logarithmic axis once."""
+    with contextlib.suppress(ImportError):
+        figure = importlib.import_module("matplotlib.figure").Figure()
+        figure.subplots().set(yscale="log", xlabel="step", ylabel="loss")
+        figure.savefig(io.BytesIO(), dpi=120)
 
 
 def next_request() -> dict | None:

@@ -1,6 +1,7 @@
-"""The transformer that most tests use, also for those that run as a script of their own."""
+"""The models that most tests use, also for those that run as a script of their own."""
 
 import torch
+from diffusers import AutoencoderTiny
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.transformer_videogpt import VideoGPTTransformerModel
@@ -23,6 +24,15 @@ def tiny_transformer_of(**config) -> VideoGPTTransformerModel:
     for parameter in (*model.norm_out.parameters(), *model.proj_out.parameters()):
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     return model.eval()
+
+
+def tiny_autoencoder_of(**config) -> AutoencoderTiny:
+    """An autoencoder without a posterior, 8 × smaller latents, 8 channels wide, with fixed random weights. (Left at its own
+    64 channels, it took most of the time of the tests that train.)"""
+    torch.manual_seed(0)
+    channels = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    blocks = {"num_encoder_blocks": (1,) * 4, "num_decoder_blocks": (1,) * 4}
+    return AutoencoderTiny(**channels, **blocks, **config).eval()
 
 
 def pipe_without_vae(transformer: VideoGPTTransformerModel) -> VideoGPTPipeline:
