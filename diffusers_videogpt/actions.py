@@ -29,7 +29,7 @@ Actions = int | Sequence | np.ndarray | torch.Tensor
 NO_ACTION = -1  # of discrete actions, as users and data have it
 
 
-def make_action_embed(num_actions: int | None, action_dim: int | None, dim: int) -> nn.Module | None:
+def make_action_embed(num_actions: int | None, action_dim: int | None, *, dim: int) -> nn.Module | None:
     """Actions → what is added to the first tokens of their frames; zero in a new model. `None` for a model without actions."""
     if num_actions is None and action_dim is None:
         return None
@@ -40,7 +40,7 @@ def make_action_embed(num_actions: int | None, action_dim: int | None, dim: int)
     return embed
 
 
-def add_actions(tokens: torch.Tensor, actions: torch.Tensor | None, action_embed: nn.Module | None) -> torch.Tensor:
+def add_actions(tokens: torch.Tensor, actions: torch.Tensor | None, *, action_embed: nn.Module | None) -> torch.Tensor:
     """The first tokens of frames (B, F, hidden size) with their actions (B, F) or (B, F, D), as the transformer takes them."""
     if actions is None:
         return tokens
@@ -51,7 +51,7 @@ def add_actions(tokens: torch.Tensor, actions: torch.Tensor | None, action_embed
     return tokens + torch.where(is_known, embedded, 0)
 
 
-def check_encoded(name: str, actions: torch.Tensor | None, latents: torch.Tensor | None, config: Mapping) -> None:
+def check_encoded(name: str, actions: torch.Tensor | None, *, latents: torch.Tensor | None, config: Mapping) -> None:
     """Raises a `ValueError` if these are no actions of these latents (B, C, F, H, W), or the model takes none."""
     if actions is None:
         return
@@ -68,7 +68,7 @@ def check_encoded(name: str, actions: torch.Tensor | None, latents: torch.Tensor
 
 
 def join_actions(
-    first: torch.Tensor | None, num_first: int, second: torch.Tensor | None, num_second: int
+    first: torch.Tensor | None, num_first: int, *, second: torch.Tensor | None, num_second: int
 ) -> torch.Tensor | None:
     """The actions of so many frames, then those of so many others; where only one part has some, the other gets "no action"."""
     if first is None and second is None:
@@ -208,7 +208,7 @@ class ActionSpace:
         return self.encode(torch.from_numpy(np.ascontiguousarray(values))).to(device)
 
 
-def space_for(actions: Actions | None, config: Mapping[str, Any], name: str = "actions") -> ActionSpace | None:
+def space_for(actions: Actions | None, config: Mapping[str, Any], *, name: str = "actions") -> ActionSpace | None:
     """The actions that a model takes. Raises a `ValueError` if there are some and it takes none."""
     space = ActionSpace.of(config)
     if actions is not None and space is None:

@@ -133,7 +133,7 @@ def masks_for_attention(
     Raises:
         ValueError: if the backend can't apply a mask of any pattern.
     """
-    masks = _masks_for_attention(layout, backend, num_cached)
+    masks = _masks_for_attention(layout, backend, num_cached=num_cached)
     if kernel_options and isinstance(masks[0], BlockMask):
         words = options_as_words(kernel_options)
         return TunedBlockMask(masks[0], words), TunedBlockMask(masks[1], words)
@@ -141,7 +141,7 @@ def masks_for_attention(
 
 
 def _masks_for_attention(
-    layout: ClipLayout, backend: AttentionBackendName | None, num_cached: int
+    layout: ClipLayout, backend: AttentionBackendName | None, *, num_cached: int
 ) -> tuple[AttentionMask, AttentionMask]:
     device = layout.stream.device.type
     if backend is None:
@@ -166,7 +166,7 @@ def _masks_for_attention(
 
 
 def mask_of_special_tokens(
-    num_frames: int, num_cached: int, backend: AttentionBackendName | None = None, *, device: torch.device
+    num_frames: int, num_cached: int, *, backend: AttentionBackendName | None = None, device: torch.device
 ) -> torch.Tensor | None:
     """For the hint and time tokens of a noisy clip of F frames after a cached history: boolean (1, 1, 2 F, cached + 2 F).
 
@@ -181,7 +181,7 @@ def mask_of_special_tokens(
 
 
 @cache
-def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str, options: KernelOptions):
+def _compiled_flex_attention(with_grad: bool, num_samples: str, *, num_masks: str, options: KernelOptions):
     """FlexAttention, compiled for calls of one kind.
 
     torch allows each function a few graphs and then runs it as it is, which for FlexAttention means all T × T scores.
@@ -189,7 +189,7 @@ def _compiled_flex_attention(with_grad: bool, num_samples: str, num_masks: str, 
     if the graphs are still too many.
     """
 
-    def attend(query, key, value, block_mask):
+    def attend(query, key, value, *, block_mask):
         return flex_attention(query, key, value, block_mask=block_mask, kernel_options=_options_of(options))
 
     # torch counts the graphs of each code object: a copy of it, under another name, has a count of its own.
@@ -202,8 +202,8 @@ def block_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    block_mask: BlockMask,
     *,
+    block_mask: BlockMask,
     kernel_options: KernelOptions = (),
 ) -> torch.Tensor:
     """Attention by FlexAttention's compiled kernel for (B, T, N, K) tensors, never by the dense form that it has besides.
@@ -218,11 +218,13 @@ def block_attention(
         output = flex_attention(query, key, value, block_mask=block_mask, kernel_options=_options_of(kernel_options))
         return output.transpose(1, 2)
     num_samples, num_masks = ("one" if n == 1 else "several" for n in (query.shape[0], block_mask.shape[0]))
-    attend = _compiled_flex_attention(torch.is_grad_enabled(), num_samples, num_masks, kernel_options)
+    attend = _compiled_flex_attention(
+        torch.is_grad_enabled(), num_samples, num_masks=num_masks, options=kernel_options
+    )
     # Compiled even where the caller turned compilation off ("force_eager"): uncompiled, it would make all T × T scores.
     # "Duck shapes" give equal sizes one symbol: then as many queries as keys would need a graph of their own.
     with torch.compiler.set_stance("default"), torch.fx.experimental._config.patch(use_duck_shape=False):
-        return attend(query, key, value, block_mask).transpose(1, 2)
+        return attend(query, key, value, block_mask=block_mask).transpose(1, 2)
 
 
 def masked_attention(
@@ -241,10 +243,10 @@ def masked_attention(
         backend: of the attention processor, for diffusers' dispatch.
     """
     if isinstance(mask, AttentionTiles):
-        return tile_attention(query, key, value, mask)
+        return tile_attention(query, key, value, tiles=mask)
     mask, kernel_options = mask if isinstance(mask, TunedBlockMask) else (mask, ())
     if isinstance(mask, BlockMask) and query.device.type in BLOCK_MASK_DEVICES:
-        return block_attention(query, key, value, mask, kernel_options=kernel_options)
+        return block_attention(query, key, value, block_mask=mask, kernel_options=kernel_options)
     return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
 
 
@@ -386,29 +388,35 @@ class VideoGPTAttnProcessor:
         if rank_lengths is None:
             if kv_cache is not None:
                 key, value = kv_cache.append(key, value)
-            hidden_states = self._attend(query, key, value, attention_mask)
+            hidden_states = self._attend(query, key, value, attention_mask=attention_mask)
         elif kv_cache is None:
-            hidden_states = self._attend_by_rank(query, key, value, rank_lengths, attention_mask)
+            hidden_states = self._attend_by_rank(
+                query, key, value, rank_lengths=rank_lengths, special_mask=attention_mask
+            )
         else:
-            hidden_states = self._attend_after_history(query, key, value, rank_lengths, attention_mask, kv_cache)
+            hidden_states = self._attend_after_history(
+                query, key, value, rank_lengths=rank_lengths, special_mask=attention_mask, kv_cache=kv_cache
+            )
 
         if token_shares is not None:
             hidden_states = query_shares.tokens_of_all_heads(hidden_states)
         hidden_states = hidden_states.flatten(2).to(query.dtype)
         return attn.to_out[0](hidden_states)
 
-    def _attend_after_history(self, query, key, value, rank_lengths, special_mask, kv_cache):
+    def _attend_after_history(self, query, key, value, *, rank_lengths, special_mask, kv_cache):
         """A clip after a cache: the first samples of the batch have the history that it holds, the others have none."""
         num_with_past, num_past = kv_cache.batch_size, kv_cache.num_tokens
         past_and_key, past_and_value = kv_cache.place_clip(key[:num_with_past], value[:num_with_past])
-        output = self._attend_by_rank(query[:num_with_past], past_and_key, past_and_value, rank_lengths, special_mask)
+        output = self._attend_by_rank(
+            query[:num_with_past], past_and_key, past_and_value, rank_lengths=rank_lengths, special_mask=special_mask
+        )
         if query.shape[0] == num_with_past:
             return output
         alone_mask = None if special_mask is None else special_mask[..., num_past:]
         alone = (x[num_with_past:] for x in (query, key, value))
         return torch.cat([output, self._attend_by_rank(*alone, rank_lengths, alone_mask)])
 
-    def _attend_by_rank(self, query, key, value, rank_lengths, special_mask):
+    def _attend_by_rank(self, query, key, value, *, rank_lengths, special_mask):
         """The queries are the last tokens of the clip, which are the last keys; those of each rank see the keys up to theirs."""
         masks = [None] * len(rank_lengths)
         if special_mask is not None:
@@ -417,10 +425,10 @@ class VideoGPTAttnProcessor:
         outputs, num_visible = [], key.shape[1] - query.shape[1]
         for rank_query, mask in zip(query.split(rank_lengths, dim=1), masks, strict=True):
             num_visible += rank_query.shape[1]
-            outputs.append(self._attend(rank_query, key[:, :num_visible], value[:, :num_visible], mask))
+            outputs.append(self._attend(rank_query, key[:, :num_visible], value[:, :num_visible], attention_mask=mask))
         return torch.cat(outputs, dim=1)
 
-    def _attend(self, query, key, value, attention_mask):
+    def _attend(self, query, key, value, *, attention_mask):
         return masked_attention(query, key, value, mask=attention_mask, backend=self._attention_backend)
 
 

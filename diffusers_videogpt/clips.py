@@ -371,8 +371,8 @@ def make_guidance_layout(
 def layout_after_history(
     num_past_frames: int,
     num_clean_frames: int,
-    num_noisy_frames: int,
     *,
+    num_noisy_frames: int,
     patch_grid: tuple[int, int],
     condition_lengths: int | tuple[int, ...] = 0,
     num_with_past: int = 1,
@@ -406,7 +406,7 @@ def _kept_layout_after_history(*arguments, in_inference_mode: bool) -> ClipLayou
 
 
 def _make_layout_after_history(
-    num_past, num_clean, num_noisy, patch_grid, condition_lengths, num_with_past, num_alone, device
+    num_past, num_clean, *, num_noisy, patch_grid, condition_lengths, num_with_past, num_alone, device
 ) -> ClipLayout:
     if num_alone:
         clip_lengths = [[num_past, num_noisy]] * num_with_past + [[num_noisy]] * num_alone
@@ -440,6 +440,7 @@ def _condition_tokens(length: int, padded_length: int) -> torch.Tensor:
 def _frame_tokens(
     stream: int,
     frames: range,
+    *,
     num_frames: int,
     ranks: tuple[int, int, int],
     clip_of_frame: torch.Tensor,
@@ -497,8 +498,8 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
     run_meta = meta[:, :, starts_run]  # (4, B, R)
 
     allowed = attends(TokenMeta(*run_meta[:, :, :, None]), TokenMeta(*run_meta[:, :, None, :])).float()  # (B, R, R)
-    keys = _tokens_in_blocks(run_of_token, run_meta.shape[-1], block_size)
-    queries = _tokens_in_blocks(run_of_token[first_query:], run_meta.shape[-1], block_size)
+    keys = _tokens_in_blocks(run_of_token, run_meta.shape[-1], block_size=block_size)
+    queries = _tokens_in_blocks(run_of_token[first_query:], run_meta.shape[-1], block_size=block_size)
     attended = queries @ allowed @ keys.T  # (B, query blocks, key blocks), exact below 2^24
     num_keys = keys.sum(1)
     full = attended == queries.sum(1)[:, None] * num_keys
@@ -531,7 +532,7 @@ def make_block_mask(layout: ClipLayout, block_size: int = 128, *, first_query: i
     )
 
 
-def _tokens_in_blocks(run_of_token: torch.Tensor, num_runs: int, block_size: int) -> torch.Tensor:
+def _tokens_in_blocks(run_of_token: torch.Tensor, num_runs: int, *, block_size: int) -> torch.Tensor:
     """(T,) run of each token → (blocks, R) how many tokens of each run a block has."""
     block_of_token = torch.arange(len(run_of_token)) // block_size
     counts = torch.zeros(-(-len(run_of_token) // block_size), num_runs)
@@ -575,7 +576,7 @@ def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_quer
     same_for_all = bool((meta == meta[:, :1]).all())
     plan = []
     for sample in range(1 if same_for_all else layout.batch_size):
-        for queries, keys, is_masked in _tiles(TokenMeta(*meta[:, sample]), tile_size, first_query):
+        for queries, keys, is_masked in _tiles(TokenMeta(*meta[:, sample]), tile_size, first_query=first_query):
             queries = [(start - first_query, end - first_query) for start, end in queries]
             plan += [-1 if same_for_all else sample, int(is_masked), len(queries), len(keys)]
             plan += [edge for token_range in queries + keys for edge in token_range]
@@ -586,7 +587,7 @@ def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_quer
 _FEW_TOKENS = 128
 
 
-def _tiles(meta: TokenMeta, tile_size: int, first_query: int):
+def _tiles(meta: TokenMeta, tile_size: int, *, first_query: int):
     """(query ranges, key ranges, is masked) of every tile of one sample; each pair that attends is in exactly one."""
     condition, clean, noisy = (meta.stream == stream for stream in (CONDITION, CLEAN, NOISY))
     if first_query == 0:

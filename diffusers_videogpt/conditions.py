@@ -71,8 +71,8 @@ def text_width(text_encoder: PreTrainedModel) -> int:
 def encode_text(
     text_encoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
     *,
+    texts: Sequence[str],
     device: torch.device | str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts → the last layer's states of their tokens, special ones too.
@@ -92,7 +92,7 @@ def encode_text(
     limits = (tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", UNLIMITED_TOKENS))
     max_length = min(limits) if min(limits) < UNLIMITED_TOKENS else None
     if max_length is not None:
-        _warn_of_cut_texts(tokenizer, texts, max_length)
+        _warn_of_cut_texts(tokenizer, texts, max_length=max_length)
     tokens = tokenizer(
         list(texts),
         padding="longest",
@@ -106,7 +106,7 @@ def encode_text(
     return states, tokens.attention_mask.bool()
 
 
-def _warn_of_cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> None:
+def _warn_of_cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int) -> None:
     room = max_length - tokenizer.num_special_tokens_to_add()
     for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids:
         if len(ids) > room:
@@ -202,13 +202,13 @@ class ConditionEncoder:
             ValueError: if the model or the pipeline takes no text, something is given twice or is empty, or sizes do not
                 agree.
         """
-        embeds, mask = self._encode_texts("prompt", prompt, prompt_embeds, prompt_attention_mask)
+        embeds, mask = self._encode_texts("prompt", prompt, embeds=prompt_embeds, mask=prompt_attention_mask)
         negative_embeds = negative_mask = None
         if do_classifier_free_guidance:
             if negative_prompt is None and negative_prompt_embeds is None:
                 negative_prompt = ""
             negative_embeds, negative_mask = self._encode_texts(
-                "negative_prompt", negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask
+                "negative_prompt", negative_prompt, embeds=negative_prompt_embeds, mask=negative_prompt_attention_mask
             )
             if negative_embeds.shape[0] not in (1, embeds.shape[0]):
                 raise ValueError(
@@ -222,7 +222,7 @@ class ConditionEncoder:
         )
         return prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask
 
-    def _encode_texts(self, name, prompt, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode_texts(self, name, prompt, *, embeds, mask) -> tuple[torch.Tensor, torch.Tensor]:
         width = self.text_embed_dim
         if width is None:
             raise ValueError(f"`{name}` was passed, but this model was not trained on text: leave it out.")
@@ -251,7 +251,7 @@ class ConditionEncoder:
                 f"The transformer takes text of width {width}, {type(self.text_encoder).__name__} gives "
                 f"{text_width(self.text_encoder)}: load the text encoder that the model was trained with."
             )
-        embeds, mask = encode_text(self.text_encoder, self.tokenizer, texts, device=self.device)
+        embeds, mask = encode_text(self.text_encoder, self.tokenizer, texts=texts, device=self.device)
         return embeds.to(self.device, self.dtype), mask.cpu()
 
     def encode_conditions(

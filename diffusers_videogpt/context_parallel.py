@@ -59,7 +59,7 @@ class TokenShares:
 
 
 def share_tokens(
-    layout: ClipLayout, num_processes: int, group: torch.distributed.ProcessGroup | None = None
+    layout: ClipLayout, num_processes: int, *, group: torch.distributed.ProcessGroup | None = None
 ) -> TokenShares:
     """Cuts the tokens of a layout into equal shares.
 
@@ -97,7 +97,7 @@ def share_tokens(
     )
 
 
-def whole_frames(patches: torch.Tensor, num_patches: int, num_processes: int) -> torch.Tensor:
+def whole_frames(patches: torch.Tensor, num_patches: int, *, num_processes: int) -> torch.Tensor:
     """Gathered outputs of the noisy patches without the padding behind a frame's: (B F, ≥ P, C) → (B F, P, C).
 
     Every process has the whole loss, and its backward pass finds what its own tokens have to do with it. The sum of these over

@@ -120,7 +120,9 @@ def convert_reference_checkpoint(
     config = convert_config(_read_json(reference_dir / "config.json"), weights.tensors)
     with init_empty_weights():
         transformer = VideoGPTTransformerModel(**config)
-    table_is_computed = _check_reference(weights.tensors, weights.read, transformer, token_ids)
+    table_is_computed = _check_reference(
+        weights.tensors, weights.read, transformer=transformer, hint_token_ids=token_ids
+    )
     vae_model = None if vae is None else _load_fitting_vae(Path(vae), transformer.config.in_channels)
     pipeline = VideoGPTPipeline(vae_model, transformer, NextClipFlowMatchScheduler())
 
@@ -131,7 +133,7 @@ def convert_reference_checkpoint(
         return tensor if dtype is None else tensor.to(dtype)
 
     def ours(name, read):
-        return cast(_to_ours(sources[name], read, token_ids))
+        return cast(_to_ours(sources[name], read, hint_token_ids=token_ids))
 
     state_dict = {name: ours(name, weights.tensors.get) for name in sources}
     kept = {name: cast(weights.tensors[name]) for name in (TOKEN_TABLE, POS_EMBED)}
@@ -142,14 +144,17 @@ def convert_reference_checkpoint(
     with _filled_at_once(output_dir) as folder:
         transformer.save_config(folder / "transformer")
         files = _write_shards(
-            folder / "transformer", state_dict, lambda name: ours(name, weights.read), max_shard_size
+            folder / "transformer",
+            state_dict,
+            read=lambda name: ours(name, weights.read),
+            max_shard_size=max_shard_size,
         )
         pipeline.scheduler.save_pretrained(folder / "scheduler")
         if vae_model is not None:
             vae_model.save_pretrained(folder / "vae")
         pipeline.save_config(folder)  # model_index.json
         _copy_config_and_tokenizer(reference_dir, folder / KEPT_FOLDER)
-        _write_safetensors(folder / KEPT_FOLDER / KEPT_TENSORS, kept, lambda name: cast(weights.read(name)))
+        _write_safetensors(folder / KEPT_FOLDER / KEPT_TENSORS, kept, read=lambda name: cast(weights.read(name)))
     num_rows, width = weights.tensors[TOKEN_TABLE].shape
     num_unread = (num_rows - len(token_ids)) * width
     add_vae = {}
@@ -217,8 +222,8 @@ def convert_to_reference_checkpoint(
                 f"'{kept_dir}' was kept of another network than '{transformer_dir}' ({key}: {value} there, {config[key]} "
                 f"here): pass the `{KEPT_FOLDER}` folder that was written when this model was converted."
             )
-    _check_names(weights.tensors, transformer.state_dict(), f"'{transformer_dir}'")
-    _check_shapes(weights.tensors, transformer.state_dict(), f"'{transformer_dir}'")
+    _check_names(weights.tensors, transformer.state_dict(), where=f"'{transformer_dir}'")
+    _check_shapes(weights.tensors, transformer.state_dict(), where=f"'{transformer_dir}'")
     no_place = set(weights.tensors) - set(_sources(config.num_layers))
     if no_place:
         raise ValueError(f"The authors' network has no place for {_listed(no_place)}: this model can't go back.")
@@ -227,7 +232,7 @@ def convert_to_reference_checkpoint(
     key_map = _key_map(config.num_layers)
     hint_embed = weights.tensors["hint_embed.weight"]
     size = config.pos_embed_max_size
-    state_dict = {name: _to_reference(name, key_map[name], weights.tensors.get) for name in key_map}
+    state_dict = {name: _to_reference(name, key_map[name], read=weights.tensors.get) for name in key_map}
     state_dict[TOKEN_TABLE] = kept.tensors[TOKEN_TABLE].to(hint_embed.dtype)
     computed_shape = torch.empty(1, size * size, hint_embed.shape[1], dtype=hint_embed.dtype, device="meta")
     state_dict[POS_EMBED] = kept.tensors.get(POS_EMBED, computed_shape)
@@ -239,7 +244,7 @@ def convert_to_reference_checkpoint(
             return table
         if name == POS_EMBED:
             return kept.read(name) if name in kept.tensors else transformer.pos_embed(size, size).to(hint_embed.dtype)
-        return _to_reference(name, key_map[name], weights.read)
+        return _to_reference(name, key_map[name], read=weights.read)
 
     num_rows, width = kept.tensors[TOKEN_TABLE].shape
     num_unread = (num_rows - len(token_ids)) * width
@@ -247,7 +252,7 @@ def convert_to_reference_checkpoint(
     # 3. Writing
     with _filled_at_once(output_dir) as folder:
         _copy_config_and_tokenizer(kept_dir, folder)
-        _write_safetensors(folder / "model.safetensors", state_dict, theirs)
+        _write_safetensors(folder / "model.safetensors", state_dict, read=theirs)
     return {
         "output_dir": output_dir,
         "num_parameters": sum(tensor.numel() for name, tensor in state_dict.items() if name != POS_EMBED),
@@ -266,21 +271,23 @@ def _map_single_file_config(original_config: dict, checkpoint: dict) -> dict[str
     return convert_config(original_config, checkpoint)
 
 
-def _map_single_file(checkpoint: dict, config: dict, tokenizer: str | Path | None = None) -> dict[str, torch.Tensor]:
+def _map_single_file(
+    checkpoint: dict, config: dict, *, tokenizer: str | Path | None = None
+) -> dict[str, torch.Tensor]:
     with init_empty_weights():
         transformer = VideoGPTTransformerModel.from_config(config)
     if any(name.startswith("transformer_blocks.") for name in checkpoint):
-        _check_names(checkpoint, transformer.state_dict(), "The file")
+        _check_names(checkpoint, transformer.state_dict(), where="The file")
     if tokenizer is None:
         raise ValueError(
             "The authors' checkpoint needs its tokenizer to find the hint tokens: pass `tokenizer`, the folder of "
             "tokenizer.json, to `from_single_file`, or convert the checkpoint once with `videogpt convert`."
         )
-    return convert_state_dict(checkpoint, transformer, find_hint_token_ids(tokenizer))
+    return convert_state_dict(checkpoint, transformer, hint_token_ids=find_hint_token_ids(tokenizer))
 
 
 def convert_state_dict(
-    state_dict: Mapping[str, torch.Tensor], transformer: VideoGPTTransformerModel, hint_token_ids: Sequence[int]
+    state_dict: Mapping[str, torch.Tensor], transformer: VideoGPTTransformerModel, *, hint_token_ids: Sequence[int]
 ) -> dict[str, torch.Tensor]:
     """The authors' state dict as that of `transformer`.
 
@@ -292,9 +299,9 @@ def convert_state_dict(
     Raises:
         ValueError: if a tensor is missing, unknown, or of another shape, or the position table is not ours.
     """
-    _check_reference(state_dict, state_dict.get, transformer, hint_token_ids)
+    _check_reference(state_dict, state_dict.get, transformer=transformer, hint_token_ids=hint_token_ids)
     sources = _sources(transformer.config.num_layers)
-    return {name: _to_ours(sources[name], state_dict.get, hint_token_ids) for name in sources}
+    return {name: _to_ours(sources[name], state_dict.get, hint_token_ids=hint_token_ids) for name in sources}
 
 
 def convert_config(phi3_config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -309,7 +316,7 @@ def convert_config(phi3_config: Mapping[str, Any], tensors: Mapping[str, torch.T
             grouped key-value heads, another activation, partial or other scaled rotary embeddings.
     """
     config = _decoder_config(phi3_config)
-    _check_names(tensors, {*_key_map(config["num_layers"]), TOKEN_TABLE, POS_EMBED}, "The reference checkpoint")
+    _check_names(tensors, {*_key_map(config["num_layers"]), TOKEN_TABLE, POS_EMBED}, where="The reference checkpoint")
     patch_shape, table_shape = tensors["x_embedder.proj.weight"].shape, tensors[POS_EMBED].shape
     if len(patch_shape) != 4 or len(table_shape) != 3 or math.isqrt(table_shape[1]) ** 2 != table_shape[1]:
         raise ValueError(
@@ -434,7 +441,7 @@ def _sources(num_layers: int) -> dict[str, tuple[str, int, int]]:
     return sources
 
 
-def _to_ours(source: tuple[str, int, int], read: Read, hint_token_ids: Sequence[int]) -> torch.Tensor:
+def _to_ours(source: tuple[str, int, int], read: Read, *, hint_token_ids: Sequence[int]) -> torch.Tensor:
     theirs, index, num_parts = source
     if theirs == TOKEN_TABLE:
         return read(theirs)[list(hint_token_ids)]
@@ -443,7 +450,7 @@ def _to_ours(source: tuple[str, int, int], read: Read, hint_token_ids: Sequence[
     return read(theirs).chunk(num_parts)[index]
 
 
-def _to_reference(name: str, parts: Sequence[str], read: Read) -> torch.Tensor:
+def _to_reference(name: str, parts: Sequence[str], *, read: Read) -> torch.Tensor:
     rows = torch.cat([read(ours) for ours in parts])
     return _swap_halves(rows) if name.startswith(SWAPPED) else rows
 
@@ -456,6 +463,7 @@ def _swap_halves(tensor: torch.Tensor) -> torch.Tensor:
 def _check_reference(
     tensors: Mapping[str, torch.Tensor],
     read: Read,
+    *,
     transformer: VideoGPTTransformerModel,
     hint_token_ids: Sequence[int],
 ) -> bool:
@@ -465,13 +473,13 @@ def _check_reference(
     """
     where = "The reference checkpoint"
     key_map, ours = _key_map(transformer.config.num_layers), transformer.state_dict()
-    _check_names(tensors, {*key_map, TOKEN_TABLE, POS_EMBED}, where)
-    expected = {name: _to_reference(name, key_map[name], ours.get) for name in key_map}
+    _check_names(tensors, {*key_map, TOKEN_TABLE, POS_EMBED}, where=where)
+    expected = {name: _to_reference(name, key_map[name], read=ours.get) for name in key_map}
     size, width = transformer.config.pos_embed_max_size, ours["hint_embed.weight"].shape[1]
     expected[POS_EMBED] = torch.empty(1, size * size, width, device="meta")
     num_rows = tensors[TOKEN_TABLE].shape[0]
     expected[TOKEN_TABLE] = torch.empty(num_rows, width, device="meta")
-    _check_shapes(tensors, expected, where)
+    _check_shapes(tensors, expected, where=where)
     if max(hint_token_ids) >= num_rows:
         raise ValueError(
             f"The token table has {num_rows} rows, too few for the hint tokens' ids {list(hint_token_ids)}: the tokenizer "
@@ -492,7 +500,7 @@ def _check_reference(
     return same_dtype and all(torch.equal(a, b.to(a.dtype)) for a, b in zip(given, computed, strict=True))
 
 
-def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
+def _check_names(found: Iterable[str], expected: Iterable[str], *, where: str) -> None:
     missing, unknown = set(expected) - set(found), set(found) - set(expected)
     if missing or unknown:
         problems = [f"lacks {_listed(missing)}"] if missing else []
@@ -503,7 +511,7 @@ def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> N
         )
 
 
-def _check_shapes(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:
+def _check_shapes(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, where: str) -> None:
     wrong = [
         f"{name} {list(found[name].shape)} (should be {list(tensor.shape)})"
         for name, tensor in expected.items()
@@ -584,21 +592,21 @@ def _map_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _write_shards(
-    folder: Path, tensors: Mapping[str, torch.Tensor], read: Read, max_shard_size: int | str
+    folder: Path, tensors: Mapping[str, torch.Tensor], *, read: Read, max_shard_size: int | str
 ) -> list[str]:
     """Writes `tensors` into the files that `save_pretrained` would write, and returns their names."""
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for filename, names in split.filename_to_tensors.items():
-        _write_safetensors(folder / filename, {name: tensors[name] for name in names}, read)
+        _write_safetensors(folder / filename, {name: tensors[name] for name in names}, read=read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / SAFE_WEIGHTS_INDEX_NAME, index, indent=2, sort_keys=True)
     return list(split.filename_to_tensors)
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], read: Read) -> None:
+def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], *, read: Read) -> None:
     """Writes a safetensors file of what `read` gives for each name of `tensors`, holding one of them at a time.
 
     The library's writer takes all tensors at once. The file is 8 bytes for the header's length, the header as JSON, and

@@ -148,7 +148,7 @@ def denoise_steps(
             actions=actions,
             attention_kwargs=attention_kwargs,
         )
-        model_output = denoised_to_model_output(scheduler, denoised, latents, alpha)
+        model_output = denoised_to_model_output(scheduler, denoised, sample=latents, alpha=alpha)
         latents = scheduler.step(model_output, timestep, latents, **step_kwargs, return_dict=False)[0]
         if on_step_end is not None:
             latents = on_step_end(timestep, latents)

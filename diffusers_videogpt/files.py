@@ -176,7 +176,7 @@ class Store:
         """As [`written_whole`]. Others read the folders of finished files, so the unfinished one is not there."""
         return written_whole(path, unfinished_in=self.root / "cache" / "unfinished")
 
-    def cached(self, kind: str, key: str, suffix: str = ".json") -> Path:
+    def cached(self, kind: str, key: str, *, suffix: str = ".json") -> Path:
         return self.root / "cache" / kind / f"{key}{suffix}"
 
     def load(self, kind: str, key: str) -> Any:
@@ -184,7 +184,7 @@ class Store:
         path = self.cached(kind, key)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def save(self, kind: str, key: str, value: Any) -> None:
+    def save(self, kind: str, key: str, *, value: Any) -> None:
         with self.writing(self.cached(kind, key)) as unfinished:
             unfinished.write_text(json.dumps(value), encoding="utf-8")
 

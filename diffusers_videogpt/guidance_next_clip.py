@@ -193,7 +193,7 @@ def guider_for_call(
     return changed
 
 
-def condition_scale(guider: BaseGuidance, condition_guidance_scale: float | None, is_asked: bool) -> float:
+def condition_scale(guider: BaseGuidance, condition_guidance_scale: float | None, *, is_asked: bool) -> float:
     """The scale of guidance by class and text with this guider; 1 for none.
 
     Args:

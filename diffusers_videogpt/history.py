@@ -53,7 +53,7 @@ class History:
     def append(self, latents: torch.Tensor, actions: torch.Tensor | None = None) -> None:
         """Adds (B, C, F, h, w) frames, and the actions that led to them, behind the last; the oldest that no longer fit are
         dropped."""
-        actions = join_actions(self.actions, self.num_frames, actions, latents.shape[2])
+        actions = join_actions(self.actions, self.num_frames, second=actions, num_second=latents.shape[2])
         latents = latents if self.latents is None else torch.cat([self.latents, latents], dim=2)
         num_dropped = max(latents.shape[2] - self.max_frames, 0)
         actions = None if actions is None else actions[:, num_dropped:]

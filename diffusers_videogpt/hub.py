@@ -226,7 +226,9 @@ def export_to_hub_folder(
     check_trained_with(trained_with)
     facts["fps"] = trained_with.get("fps") or PLAYED_FPS
     repo = repo_id or output_dir.resolve().name
-    _write_card(source, output_dir, kind, facts | {"model": repo, "name": repo.split("/")[-1]}, license)
+    _write_card(
+        source, output_dir, kind=kind, facts=facts | {"model": repo, "name": repo.split("/")[-1]}, license=license
+    )
     return output_dir
 
 
@@ -395,7 +397,7 @@ def _refuse_local_base(lora: Path) -> None:
             )
 
 
-def _without_local_names(text: str, source: Path, kind: str, repo: str, base: str | None) -> str:
+def _without_local_names(text: str, source: Path, *, kind: str, repo: str, base: str | None) -> str:
     """The text of a page, where what was a folder here is the model's id, that of its base, or a folder's last part."""
 
     def loaded(match: re.Match) -> str:
@@ -414,12 +416,12 @@ def _without_local_names(text: str, source: Path, kind: str, repo: str, base: st
     return ABSOLUTE.sub(r"\1", ORIGIN.sub(origin, LOADED.sub(loaded, text)))
 
 
-def _write_card(source: Path, output_dir: Path, kind: str, facts: dict[str, Any], license: str | None) -> None:
+def _write_card(source: Path, output_dir: Path, *, kind: str, facts: dict[str, Any], license: str | None) -> None:
     card_class = DatasetCard if kind == LATENTS else ModelCard
     class_name = facts.get("_class_name", "VideoGPTPipeline")  # a LoRA is of that one, and latents are for it
     if (source / CARD).is_file():
         card = card_class.load(source / CARD)
-        card.text = _without_local_names(card.text, source, kind, facts["model"], facts["base"])
+        card.text = _without_local_names(card.text, source, kind=kind, repo=facts["model"], base=facts["base"])
     else:
         data = DatasetCardData() if kind == LATENTS else ModelCardData(pipeline_tag=TASKS.get(class_name))
         text = {LORA: LORA_TEXT, LATENTS: LATENTS_TEXT}.get(kind) or TEXTS[class_name]

@@ -79,7 +79,7 @@ def convert_from_other_tools(
     for key, tensor in state_dict.items():
         try:
             name, part = _parse(key)
-            for layer, piece in _to_ours(name, part, tensor):
+            for layer, piece in _to_ours(name, part, tensor=tensor):
                 if part in layers.setdefault(layer, {}):
                     raise ValueError("another key holds the same")
                 layers[layer][part] = piece
@@ -144,7 +144,7 @@ def _unflatten(name: str) -> str:
     return found if layer is None else f"{STEMS[layer[1]]}.{layer[2]}.{found}"
 
 
-def _to_ours(name: str, part: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+def _to_ours(name: str, part: str, *, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     """The layers of ours that a part is of, and what each has of it.
 
     Raises:

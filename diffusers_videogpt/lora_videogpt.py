@@ -58,7 +58,7 @@ def _some_of(names) -> str:
     return "; ".join(names[:MAX_NAMED]) + more
 
 
-def _safetensors_name(source: str | Path, subfolder: str | None, weight_name: str | None) -> str | None:
+def _safetensors_name(source: str | Path, subfolder: str | None, *, weight_name: str | None) -> str | None:
     """Which file of a folder to load; `None` where `source` is that file, or the Hub will be asked.
 
     Raises:
@@ -215,6 +215,7 @@ def _file_header(metadata: dict[str, Any], header: Mapping[str, str] | None) -> 
 def _texts_of(
     source: str | Path | dict[str, torch.Tensor],
     subfolder: str | None = None,
+    *,
     weight_name: str | None = None,
     **_kwargs,
 ) -> dict[str, str]:
@@ -223,14 +224,16 @@ def _texts_of(
         return {}
     path = Path(source)
     if path.is_dir():
-        path = Path(path, subfolder or "", _safetensors_name(path, subfolder, weight_name) or "")
+        path = Path(path, subfolder or "", _safetensors_name(path, subfolder, weight_name=weight_name) or "")
     if not path.is_file():
         return {}
     with safe_open(path, "numpy") as file:
         return {k: text for k, text in (file.metadata() or {}).items() if k != LORA_ADAPTER_METADATA_KEY}
 
 
-def _warn_of_another_base(transformer: VideoGPTTransformerModel, texts: Mapping[str, str], source: str | Path) -> None:
+def _warn_of_another_base(
+    transformer: VideoGPTTransformerModel, texts: Mapping[str, str], *, source: str | Path
+) -> None:
     """Warns if a LoRA's file says that it was trained on other weights than these, as far as that can be told in a moment.
 
     Only files that training of this package has made are looked at: what other tools write in this place is a file's hash.
@@ -276,6 +279,7 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
 def _check_hotswap(
     transformer: VideoGPTTransformerModel,
     layers: dict[str, dict[str, torch.Tensor]],
+    *,
     config: dict[str, Any],
     adapter_name: str | None,
 ) -> None:
@@ -379,7 +383,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         """
         source = pretrained_model_name_or_path_or_dict
         if not isinstance(source, dict):
-            weight_name = _safetensors_name(source, subfolder, weight_name)
+            weight_name = _safetensors_name(source, subfolder, weight_name=weight_name)
         try:
             state_dict, metadata = fetch_lora_state_dict(
                 source if isinstance(source, dict) else str(source),
@@ -446,7 +450,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
             _pipeline=self,
         )
         source = pretrained_model_name_or_path_or_dict
-        _warn_of_another_base(self.transformer, _texts_of(source, **kwargs), source)
+        _warn_of_another_base(self.transformer, _texts_of(source, **kwargs), source=source)
 
     @classmethod
     def load_lora_into_transformer(
@@ -475,7 +479,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         _check_fit(transformer, layers)
         config, _ = _config_and_training(layers, metadata)
         if hotswap:
-            _check_hotswap(transformer, layers, config, adapter_name)
+            _check_hotswap(transformer, layers, config=config, adapter_name=adapter_name)
         transformer.load_lora_adapter(
             {key.removeprefix(OURS): tensor for key, tensor in state_dict.items()},
             prefix=None,
@@ -544,7 +548,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         if save_function is not None:
             save_function(state_dict, path.as_posix())
         else:
-            save_tensors(path, state_dict, _file_header(metadata, header))
+            save_tensors(path, state_dict, metadata=_file_header(metadata, header))
 
     @classmethod
     def export_lora_weights(
@@ -574,7 +578,7 @@ class VideoGPTLoraLoaderMixin(LoraBaseMixin):
         config, known = _config_and_training(layers, metadata)
         if form == "plain":
             state_dict, metadata = to_plain_form(layers, _scales(layers, config)), known
-        save_tensors(path, state_dict, _file_header(metadata or {}, _texts_of(source, **kwargs)))
+        save_tensors(path, state_dict, metadata=_file_header(metadata or {}, _texts_of(source, **kwargs)))
 
     @property
     def fused_loras(self) -> set[str]:

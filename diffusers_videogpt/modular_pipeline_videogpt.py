@@ -240,7 +240,7 @@ class VideoGPTEncodeHistoryStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
-        check_given(block_state.video, block_state.image, block_state.video_latents, vae=components.vae)
+        check_given(block_state.video, block_state.image, video_latents=block_state.video_latents, vae=components.vae)
         block_state.history_latents = encode_given(
             block_state.video,
             block_state.image,

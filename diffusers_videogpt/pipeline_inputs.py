@@ -72,7 +72,7 @@ def check_whole_numbers(**values: Any) -> None:
 
 
 def check_given(
-    video, image, video_latents: torch.Tensor | None, *, vae: AutoencoderKL | AutoencoderTiny | None
+    video, image, *, video_latents: torch.Tensor | None, vae: AutoencoderKL | AutoencoderTiny | None
 ) -> None:
     """Raises a `ValueError` if more than one of them is given, latents are no tensor, or the VAE is needed and missing."""
     given = [n for n, v in (("video", video), ("image", image), ("video_latents", video_latents)) if v is not None]
@@ -177,7 +177,9 @@ def _refuse_endless(**frames: int | None) -> None:
             )
 
 
-def count_asked(class_labels, prompt, prompt_embeds: torch.Tensor | None, actions: torch.Tensor | None = None) -> int:
+def count_asked(
+    class_labels, prompt, *, prompt_embeds: torch.Tensor | None, actions: torch.Tensor | None = None
+) -> int:
     """How many labels, prompts or rows of encoded actions were given, the most of them; 0 for none.
 
     Raises:

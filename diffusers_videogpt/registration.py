@@ -116,7 +116,7 @@ def _in_single_files(module: ModuleType) -> None:
 
     # diffusers looks at the names of a mapping's arguments to tell which of the user's it takes.
     def map_checkpoint(checkpoint: dict, config: dict, tokenizer: str | Path | None = None) -> dict:
-        return _convert_checkpoint()._map_single_file(checkpoint, config, tokenizer)
+        return _convert_checkpoint()._map_single_file(checkpoint, config, tokenizer=tokenizer)
 
     def map_config(original_config: dict, checkpoint: dict) -> dict:
         return _convert_checkpoint()._map_single_file_config(original_config, checkpoint)

@@ -109,7 +109,7 @@ def remember(
     """
     if retention < 1:
         noise = randn_tensor(clip.shape, generator=generator, device=clip.device, dtype=clip.dtype)
-        clip = mix_noise(clip, retention, noise)
+        clip = mix_noise(clip, retention, noise=noise)
     history.append(clip, actions)
 
 
@@ -159,7 +159,7 @@ def encode_history_actions(
     Raises:
         ValueError: if they are none of this model's, or not one a frame.
     """
-    space = space_for(history_actions, transformer.config, "history_actions")
+    space = space_for(history_actions, transformer.config, name="history_actions")
     if history_actions is None:
         return None
     if given is None:
@@ -385,7 +385,7 @@ def prepare_rollout(
     """
     # 1. Check inputs
     multiple = vae_scale_factor * transformer.config.patch_size
-    check_given(inputs.video, inputs.image, inputs.video_latents, vae=vae)
+    check_given(inputs.video, inputs.image, video_latents=inputs.video_latents, vae=vae)
     check_output_type(inputs.output_type, vae)
     check_size(inputs.height, inputs.width, multiple=multiple)
     check_rollout(
@@ -402,7 +402,7 @@ def prepare_rollout(
     num_given = count_videos(inputs.video, inputs.image)
     batch_size = batch_size_of(
         num_given if inputs.video_latents is None else len(inputs.video_latents),
-        count_asked(inputs.class_labels, inputs.prompt, inputs.prompt_embeds, actions),
+        count_asked(inputs.class_labels, inputs.prompt, prompt_embeds=inputs.prompt_embeds, actions=actions),
         num_videos_per_prompt=inputs.num_videos_per_prompt,
         latents=inputs.latents,
         generator=inputs.generator,

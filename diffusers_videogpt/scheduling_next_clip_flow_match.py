@@ -46,7 +46,7 @@ MAX_TRAIN_TIMESTEPS = 10**6  # a bound, because so many numbers are in memory un
 _VELOCITY_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
 
 
-def mix_noise(sample: torch.Tensor, retention: float | torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def mix_noise(sample: torch.Tensor, retention: float | torch.Tensor, *, noise: torch.Tensor) -> torch.Tensor:
     """`retention · sample + (1 − retention) · noise`, in fp32 or better, returned in the dtype of `sample`.
 
     One formula, two uses: with `retention` = α it makes the noisy clip ψ of the objective; with ρ near 1
@@ -96,7 +96,9 @@ def sample_alphas(clip_lengths: Sequence[int], generator: torch.Generator | None
     return alphas.repeat_interleave(torch.as_tensor(clip_lengths, device=device))
 
 
-def sample_retentions(num_frames: int, generator: torch.Generator | None = None, minimum: float = 0.9) -> torch.Tensor:
+def sample_retentions(
+    num_frames: int, generator: torch.Generator | None = None, *, minimum: float = 0.9
+) -> torch.Tensor:
     """How much of each clean frame is kept in training: ρ ~ U[minimum, 1) per frame, for `mix_noise`.
 
     The paper (eq. 6) measures +0.5 Physics-IQ from this noise on the history; the reference draws ρ from [0.9, 1].
@@ -263,6 +265,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
+        *,
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
     ):
@@ -289,9 +292,9 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             check_num_inference_steps(num_inference_steps)
             alphas = self._shifted(torch.linspace(0, 1, num_inference_steps + 1, device="cpu"))
         elif sigmas is not None:
-            alphas = self._shifted(_rising_times(sigmas, 1.0, "sigmas"))
+            alphas = self._shifted(_rising_times(sigmas, 1.0, name="sigmas"))
         else:
-            alphas = _rising_times(timesteps, self.config.num_train_timesteps, "timesteps")
+            alphas = _rising_times(timesteps, self.config.num_train_timesteps, name="timesteps")
         self._set_grid(alphas, device)
         self.num_inference_steps = len(alphas) - 1
 
@@ -343,7 +346,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             ValueError: if the shapes do not fit.
         """
         sigma = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
-        return mix_noise(sample, 1 - sigma, noise)
+        return mix_noise(sample, 1 - sigma, noise=noise)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """[`~NextClipFlowMatchScheduler.scale_noise`] under the name and with the argument order of diffusers' older
@@ -361,6 +364,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         model_output: torch.Tensor,
         timestep: float | torch.Tensor,
         sample: torch.Tensor,
+        *,
         return_dict: bool = True,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> NextClipFlowMatchSchedulerOutput | tuple[torch.Tensor]:
@@ -431,7 +435,7 @@ def check_num_inference_steps(num_inference_steps: int):
         )
 
 
-def _rising_times(values: Sequence[float], noise_value: float, name: str) -> torch.Tensor:
+def _rising_times(values: Sequence[float], noise_value: float, *, name: str) -> torch.Tensor:
     """Values that fall from `noise_value` towards 0 as fp32 times `(T + 1,)` that rise to 1."""
     times = 1 - torch.as_tensor(values, dtype=torch.float64, device="cpu") / noise_value
     times = torch.cat([times, times.new_ones(1)]).float()
@@ -467,7 +471,7 @@ def set_flow_timesteps(
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(sigmas=np.linspace(1, 0, num_inference_steps + 1)[:-1], device=device)
         elif isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
-            _set_heun_timesteps(scheduler, num_inference_steps, device)
+            _set_heun_timesteps(scheduler, num_inference_steps, device=device)
         else:
             scheduler.set_timesteps(num_inference_steps, device=device)
         alphas = 1 - scheduler.sigmas[:-1]
@@ -476,7 +480,7 @@ def set_flow_timesteps(
 
 
 def _set_heun_timesteps(
-    scheduler: FlowMatchHeunDiscreteScheduler, num_inference_steps: int, device: str | torch.device | None
+    scheduler: FlowMatchHeunDiscreteScheduler, num_inference_steps: int, *, device: str | torch.device | None
 ) -> None:
     """Puts Heun's method on the linear times 1, …, 1 / T of the other schedulers, before their shift.
 
@@ -493,7 +497,7 @@ def _set_heun_timesteps(
 
 
 def denoised_to_model_output(
-    scheduler: SchedulerMixin, denoised: torch.Tensor, sample: torch.Tensor, alpha: torch.Tensor
+    scheduler: SchedulerMixin, denoised: torch.Tensor, *, sample: torch.Tensor, alpha: torch.Tensor
 ) -> torch.Tensor:
     """The model's clean prediction in the form that `scheduler.step` takes.
 

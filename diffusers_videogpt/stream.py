@@ -183,7 +183,7 @@ class VideoGPTStream:
             actions = rollout.encode_actions(actions, num_frames, is_held=False)
         elif self._actions_done is not None:
             actions = self._actions_done[:, :num_frames]
-            actions = join_actions(actions, actions.shape[1], None, num_frames - actions.shape[1])
+            actions = join_actions(actions, actions.shape[1], second=None, num_second=num_frames - actions.shape[1])
         is_begun = self._future is not None
         self._stop_work()
         self._set_states(self._random_states)

@@ -14,7 +14,9 @@ from .clips import AttentionTiles, TokenMeta, attends
 Ranges = list[tuple[int, int]]  # of tokens, [start, end)
 
 
-def tile_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tiles: AttentionTiles) -> torch.Tensor:
+def tile_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, tiles: AttentionTiles
+) -> torch.Tensor:
     """softmax(Q Kᵀ / √K + mask) V for (B, T, N, K) tensors on a CPU, with gradients; the shape and dtype of `query`.
 
     Queries may be fewer than keys: the last tokens, where the tiles were made for those. Half-precision inputs are computed

@@ -258,7 +258,7 @@ class VideoGPTTransformerModel(
         # 3. Conditions
         self.class_embed = nn.Embedding(num_classes + 1, dim) if num_classes is not None else None
         self.text_projection = PixArtAlphaTextProjection(text_embed_dim, dim) if text_embed_dim is not None else None
-        self.action_embed = make_action_embed(num_actions, action_dim, dim)
+        self.action_embed = make_action_embed(num_actions, action_dim, dim=dim)
 
         # 4. Decoder
         self.rope = VideoGPTRotaryPosEmbed(
@@ -429,9 +429,9 @@ class VideoGPTTransformerModel(
         Raises:
             ValueError: if latents, layout and conditions do not belong together.
         """
-        self._check_inputs(hidden_states, timestep, clean_hidden_states, kv_cache)
-        check_encoded("actions", actions, hidden_states, self.config)
-        check_encoded("clean_actions", clean_actions, clean_hidden_states, self.config)
+        self._check_inputs(hidden_states, timestep, clean_hidden_states=clean_hidden_states, kv_cache=kv_cache)
+        check_encoded("actions", actions, latents=hidden_states, config=self.config)
+        check_encoded("clean_actions", clean_actions, latents=clean_hidden_states, config=self.config)
         conditions = self._embed_conditions(class_labels, encoder_hidden_states)
         if conditions is not None and kv_cache is not None and (hidden_states is not None or kv_cache.num_tokens):
             raise ValueError(
@@ -440,19 +440,32 @@ class VideoGPTTransformerModel(
         is_clip_alone = all(x is None for x in (clean_hidden_states, clip_layout, conditions, kv_cache))
         if clip_layout is None:
             clip_layout, conditions = self._default_layout(
-                hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
+                hidden_states,
+                clean_hidden_states,
+                conditions=conditions,
+                encoder_attention_mask=encoder_attention_mask,
+                kv_cache=kv_cache,
             )
         elif kv_cache is not None and hidden_states is not None and not clip_layout.has_one_clip:
             raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
-        self._check_layout(clip_layout, hidden_states, clean_hidden_states, conditions)
+        self._check_layout(clip_layout, hidden_states, clean_hidden_states=clean_hidden_states, conditions=conditions)
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
         flex = (attention_kwargs or {}).get("kernel_options")
         if hidden_states is None:
-            sample = self._encode_history(clean_hidden_states, clean_actions, conditions, clip_layout, kv_cache, flex)
+            sample = self._encode_history(
+                clean_hidden_states,
+                clean_actions,
+                conditions=conditions,
+                clip_layout=clip_layout,
+                kv_cache=kv_cache,
+                kernel_options=flex,
+            )
         elif kv_cache is not None or is_clip_alone:
-            sample = self._denoise_clip(hidden_states, timestep, actions, clip_layout, kv_cache)
+            sample = self._denoise_clip(
+                hidden_states, timestep, actions=actions, clip_layout=clip_layout, kv_cache=kv_cache
+            )
         else:
             inputs = (hidden_states, timestep, actions, clean_hidden_states, clean_actions)
             sample = self._denoise_under_mask(*inputs, conditions, clip_layout, flex)
@@ -462,6 +475,7 @@ class VideoGPTTransformerModel(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
+        *,
         actions: torch.Tensor | None,
         clean_hidden_states: torch.Tensor | None,
         clean_actions: torch.Tensor | None,
@@ -473,9 +487,11 @@ class VideoGPTTransformerModel(
         pos_embed = self._padded_pos_embed(clip_layout)
         tokens = [] if conditions is None else [conditions]
         if clean_hidden_states is not None:
-            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, clean_actions)
+            tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, actions=clean_actions)
         time_proj = self._embed_timestep(timestep, hidden_states)
-        tokens = self._join(tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed, actions))
+        tokens = self._join(
+            tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions)
+        )
         mask, output_mask = masks_for_attention(clip_layout, self._own_backend, kernel_options=kernel_options)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
@@ -486,12 +502,13 @@ class VideoGPTTransformerModel(
             self.transformer_blocks[-1], tokens, output_mask, rotary_emb, None, None, shares, num_outputs
         )
 
-        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states)
+        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
 
     def _encode_history(
         self,
         clean_hidden_states: torch.Tensor,
         clean_actions: torch.Tensor | None,
+        *,
         conditions: torch.Tensor | None,
         clip_layout: ClipLayout,
         kv_cache: VideoGPTKVCache,
@@ -500,7 +517,7 @@ class VideoGPTTransformerModel(
         """Clean frames, behind the conditions, into a cache: every layer appends their keys and values."""
         tokens = [] if conditions is None else [conditions]
         pos_embed = self._padded_pos_embed(clip_layout)
-        tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, clean_actions)
+        tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, actions=clean_actions)
         tokens = self._join(tokens)
         how = {"num_cached": kv_cache.num_tokens, "kernel_options": kernel_options}
         mask, _ = masks_for_attention(clip_layout, self._own_backend, **how)
@@ -518,6 +535,7 @@ class VideoGPTTransformerModel(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
+        *,
         actions: torch.Tensor | None,
         clip_layout: ClipLayout,
         kv_cache: VideoGPTKVCache | None,
@@ -525,13 +543,13 @@ class VideoGPTTransformerModel(
         """One noisy clip after the history that a cache holds; without a cache, the clip alone."""
         time_proj = self._embed_timestep(timestep, hidden_states)
         pos_embed = self._padded_pos_embed(clip_layout)
-        tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed, actions))
+        tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions))
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
         layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
         num_frames, num_patches = hidden_states.shape[2], clip_layout.num_outputs
         rank_lengths = (num_frames, num_frames, num_patches)  # hints, times, patches
         num_cached = 0 if kv_cache is None else kv_cache.num_tokens
-        mask = mask_of_special_tokens(num_frames, num_cached, self._own_backend, device=tokens.device)
+        mask = mask_of_special_tokens(num_frames, num_cached, backend=self._own_backend, device=tokens.device)
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], layer_caches[:-1], strict=True):
             tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, rank_lengths, shares)
@@ -539,7 +557,7 @@ class VideoGPTTransformerModel(
         num_outputs = (shares or clip_layout).num_outputs
         tokens = self._run_block(self.transformer_blocks[-1], tokens, *last_block_args, num_outputs)
 
-        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states)
+        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
 
     def encode_clean(self, clean_hidden_states: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """What the clean frames of a video are after some of the blocks: features for other tasks.
@@ -563,7 +581,9 @@ class VideoGPTTransformerModel(
             )
         self._check_latents(clean_hidden_states)
         num_frames = clean_hidden_states.shape[2]
-        clip_layout, _ = self._default_layout(None, clean_hidden_states, None, None, None)
+        clip_layout, _ = self._default_layout(
+            None, clean_hidden_states, conditions=None, encoder_attention_mask=None, kv_cache=None
+        )
         tokens = self._join(self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout)))
         mask, _ = masks_for_attention(clip_layout, self._own_backend)
         tokens, rotary_emb, _ = self._prepare_tokens(tokens, clip_layout)
@@ -580,7 +600,7 @@ class VideoGPTTransformerModel(
             return self._gradient_checkpointing_func(block, *block_args)
         return block(*block_args)
 
-    def _check_inputs(self, hidden_states, timestep, clean_hidden_states, kv_cache) -> None:
+    def _check_inputs(self, hidden_states, timestep, *, clean_hidden_states, kv_cache) -> None:
         if hidden_states is None and (clean_hidden_states is None or kv_cache is None):
             raise ValueError(
                 "Pass noisy latents as `hidden_states`, or `clean_hidden_states` with a `kv_cache` to encode them into."
@@ -618,14 +638,14 @@ class VideoGPTTransformerModel(
                 f"got {list(latents.shape)}."
             )
 
-    def _check_layout(self, layout, hidden_states, clean_hidden_states, conditions) -> None:
+    def _check_layout(self, layout, hidden_states, *, clean_hidden_states, conditions) -> None:
         latents = clean_hidden_states if hidden_states is None else hidden_states
         num_conditions = 0 if conditions is None else conditions.shape[1]
         num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
         layout.check_inputs((num_conditions, num_clean, num_noisy, self._patch_grid(latents)), latents.shape[0])
 
     def _default_layout(
-        self, hidden_states, clean_hidden_states, conditions, encoder_attention_mask, kv_cache
+        self, hidden_states, clean_hidden_states, *, conditions, encoder_attention_mask, kv_cache
     ) -> tuple[ClipLayout, torch.Tensor | None]:
         """What is cached, then the clean frames as one clip, then the noisy frames as one; and the conditions, cut to the
         longest text of the batch."""
@@ -643,7 +663,7 @@ class VideoGPTTransformerModel(
         layout = layout_after_history(
             0 if kv_cache is None else kv_cache.next_frame,
             num_clean,
-            num_noisy,
+            num_noisy_frames=num_noisy,
             patch_grid=self._patch_grid(latents),
             condition_lengths=condition_lengths,
             device=latents.device,
@@ -666,25 +686,25 @@ class VideoGPTTransformerModel(
         return torch.cat(conditions, dim=1) if conditions else None
 
     def _embed_clean_frames(
-        self, latents: torch.Tensor, pos_embed: torch.Tensor, actions: torch.Tensor | None = None
+        self, latents: torch.Tensor, pos_embed: torch.Tensor, *, actions: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
         """By rank: begin tokens with the actions (B, F, D), patches (B, F P, D), end tokens (B, F, D)."""
         begin, end = self.hint_embed(torch.arange(2, device=latents.device))
-        patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed.to(begin.dtype))
+        patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed=pos_embed.to(begin.dtype))
         frame_shape = (latents.shape[0], latents.shape[2], -1)
-        begin = add_actions(begin.expand(frame_shape), actions, self.action_embed)
+        begin = add_actions(begin.expand(frame_shape), actions, action_embed=self.action_embed)
         return [begin, patches, end.expand(frame_shape)]
 
     def _embed_noisy_frames(
-        self, latents: torch.Tensor, time_proj: torch.Tensor, pos_embed: torch.Tensor, actions: torch.Tensor | None
+        self, latents: torch.Tensor, time_proj: torch.Tensor, *, pos_embed: torch.Tensor, actions: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """By rank: hint tokens with the actions (B, F, D), time tokens (B, F, D), patches (B, F P, D)."""
         hint = self.hint_embed(torch.arange(2, 3, device=latents.device))
-        patches = self._embed_patches(self.noisy_patch_embed, latents, pos_embed.to(hint.dtype))
+        patches = self._embed_patches(self.noisy_patch_embed, latents, pos_embed=pos_embed.to(hint.dtype))
         frame_shape = (latents.shape[0], latents.shape[2])
         time_tokens = self.time_token_embed(time_proj.to(self.time_token_embed.linear_1.weight.dtype))
         time_tokens = time_tokens.to(hint.dtype).unflatten(0, frame_shape)
-        hint = add_actions(hint.expand(*frame_shape, -1), actions, self.action_embed)
+        hint = add_actions(hint.expand(*frame_shape, -1), actions, action_embed=self.action_embed)
         return [hint, time_tokens, patches]
 
     def _embed_timestep(self, timestep: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -692,7 +712,9 @@ class VideoGPTTransformerModel(
         timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
         return self.time_proj(timestep.expand(hidden_states.shape[0], hidden_states.shape[2]).flatten())
 
-    def _embed_patches(self, patch_embed: nn.Conv2d, latents: torch.Tensor, pos_embed: torch.Tensor) -> torch.Tensor:
+    def _embed_patches(
+        self, patch_embed: nn.Conv2d, latents: torch.Tensor, *, pos_embed: torch.Tensor
+    ) -> torch.Tensor:
         """(B, C, F, H, W) latents → (B, F P, D) tokens with their place in the frame."""
         patches = patch_embed(latents.transpose(1, 2).flatten(0, 1))  # (B F, D, rows, columns)
         patches = patches.permute(0, 2, 3, 1).unflatten(0, (latents.shape[0], -1))  # (B, F, rows, columns, D)
@@ -703,7 +725,7 @@ class VideoGPTTransformerModel(
         return torch.cat([group.to(tokens[-1].dtype) for group in tokens], dim=1)
 
     def _project_out(
-        self, patches: torch.Tensor, time_proj: torch.Tensor, hidden_states: torch.Tensor
+        self, patches: torch.Tensor, time_proj: torch.Tensor, *, hidden_states: torch.Tensor
     ) -> torch.Tensor:
         """(B, F P, D) tokens of the noisy patches → the predicted latents, of the shape of `hidden_states`."""
         batch_size, channels, num_frames = hidden_states.shape[:3]
@@ -713,7 +735,7 @@ class VideoGPTTransformerModel(
         patches = self.proj_out(self.norm_out(patches, time_emb))
         if self._context_parallel_config is not None:
             rows, columns = self._patch_grid(hidden_states)
-            patches = whole_frames(patches, rows * columns, self._context_parallel_config.ulysses_degree)
+            patches = whole_frames(patches, rows * columns, num_processes=self._context_parallel_config.ulysses_degree)
         patches = patches.view(batch_size, num_frames, *self._patch_grid(hidden_states), size, size, channels)
         return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(hidden_states.shape)
 
@@ -745,6 +767,6 @@ class VideoGPTTransformerModel(
         if self._context_parallel_config is None:
             return tokens, self.rope(layout.position_ids, dtype), None
         mesh = self._context_parallel_config._ulysses_mesh
-        shares = share_tokens(layout, mesh.size(), mesh.get_group())
+        shares = share_tokens(layout, mesh.size(), group=mesh.get_group())
         order = shares.order.flatten()  # the hooks of `_cp_plan` take a row of it
         return tokens[:, order], self.rope(layout.position_ids[:, order], dtype), shares

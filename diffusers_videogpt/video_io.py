@@ -155,11 +155,11 @@ def read_video(
     path = _check_source(path)
 
     picture = open_picture(path, background)
-    rate, slack, shown = _open_video(path, start, origin) if picture is None else (picture[0], 1e-6, picture[1])
+    rate, slack, shown = _open_video(path, start, origin=origin) if picture is None else (picture[0], 1e-6, picture[1])
     with closing(shown):
         visible = itertools.dropwhile(lambda frame: frame[1] <= start + slack, shown)
         if fps is not None and rate is not None:
-            picked = _resample(visible, start, fps, slack)
+            picked = _resample(visible, start, fps=fps, slack=slack)
         else:
             picked = ((time, frame) for time, _, frame in itertools.islice(visible, 0, None, frame_interval))
         if from_end:
@@ -172,7 +172,7 @@ def read_video(
                     pixels = frame
                 else:
                     size = size or (frame.width, frame.height)
-                    pixels = _to_rgb(path, frame, size, background)
+                    pixels = _to_rgb(path, frame, size=size, background=background)
                 pixels = pixels if transform is None else transform(pixels)
                 before = frame
             frames.append(pixels)
@@ -210,7 +210,7 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
     if open_picture(path, WHITE) is None:
         container, stream = _open_container(path)
         with container:
-            first = next(_decode(path, container, stream), None)
+            first = next(_decode(path, container, stream=stream), None)
             if first is None:
                 raise _no_frame(path)
             is_turned, *_ = _orientation(first)
@@ -221,7 +221,7 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
             stamps = np.unique([stamp for stamp in stamps if stamp >= first.pts])
             times = stamps * tick - first.pts * tick
             for gap in np.flatnonzero(np.diff(times) > MAX_GAP):
-                raise too_long(path, times[gap], times[gap + 1])
+                raise too_long(path, times[gap], end=times[gap + 1])
             return VideoInfo(*size, times, first.pts * tick)
     sizes = []
 
@@ -294,7 +294,7 @@ def check_rate(fps: float) -> None:
         )
 
 
-def _resample(shown: Iterator[ShownFrame], start: float, fps: float, slack: float):
+def _resample(shown: Iterator[ShownFrame], start: float, *, fps: float, slack: float):
     k = 0
     for _, end, frame in shown:
         while start + k / fps < end - slack:
@@ -317,7 +317,7 @@ def _open_container(path: Path | bytes):
         ) from error
     try:
         stream = _video_stream(path, container)
-        check_frame_size(path, stream.codec_context.width, stream.codec_context.height)
+        check_frame_size(path, stream.codec_context.width, height=stream.codec_context.height)
     except VideoReadError:
         container.close()
         raise
@@ -370,11 +370,11 @@ def _rates(container, stream) -> tuple[float | None, float]:
 
 
 def _open_video(
-    path: Path | bytes, start: float, origin: float | None = None
+    path: Path | bytes, start: float, *, origin: float | None = None
 ) -> tuple[float | None, float, Iterator[ShownFrame]]:
     """Rate in the header, how far the file's clock may be off (seconds), frames from a key frame at or before `start`."""
     container, stream = _open_container(path)
-    frames = _decode(path, container, stream)
+    frames = _decode(path, container, stream=stream)
     first = None
     tick = float(stream.time_base)
     if start == 0 or origin is None:
@@ -402,7 +402,7 @@ def _open_video(
                 packet = next(container.demux(stream))
             if packet.is_keyframe:
                 container.seek(target, stream=stream)
-                frames = _decode(path, container, stream)
+                frames = _decode(path, container, stream=stream)
                 first = next(frames, None)
         if first is None or first.pts is None or first.pts * tick - origin > start:
             container.close()
@@ -419,7 +419,7 @@ def _open_video(
                 # A frame replaced at the very time of its own is never on screen.
                 if held is not None and held[0] < time:
                     if time - held[0] > MAX_GAP:
-                        raise too_long(path, held[0], time)
+                        raise too_long(path, held[0], end=time)
                     yield held[0], time, held[2]
                 time = time or 0.0
                 held = time, time + min((frame.duration or 0) * tick or interval, MAX_GAP), frame
@@ -428,7 +428,7 @@ def _open_video(
     return rate, slack, shown()
 
 
-def _decode(path: Path | bytes, container, stream) -> Iterator[av.VideoFrame]:
+def _decode(path: Path | bytes, container, *, stream) -> Iterator[av.VideoFrame]:
     """Frames in display order up to the first damage; damage before the first frame is passed over, since a stream
     cut out of a broadcast begins with it."""
     decoder, packets = _decoder(stream), container.demux(stream)
@@ -482,7 +482,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)
 
 
-def _to_rgb(path: Path | bytes, frame: av.VideoFrame, size: tuple[int, int], background: Color) -> np.ndarray:
+def _to_rgb(path: Path | bytes, frame: av.VideoFrame, *, size: tuple[int, int], background: Color) -> np.ndarray:
     has_opacity = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     # Streams may change their size on the way; everything comes in the size of the first frame.
     try:
@@ -614,7 +614,7 @@ def resize_and_crop(frames: np.ndarray, longest_side: int = 320, *, multiple: in
         `uint8` with the same number of dimensions.
     """
     resized, cropped = target_size(frames.shape[-2], frames.shape[-3], longest_side=longest_side, multiple=multiple)
-    return _resize_and_crop(frames, longest_side, resized, cropped)
+    return _resize_and_crop(frames, longest_side, resized=resized, cropped=cropped)
 
 
 def resize_to_cover(frames: np.ndarray, *, height: int, width: int) -> np.ndarray:
@@ -637,10 +637,10 @@ def resize_to_cover(frames: np.ndarray, *, height: int, width: int) -> np.ndarra
         size = (size[0] // 2, size[1] // 2)
     scale = max(width / size[0], height / size[1])
     resized = (max(width, round(size[0] * scale)), max(height, round(size[1] * scale)))
-    return _resize_and_crop(frames, longest_side, resized, (width, height))
+    return _resize_and_crop(frames, longest_side, resized=resized, cropped=(width, height))
 
 
-def _resize_and_crop(frames, longest_side, resized, cropped) -> np.ndarray:
+def _resize_and_crop(frames, longest_side, *, resized, cropped) -> np.ndarray:
     left, top = (resized[0] - cropped[0]) // 2, (resized[1] - cropped[1]) // 2
     outputs = []
     for frame in frames.reshape(-1, *frames.shape[-3:]):
@@ -704,11 +704,11 @@ def write_video(path: str | Path, frames, *, fps: float, crf: int = 18) -> Path:
             rate = (
                 Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / (1 / Fraction(fps)).limit_denominator(1001)
             )
-            _encode(unfinished, frames, rate, crf)
+            _encode(unfinished, frames, rate=rate, crf=crf)
     return Path(path)
 
 
-def _encode(path: Path, frames: np.ndarray, rate: Fraction, crf: int) -> None:
+def _encode(path: Path, frames: np.ndarray, *, rate: Fraction, crf: int) -> None:
     codec, options = {
         ".mp4": ("libx264", {"crf": str(crf)}),
         ".webm": ("libvpx-vp9", {"crf": str(crf), "b:v": "0", "deadline": "good", "cpu-used": "4"}),

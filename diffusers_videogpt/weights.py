@@ -14,7 +14,7 @@ from .files import written_whole
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: str | Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file that appears under its name only when it is complete.
 

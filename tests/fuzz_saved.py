@@ -83,11 +83,11 @@ def make_seeds(folder: Path) -> None:
         trained_with={"fps": 8.0, "clips": "random"},
     )
     run = {"seed": 0, "sampling": {"fps": None, "frame_interval": [1, 1]}, "content.sources": "0"}
-    saved = save_checkpoint(folder, 1, make_run(), state={"step": 1, "losses": [1.0], "run": run, "feed": {}})
+    saved = save_checkpoint(folder, 1, parts=make_run(), state={"step": 1, "losses": [1.0], "run": run, "feed": {}})
     saved.rename(folder / "checkpoint")
-    table = VideoTable.simulated(2, 4, Sampling(4, height=16, width=16))
+    table = VideoTable.simulated(2, 4, sampling=Sampling(4, height=16, width=16))
     vae = pipe.vae
-    write_latent_cache(folder / "cache", table, vae, make_cache_key(vae, table.sampling, seed=0))
+    write_latent_cache(folder / "cache", table, vae=vae, key=make_cache_key(vae, table.sampling, seed=0))
 
 
 def load_model(folder: Path) -> None:

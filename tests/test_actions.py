@@ -492,7 +492,9 @@ def test_scale():
 
 def test_join():
     some = torch.tensor([[1, 2]])
-    assert join_actions(None, 1, some, 2).tolist() == [[0, 1, 2]]
-    assert join_actions(some, 2, None, 2).tolist() == [[1, 2, 0, 0]]
-    assert join_actions(None, 1, None, 2) is None
-    assert join_actions(None, 1, torch.ones(1, 1, 2), 1).isnan().tolist() == [[[True, True], [False, False]]]
+    assert join_actions(None, 1, second=some, num_second=2).tolist() == [[0, 1, 2]]
+    assert join_actions(some, 2, second=None, num_second=2).tolist() == [[1, 2, 0, 0]]
+    assert join_actions(None, 1, second=None, num_second=2) is None
+    assert join_actions(None, 1, second=torch.ones(1, 1, 2), num_second=1).isnan().tolist() == [
+        [[True, True], [False, False]]
+    ]

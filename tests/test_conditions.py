@@ -93,7 +93,7 @@ def test_guidance_is_separate_passes(pipe, transformer, history, kinds, has_hist
     if kinds != "class":
         arguments |= {"prompt": LONG, "negative_prompt": "a box"}
     for conditions, text in zip((asked, unasked), texts, strict=True):
-        conditions["encoder_hidden_states"] = encode_text(pipe.text_encoder, pipe.tokenizer, [text])[0]
+        conditions["encoder_hidden_states"] = encode_text(pipe.text_encoder, pipe.tokenizer, texts=[text])[0]
     if has_history:
         arguments |= {"video_latents": history, "guidance_scale": 1.7}
     frames = predict(
@@ -145,7 +145,7 @@ def test_nothing_asked_for_is_no_label_and_the_empty_text(pipe, transformer, his
     (conditions,) = seen
     assert conditions["class_labels"].tolist() == [2]
     torch.testing.assert_close(
-        conditions["encoder_hidden_states"], encode_text(pipe.text_encoder, pipe.tokenizer, [""])[0]
+        conditions["encoder_hidden_states"], encode_text(pipe.text_encoder, pipe.tokenizer, texts=[""])[0]
     )
 
 
@@ -203,7 +203,7 @@ def test_rolling_cache_keeps_the_conditions(pipe):
 
 
 def test_a_text_padded_to_a_fixed_length_is_cached_too(pipe, history, monkeypatch):
-    embeds, mask = encode_text(pipe.text_encoder, pipe.tokenizer, [SHORT])
+    embeds, mask = encode_text(pipe.text_encoder, pipe.tokenizer, texts=[SHORT])
     padded = torch.cat([embeds, torch.ones(1, 3, WIDTH)], dim=1)
     histories, prepare = [], rollout.prepare_history
 

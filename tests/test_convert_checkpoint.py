@@ -135,7 +135,7 @@ def test_written_file_is_that_of_the_library(tmp_path):
         "c": torch.rand((), dtype=torch.float64),
         "d": torch.rand(5).half(),
     }
-    _write_safetensors(tmp_path / "ours.safetensors", tensors, tensors.get)
+    _write_safetensors(tmp_path / "ours.safetensors", tensors, read=tensors.get)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, tmp_path / "library.safetensors", metadata={"format": "pt"})
     assert_same_tensors(load_file(tmp_path / "ours.safetensors"), contiguous)
@@ -516,7 +516,7 @@ def test_memory_is_a_few_tensors(reference_dir, tmp_path):
     edit_config(reference_dir, hidden_size=512, num_attention_heads=16, num_key_value_heads=16, rope_scaling=None)
     edit_config(reference_dir, intermediate_size=1536, num_hidden_layers=14)
     ours = model.state_dict()
-    state_dict = {name: _to_reference(name, parts, ours.get) for name, parts in _key_map(14).items()}
+    state_dict = {name: _to_reference(name, parts, read=ours.get) for name, parts in _key_map(14).items()}
     state_dict["pos_embed"] = model.pos_embed(32, 32).flatten(0, 1)[None]
     state_dict["llm.embed_tokens.weight"] = torch.rand(1000, 512)
     pickled_dir = shutil.copytree(reference_dir, tmp_path / "pickled")

@@ -45,7 +45,7 @@ def by_hand(pipe, num_steps=2):
             alpha = torch.tensor(step / num_steps)
             with torch.no_grad():
                 end = pipe.transformer(clip, alpha, clean_hidden_states=past).sample
-            clip = mix_noise(end, (step + 1) / num_steps, torch.randn(end.shape, generator=generator))
+            clip = mix_noise(end, (step + 1) / num_steps, noise=torch.randn(end.shape, generator=generator))
         latents = torch.cat([latents, clip], dim=2)
     return latents[:, :, HISTORY.shape[2] :]
 
@@ -123,20 +123,20 @@ def test_a_distilled_lora_is_sampled_as_it_was_trained(make_tiny_pipe, tmp_path)
     nothing = dict.fromkeys(words)
     known = {"num_inference_steps": 2, "guidance_scale": 1.0, "solver": "consistency", "clips": "random"}
     args = argparse.Namespace(lora=[("fast", 1.0)], **nothing)
-    saved = follow_lora(args, base, [known])
-    assert differences(args, saved, [known]) == []
+    saved = follow_lora(args, base, trained_with=[known])
+    assert differences(args, saved, trained_with=[known]) == []
     pipe = load_pipeline(saved, device="cpu")
     inputs = rollout_options(args, pipe)
     assert inputs["num_inference_steps"] == 2 and inputs["guidance_scale"] is None
     assert (pipe.config.guidance_scale, pipe.scheduler.config.solver) == (1.0, "consistency")
 
     args = argparse.Namespace(lora=[("fast", 1.0)], **nothing | {"steps": 5, "guidance_scale": 1.5, "solver": "euler"})
-    saved = follow_lora(args, base, [known])
+    saved = follow_lora(args, base, trained_with=[known])
     assert rollout_options(args, pipe)["num_inference_steps"] == 5
-    told = differences(args, saved, [known])
+    told = differences(args, saved, trained_with=[known])
     assert [line.split("with ", 1)[1].split(":")[0] for line in told] == [
         "--steps 2, this is with 5",
         "--guidance-scale 1, this is with 1.5",
         "--solver consistency, this is with euler",
     ]
-    assert follow_lora(args, base, []) is base
+    assert follow_lora(args, base, trained_with=[]) is base

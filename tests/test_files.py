@@ -145,7 +145,7 @@ def test_a_header_and_its_bytes_are_a_safetensors_file(tmp_path):
 def test_a_store_shows_only_finished_files(tmp_path):
     store = Store(tmp_path)
     assert store.load("scores", "key") is None
-    store.save("scores", "key", [1.5, 2.0])
+    store.save("scores", "key", value=[1.5, 2.0])
     assert store.load("scores", "key") == [1.5, 2.0]
     with store.writing(store.videos / "a.mp4") as unfinished:
         unfinished.write_bytes(b"video")

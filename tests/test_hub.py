@@ -217,7 +217,7 @@ def test_classifier(make_tiny_pipe, hub, tmp_path, monkeypatch, capsys):  # noqa
     source = tmp_path / "classifier"
     names_of_classes = ["run", "jump", "swim"]
     VideoGPTForVideoClassification.from_transformer(
-        pipe.transformer, names_of_classes, 1, sampling=SAMPLING
+        pipe.transformer, names_of_classes, layer=1, sampling=SAMPLING
     ).save_pretrained(source)
     pipe.vae.save_pretrained(source / "vae")
     for extra in ("probe.json", "features/features.safetensors", "checkpoint-10/model.safetensors"):

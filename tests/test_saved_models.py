@@ -31,7 +31,7 @@ def folders(make_tiny_pipe, tmp_path):
     pipe = make_tiny_pipe()
     pipe.save_pretrained(tmp_path / "pipeline")
     torch.manual_seed(0)
-    VideoGPTForVideoClassification.from_transformer(pipe.transformer, ["run", "jump"], 1).save_pretrained(
+    VideoGPTForVideoClassification.from_transformer(pipe.transformer, ["run", "jump"], layer=1).save_pretrained(
         tmp_path / "classifier"
     )
     pipe.vae.save_pretrained(tmp_path / "classifier" / "vae")

@@ -44,7 +44,7 @@ def denoise(scheduler, num_inference_steps, noise):
     latents = noise
     for timestep, alpha in zip(*set_flow_timesteps(scheduler, num_inference_steps), strict=True):
         denoised = perfect_model(latents, alpha)
-        model_output = denoised_to_model_output(scheduler, denoised, latents, alpha)
+        model_output = denoised_to_model_output(scheduler, denoised, sample=latents, alpha=alpha)
         latents = scheduler.step(model_output, timestep, latents, return_dict=False)[0]
     return latents
 
@@ -259,7 +259,7 @@ def test_consistency_steps_are_those_of_diffusers_lcm_scheduler(num_inference_st
     for scheduler in (ours, theirs):
         latents, generator = noise_like(2, 4, 3, 4, 6), torch.Generator().manual_seed(3)
         for timestep, alpha in zip(*set_flow_timesteps(scheduler, num_inference_steps), strict=True):
-            output = denoised_to_model_output(scheduler, perfect_model(latents, alpha), latents, alpha)
+            output = denoised_to_model_output(scheduler, perfect_model(latents, alpha), sample=latents, alpha=alpha)
             latents = scheduler.step(output, timestep, latents, generator=generator, return_dict=False)[0]
         ends.append(latents)
         draws.append(torch.randn(3, generator=generator))
@@ -500,7 +500,7 @@ def test_scale_noise_of_points_between_the_timesteps_and_of_each_frame():
         for f in range(3):
             a = alphas[b, f].item()
             torch.testing.assert_close(noisy[b, f], a * sample[b, f] + (1 - a) * noise[b, f], atol=1e-6, rtol=0)
-    torch.testing.assert_close(noisy, mix_noise(sample, alphas, noise), atol=1e-6, rtol=0)
+    torch.testing.assert_close(noisy, mix_noise(sample, alphas, noise=noise), atol=1e-6, rtol=0)
     channels_first = scheduler.scale_noise(sample.transpose(1, 2), (1 - alphas[:, None]) * 1000, noise.transpose(1, 2))
     torch.testing.assert_close(channels_first, noisy.transpose(1, 2))
 
@@ -519,16 +519,16 @@ def test_scale_noise_agrees_with_flow_match_euler_on_its_grid():
 def test_mix_noise_computes_in_fp32():
     sample, noise = noise_like(2, 3, 4, 8, 8).bfloat16()
     retention = torch.tensor([0.951, 0.999, 0.9001])
-    mixed = mix_noise(sample, retention, noise)
+    mixed = mix_noise(sample, retention, noise=noise)
     assert mixed.dtype == torch.bfloat16
-    assert torch.equal(mixed, mix_noise(sample.float(), retention, noise.float()).bfloat16())
+    assert torch.equal(mixed, mix_noise(sample.float(), retention, noise=noise.float()).bfloat16())
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 4, 4, 4, 1)])
 def test_noise_levels_that_do_not_fit_are_refused(shape):
     sample = torch.zeros(2, 3, 4, 4, 4)
     with pytest.raises(ValueError, match="do not fit the leading dimensions"):
-        mix_noise(sample, torch.ones(shape), sample)
+        mix_noise(sample, torch.ones(shape), noise=sample)
 
 
 def test_noise_of_another_shape_is_refused():

@@ -245,7 +245,7 @@ def test_compiles_into_one_graph_for_all_partitions():
 
     @torch.compile(backend=counter, fullgraph=True)
     def attention(query, key, value, tiles):
-        return tile_attention(2 * query, key, value, tiles)
+        return tile_attention(2 * query, key, value, tiles=tiles)
 
     for clips in ([1, 1, 4], [3, 3], [1, 2, 1, 2], [2, 2, 2], [1, 5]):
         layout = make_clip_layout(clips, (2, 2), clean=slice(None))

@@ -13,7 +13,7 @@ from diffusers_videogpt.weights import hash_of_model, hash_tensors, hash_weights
 
 def test_tensors_and_their_metadata(tmp_path):
     path = tmp_path / "new" / "a.safetensors"
-    save_tensors(path, {"x": torch.arange(3.0)}, {"of": "a test"})
+    save_tensors(path, {"x": torch.arange(3.0)}, metadata={"of": "a test"})
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"of": "a test"} and file.get_tensor("x").tolist() == [0, 1, 2]
     assert [x.name for x in path.parent.iterdir()] == ["a.safetensors"]

@@ -95,7 +95,7 @@ def make_models(reference, layers: int, heads: int, ffn_dim: int):
     torch.nn.init.normal_(theirs.final_layer.adaLN_modulation[-1].weight, std=0.02)
     tensors = theirs.state_dict()
     ours = VideoGPTTransformerModel(**convert_config(config.to_dict(), tensors))
-    ours.load_state_dict(convert_state_dict(tensors, ours, HINTS))
+    ours.load_state_dict(convert_state_dict(tensors, ours, hint_token_ids=HINTS))
     decoder = theirs.llm
     decoder.layers = torch.nn.ModuleList([LayerOf2024(layer, decoder.rotary_emb) for layer in decoder.layers])
     decoder.gradient_checkpointing = False
@@ -217,7 +217,7 @@ def compare_training(theirs, ours, collator, clip_lengths, size, rounds, clock, 
         ("mask", their_mask, our_mask),
     ):
         seconds = take_turns({"theirs": slow, "ours": fast}, rounds, num_warmups=1, clock=clock)
-        results[name] = speedup(seconds, "theirs", "ours") | {"largest_difference": difference}
+        results[name] = speedup(seconds, "theirs", fast="ours") | {"largest_difference": difference}
         results[name]["tokens"] = sequence.mask.shape[1]
         print(show_speedup(f"{name}, {sequence.mask.shape[1]} tokens", results[name]), f"difference {difference:.1e}")
     return results
@@ -257,7 +257,7 @@ def compare_clip(theirs, ours, num_history, num_frames, size, steps, rounds, clo
     difference = (their_clip() - our_clip()).abs().max().item()
     assert difference < 1e-3, difference
     seconds = take_turns({"theirs": their_clip, "ours": our_clip}, rounds, num_warmups=0, clock=clock)
-    result = speedup(seconds, "theirs", "ours") | {"largest_difference": difference}
+    result = speedup(seconds, "theirs", fast="ours") | {"largest_difference": difference}
     print(
         show_speedup(f"clip of {num_frames} after {num_history}, {steps} steps", result),
         f"difference {difference:.1e}",

@@ -76,7 +76,7 @@ def main():
             },
             args.rounds,
         )
-        result = speedup(seconds, "dense", "sparse") | {
+        result = speedup(seconds, "dense", fast="sparse") | {
             "clips": clips,
             "tokens": layout.num_tokens,
             "attended": dense_mask.float().mean().item(),

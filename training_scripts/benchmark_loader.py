@@ -111,7 +111,9 @@ def main():
     rates = {name: [] for name in ("loader", "bare_loop", "loader_cpu", "bare_loop_cpu")}
     for number in range(args.rounds):
         steps = range(number * args.steps, (number + 1) * args.steps)
-        windows = [(index, table.draw_window(index, draw, args.seed)) for s in steps for index, draw in plan.step(s)]
+        windows = [
+            (index, table.draw_window(index, draw, seed=args.seed)) for s in steps for index, draw in plan.step(s)
+        ]
         num_frames = sum(window.num_frames for _, window in windows)
 
         def run_loader(first=steps.start) -> int:

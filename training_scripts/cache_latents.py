@@ -83,7 +83,7 @@ def main():
     settle_from_base(sampling, settings.model)
     vae = load_vae(settings.model).to(accelerator.device)
     actions = settings.actions if settings.actions.are_given else None
-    table = load_video_table(settings.videos, sampling, actions)
+    table = load_video_table(settings.videos, sampling, actions=actions)
     if accelerator.is_main_process:
         report_dropped(table.dropped, cache.output_dir)
     space = action_space_of(actions)
@@ -92,8 +92,8 @@ def main():
     write_latent_cache(
         cache.output_dir,
         table,
-        vae,
-        key,
+        vae=vae,
+        key=key,
         num_windows=cache.windows_per_video,
         batch_size=cache.vae_batch_size,
         max_shard_size=max_shard_size,

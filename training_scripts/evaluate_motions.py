@@ -78,7 +78,7 @@ def main():
     if args.what == "mix":
         (motion, _), _ = args.lora
         picture = animate(motion, args.seed, held_out=True, num_frames=2, size=pipe.config.longest_side).frames[0]
-        videos, differences = mix_adapters(pipe, dict(args.lora), picture, **settings)
+        videos, differences = mix_adapters(pipe, dict(args.lora), frame=picture, **settings)
         fps = (pipe.config.trained_with or {}).get("fps")
         print(write_film_strip(args.output / "mix.png", videos, num_given=1, fps=fps))
         write_json(args.output / "differences.json", differences)
@@ -93,7 +93,7 @@ def main():
         scores = evaluate_motion(
             pipe,
             source,
-            motion,
+            motion=motion,
             classifier=classifier,
             num_animations=args.num_animations,
             folder=args.output,

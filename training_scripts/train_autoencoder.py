@@ -282,7 +282,7 @@ class ReconstructionObjective(torch.nn.Module):
         posterior = self.vae.encode(pixels).latent_dist
         latents = posterior.sample()
         level = self.latent_noise * torch.rand(len(pixels), 1, 1, 1, device=pixels.device)
-        noised = add_latent_noise(latents, level, torch.randn_like(latents))
+        noised = add_latent_noise(latents, level, noise=torch.randn_like(latents))
         error = self.vae.decode(noised).sample.float() - pixels
         median = pixels.flatten(2).median(dim=-1).values[..., None, None]
         unlike = F.max_pool2d((pixels - median).abs().mean(dim=1, keepdim=True), 3, stride=1, padding=1)
@@ -381,7 +381,7 @@ def main():
     run = run_fields(args, vae, train_videos, num_processes=accelerator.num_processes)
     if checkpoint is not None:
         if (checkpoint / RUN).is_file():
-            refuse_other_run(checkpoint, read_json(checkpoint / RUN), run)
+            refuse_other_run(checkpoint, read_json(checkpoint / RUN), expected=run)
         else:
             accelerator.print(f"{checkpoint} does not tell of what run it is: give the options and videos that it had")
     frame_bytes = 3 * args.resolution**2 * 4  # fp32

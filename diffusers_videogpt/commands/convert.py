@@ -44,7 +44,7 @@ def convert_lora(args: argparse.Namespace) -> None:
 
 
 def add_convert_command(commands) -> None:
-    command = add_command(commands, "convert", convert, help="the authors' checkpoint to a pipeline, or back")
+    command = add_command(commands, "convert", run=convert, help="the authors' checkpoint to a pipeline, or back")
     command.add_argument(
         "input_dir",
         metavar="INPUT_DIR",

@@ -26,8 +26,8 @@ def demo(args: argparse.Namespace) -> None:
         raise ImportError('The page needs Gradio: pip install ".[demo]" in the repository')
     saved = look_at_model(args.model)
     trained_with = check_loras(args.lora)
-    saved = follow_lora(args, saved, trained_with, options=())
-    say(*differences(args, saved, trained_with, unread_rate="on the page, choose it under Read fps"))
+    saved = follow_lora(args, saved, trained_with=trained_with, options=())
+    say(*differences(args, saved, trained_with=trained_with, unread_rate="on the page, choose it under Read fps"))
     pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora)
     pipe.set_progress_bar_config(disable=True)
     from .demo_page import running_page
@@ -49,7 +49,7 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def add_demo_command(commands) -> None:
-    command = add_command(commands, "demo", demo, help="a page in the browser to try it")
+    command = add_command(commands, "demo", run=demo, help="a page in the browser to try it")
     add_model_argument(command)
     add_lora_argument(command)
     command.add_argument(

@@ -105,7 +105,7 @@ class OnlyTheseNames:
             await send({"type": "http.response.body", "body": REFUSED})
 
 
-def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: str | None = None) -> gr.Blocks:
+def make_page(rollouts: Rollouts, limits: Limits, *, folder: str | Path, note: str | None = None) -> gr.Blocks:
     """The page for one model. Files are written below `folder`, and deleted as soon as Gradio has its copies.
 
     `note` is said of what a visitor brings, not of the sample.
@@ -119,7 +119,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
         settings = Settings(*values)
         if settings.seed is None:
             raise ValueError("The seed is empty: give a whole number.")
-        video = read_upload(path, pipe, settings, limits)
+        video = read_upload(path, pipe, settings=settings, limits=limits)
         return video, min(settings.num_given, len(video.frames)), settings
 
     def look(visitor, target, path, *values):
@@ -135,7 +135,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
             status: f"{Path(path).name}: {num_given} frames given, {len(video.frames) - num_given} more to compare with; "
             f"{width} × {height}{rate}. Press **Predict**.",
             warning: gr.update(value=note, visible=True) if is_own else gr.update(visible=False),
-            strip: write_views(target, "upload", video, num_given, video.frames[:0])[0],
+            strip: write_views(target, "upload", video=video, num_given=num_given, predicted=video.frames[:0])[0],
             comparison: None,
             scores: "",
             download: gr.update(value=None, interactive=False),
@@ -153,23 +153,27 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
             return
         video, num_given, settings = open_upload(path, values)
         given, truth = video.frames[:num_given], video.frames[num_given:]
-        picture = write_views(target, "upload", video, num_given, given[:0])[0]
+        picture = write_views(target, "upload", video=video, num_given=num_given, predicted=given[:0])[0]
         yield {status: "Predicting the first clip …", strip: picture, comparison: None, scores: ""}
         if visitor not in waiting:
             return
         waiting.discard(visitor)
         began, first = time.perf_counter(), None
-        for predicted in rollouts.clips((visitor, "predict"), given, settings):
+        for predicted in rollouts.clips((visitor, "predict"), given, settings=settings):
             seconds = time.perf_counter() - began
             first = first or seconds
-            picture, movie, kept = write_views(target, Path(path).stem, video, num_given, predicted)
+            picture, movie, kept = write_views(
+                target, Path(path).stem, video=video, num_given=num_given, predicted=predicted
+            )
             state = "Done" if len(predicted) == settings.num_frames else "Going on"
             yield {
                 status: f"{state}: {len(predicted)} of {settings.num_frames} frames in {seconds:.1f} s, the first clip after "
                 f"{first:.1f} s.",
                 strip: picture,
                 comparison: movie,
-                scores: format_psnr(psnr_by_clip(predicted, truth, given[-1], settings.frames_per_clip)),
+                scores: format_psnr(
+                    psnr_by_clip(predicted, truth, last_given=given[-1], frames_per_clip=settings.frames_per_clip)
+                ),
                 download: gr.update(value=kept, interactive=True),
             }
         if first is None or len(predicted) < settings.num_frames:
@@ -183,7 +187,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
     def show_walk(target, walk: Walk) -> dict:
         given, predicted = np.split(walk.frames, [walk.num_given])
         picture, movie, _ = write_views(
-            target, "walk", Video(given, np.empty(0), walk.fps, None), len(given), predicted
+            target, "walk", video=Video(given, np.empty(0), walk.fps, None), num_given=len(given), predicted=predicted
         )
         scale = max(2 * PREVIEW_SIDE // max(walk.frames.shape[1:3]), 1)
         return {
@@ -208,7 +212,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
     def go_on_from_own(visitor, target, walk, edited):
         if edited["composite"] is None:
             raise ValueError("There is no frame of yours: upload a picture into the editor, or press Start over.")
-        yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk, edited["composite"]))
+        yield show_walk(target, rollouts.walk_on((visitor, "walk"), walk, own_frame=edited["composite"]))
 
     def start_play(visitor, target, path, steps, *values):
         video, num_given, settings = open_upload(path, values)
@@ -313,7 +317,7 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
                     gr.Number(0, label="Read fps (0: all)", minimum=0, maximum=120, min_width=80),
                 ]
 
-        def on(trigger, work: Callable, inputs: list, outputs: list, told: gr.Markdown, **limit):
+        def on(trigger, work: Callable, *, inputs: list, outputs: list, told: gr.Markdown, **limit):
             """Binds an event, which gets the visitor and a folder; what goes wrong is said in words, and the page goes on."""
 
             def event(request: gr.Request, *values):
@@ -337,23 +341,38 @@ def make_page(rollouts: Rollouts, limits: Limits, folder: str | Path, *, note: s
         # Whatever uses the model stands in one line.
         one = {"concurrency_id": "model", "concurrency_limit": 1}
         chosen, views = [upload, *settings], [strip, comparison, scores, download]
-        on(page.load, look, chosen, [upload, *views, warning], status)
-        on(upload.upload, look, chosen, [upload, *views, warning], status)
-        on(use_sample.click, use_the_sample, chosen, [upload, *views, warning], status)
+        on(page.load, look, inputs=chosen, outputs=[upload, *views, warning], told=status)
+        on(upload.upload, look, inputs=chosen, outputs=[upload, *views, warning], told=status)
+        on(use_sample.click, use_the_sample, inputs=chosen, outputs=[upload, *views, warning], told=status)
         # Gradio's own `cancels` can hit the event after the cancelled one, and its "once" drops a press that comes right
         # after one: a prediction ends by itself here, and `waiting` tells which presses count.
         at_once = {"queue": False, "api_visibility": "private"}
-        on(run.click(ask, **at_once).then, predict, chosen, views, status, trigger_mode="multiple", **one)
+        on(
+            run.click(ask, **at_once).then,
+            predict,
+            inputs=chosen,
+            outputs=views,
+            told=status,
+            trigger_mode="multiple",
+            **one,
+        )
         cancel.click(stop, outputs=status, **at_once)
         walk_views = [walked, walk_strip, walk_movie, editor, keep, use_own]
-        on(begin.click, start, chosen, walk_views, walk_status, **one)
-        on(keep.click, go_on, [walked], walk_views, walk_status, **one)
-        on(use_own.click, go_on_from_own, [walked, editor], walk_views, walk_status, **one)
+        on(begin.click, start, inputs=chosen, outputs=walk_views, told=walk_status, **one)
+        on(keep.click, go_on, inputs=[walked], outputs=walk_views, told=walk_status, **one)
+        on(use_own.click, go_on_from_own, inputs=[walked, editor], outputs=walk_views, told=walk_status, **one)
         if plays is not None:
             play_views = [play_view, play_at, play_save]
-            on(play_begin.click, start_play, [upload, play_steps, *settings], play_views, play_status, **one)
-            on(play_go_on.click, play_on, [play_at], play_views, play_status, **one)
-            on(play_at.release, look_back, [play_at], [play_view], play_status)
+            on(
+                play_begin.click,
+                start_play,
+                inputs=[upload, play_steps, *settings],
+                outputs=play_views,
+                told=play_status,
+                **one,
+            )
+            on(play_go_on.click, play_on, inputs=[play_at], outputs=play_views, told=play_status, **one)
+            on(play_at.release, look_back, inputs=[play_at], outputs=[play_view], told=play_status)
             play_pause.click(pause, **at_once)
             for button, action in acts:
                 button.click(hold_action(plays, action), **at_once)
@@ -401,7 +420,7 @@ def running_page(
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         rollouts = Rollouts(pipe)
-        page = make_page(rollouts, limits, drawn, note=note)
+        page = make_page(rollouts, limits, folder=drawn, note=note)
         try:
             _, url, _ = page.queue(max_size=16).launch(
                 server_name=host,

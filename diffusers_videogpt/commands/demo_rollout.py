@@ -118,7 +118,7 @@ def _named_for_visitors(path: Path, limits: Limits) -> Iterator[None]:
         raise VideoReadError(str(error).replace(name_of(path), printable_name(path.name))) from error
 
 
-def read_upload(path: str | Path | None, pipe: VideoGPTPipeline, settings: Settings, limits: Limits) -> Video:
+def read_upload(path: str | Path | None, pipe: VideoGPTPipeline, *, settings: Settings, limits: Limits) -> Video:
     """The first `num_given + num_frames` frames of a checked file, at the model's size.
 
     Raises:
@@ -160,7 +160,7 @@ class Rollouts:
         self._stream: VideoGPTStream | None = None
         self._lock = threading.Lock()
 
-    def begin(self, owner: tuple[str, str], frames: np.ndarray, settings: Settings, num_frames: int | None) -> None:
+    def begin(self, owner: tuple[str, str], frames: np.ndarray, *, settings: Settings, num_frames: int | None) -> None:
         """Ends the stream before, and begins one that continues `frames`; without `num_frames` it has no end."""
         self.interrupt(self._owner)
         with self._lock:
@@ -201,22 +201,22 @@ class Rollouts:
         with self._lock:
             self._end()
 
-    def clips(self, owner: tuple[str, str], given: np.ndarray, settings: Settings) -> Iterator[np.ndarray]:
+    def clips(self, owner: tuple[str, str], given: np.ndarray, *, settings: Settings) -> Iterator[np.ndarray]:
         """Yields all predicted frames so far, after every clip."""
-        self.begin(owner, given, settings, settings.num_frames)
+        self.begin(owner, given, settings=settings, num_frames=settings.num_frames)
         predicted = given[:0]
         while (clip := self.next_clip(owner)) is not None:
             predicted = np.concatenate([predicted, clip])
             yield predicted
 
-    def walk_on(self, owner: tuple[str, str], walk: Walk, own_frame: np.ndarray | None = None) -> Walk:
+    def walk_on(self, owner: tuple[str, str], walk: Walk, *, own_frame: np.ndarray | None = None) -> Walk:
         """One clip more; with `own_frame` (H, W, 3), after that in the place of the last frame shown."""
         frames = walk.frames
         if own_frame is not None:
             own_frame = resize_to_cover(own_frame, height=frames.shape[1], width=frames.shape[2])
             frames = np.concatenate([frames[:-1], own_frame[None]])
         if self._owner != owner:  # at the start, or another visitor had the model meanwhile
-            self.begin(owner, frames, walk.settings, None)
+            self.begin(owner, frames, settings=walk.settings, num_frames=None)
         elif own_frame is not None:
             with self._lock:
                 self._stream.observe(frames[-walk.settings.frames_per_clip :])
@@ -232,7 +232,7 @@ class Rollouts:
 
 
 def psnr_by_clip(
-    predicted: np.ndarray, truth: np.ndarray, last_given: np.ndarray, frames_per_clip: int
+    predicted: np.ndarray, truth: np.ndarray, *, last_given: np.ndarray, frames_per_clip: int
 ) -> list[tuple[float, float]]:
     """Peak signal-to-noise ratio in dB of each clip that has a truth: of the prediction, and of repeating the last frame."""
 
@@ -253,7 +253,7 @@ def format_psnr(scores: list[tuple[float, float]]) -> str:
 
 
 def write_views(
-    folder: str | Path, name: str, video: Video, num_given: int, predicted: np.ndarray
+    folder: str | Path, name: str, *, video: Video, num_given: int, predicted: np.ndarray
 ) -> tuple[str, str | None, str | None]:
     """Paths of a film strip, a looping comparison with the truth, and the prediction to keep; the first alone if there
     is none yet."""

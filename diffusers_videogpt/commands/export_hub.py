@@ -30,7 +30,7 @@ def export_hub(args: argparse.Namespace) -> None:
 
 
 def add_export_hub_command(commands) -> None:
-    command = add_command(commands, "export-hub", export_hub, help="a folder to upload to the Hub, with its page")
+    command = add_command(commands, "export-hub", run=export_hub, help="a folder to upload to the Hub, with its page")
     command.add_argument(
         "source",
         metavar="SOURCE",

@@ -25,7 +25,7 @@ def index(args: argparse.Namespace) -> None:
 
 
 def add_index_command(commands) -> None:
-    command = add_command(commands, "index", index, help="make a folder of videos searchable by text")
+    command = add_command(commands, "index", run=index, help="make a folder of videos searchable by text")
     command.add_argument("folder", metavar="FOLDER", type=Path)
     command.add_argument("--model", required=True, help="folder or Hub id of a retriever, of train_retrieval.py")
     add_output_argument(command, "videogpt_index", help="a new folder, or the index so far")

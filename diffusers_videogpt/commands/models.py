@@ -51,10 +51,10 @@ class SavedModel:
             ValueError: it is no whole number of 1 or more, or too large.
         """
         value = self.index.get(setting, DEFAULTS[setting])
-        self._check("model_index.json", setting, value, at_most=10**6)
+        self._check("model_index.json", setting, value=value, at_most=10**6)
         return value
 
-    def _check(self, file: str, setting: str, value: Any, *, at_most: int) -> None:
+    def _check(self, file: str, setting: str, *, value: Any, at_most: int) -> None:
         try:
             check_whole_number(setting, value, at_most=at_most)
         except ValueError as error:
@@ -67,7 +67,7 @@ class SavedModel:
             self.number(setting)
         for setting, at_most in NETWORK.items():
             if self.transformer.get(setting) is not None:
-                self._check("transformer/config.json", setting, self.transformer[setting], at_most=at_most)
+                self._check("transformer/config.json", setting, value=self.transformer[setting], at_most=at_most)
         try:
             check_label_names(self.index.get("id2label"))
         except ValueError as error:

@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"there is no option {options[0]}{f', do you mean {near[0]}?' if near else ''}")
 
 
-def add_command(commands, name: str, run: Callable[[argparse.Namespace], None], *, help: str) -> CommandParser:
+def add_command(commands, name: str, *, run: Callable[[argparse.Namespace], None], help: str) -> CommandParser:
     """Adds the parser of one command to `commands`, of which `run` is called with what was parsed.
 
     `help` is its line in the list of commands; the docstring of `run` is what its own `--help` begins with.

@@ -79,7 +79,7 @@ def scale_to_show(height: int, width: int) -> int:
     return max(SHOWN_SIDE // max(height, width), 1)
 
 
-def check_scale(scale: int, num_frames: int, height: int, width: int) -> None:
+def check_scale(scale: int, num_frames: int, *, height: int, width: int) -> None:
     """Refuses to enlarge frames beyond what a video can show, or a memory hold.
 
     Args:

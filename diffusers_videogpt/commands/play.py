@@ -49,7 +49,7 @@ def play(args: argparse.Namespace) -> None:
             "training_scripts/configs/physics_steered.yaml."
         )
     trained_with = check_loras(args.lora)
-    saved = follow_lora(args, saved, trained_with, options=("fps", *SIZE))
+    saved = follow_lora(args, saved, trained_with=trained_with, options=("fps", *SIZE))
     for option, default in DEFAULTS.items():
         if getattr(args, option) is None:
             setattr(args, option, saved.settings.get(COMPARED[option], default))
@@ -60,12 +60,12 @@ def play(args: argparse.Namespace) -> None:
 
     names = args.names or (ACTIONS if num_actions == len(ACTIONS) else ())
     check_names(names, num_actions)
-    actions = None if args.actions is None else read_actions(args.actions, names, num_actions)
+    actions = None if args.actions is None else read_actions(args.actions, names, num_actions=num_actions)
     window = Window("Video-GPT") if actions is None else None
     if window is not None and not window.has_screen:
         raise ValueError("There is no screen for a window here: give --actions, as in --actions 'right*8 up*4'.")
     given = read_start(args, saved)
-    say(*differences(args, saved, trained_with))
+    say(*differences(args, saved, trained_with=trained_with))
     leave_out(() if saved.is_quantized else QUANTIZERS)
     from ..tasks.playing import Player
     from ..tasks.world_model import WorldModel
@@ -86,13 +86,13 @@ def play(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     if window is not None:
         say(KEYS)
-        play_by_keys(player, window, fps=args.fps, save=lambda: say(*write(args, player, name)))
+        play_by_keys(player, window, fps=args.fps, save=lambda: say(*write(args, player, name=name)))
     else:
         for action in actions:
             player.act(action)
     seconds = time.perf_counter() - began
     if player.num_steps:
-        say(f"{player.num_steps} steps in {seconds:.1f} s", *write(args, player, name))
+        say(f"{player.num_steps} steps in {seconds:.1f} s", *write(args, player, name=name))
 
 
 def read_start(args: argparse.Namespace, saved) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def play_by_keys(player, window, *, fps: float, save) -> None:
     window.close()
 
 
-def write(args: argparse.Namespace, player, name: str) -> list[str]:
+def write(args: argparse.Namespace, player, *, name: str) -> list[str]:
     """Writes what was seen to new files, since one play may save several times; returns lines that say where."""
     from ..film_strips import write_film_strip
     from ..video_io import write_video
@@ -147,7 +147,7 @@ def write(args: argparse.Namespace, player, name: str) -> list[str]:
 
 
 def add_play_command(commands) -> None:
-    command = add_command(commands, "play", play, help="steer a model that was trained on actions, by keys")
+    command = add_command(commands, "play", run=play, help="steer a model that was trained on actions, by keys")
     start = command.add_mutually_exclusive_group()
     start.add_argument("video", nargs="?", type=parse_source, help="whose last frames the play begins with")
     start.add_argument(

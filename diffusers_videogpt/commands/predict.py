@@ -65,7 +65,7 @@ def stopwatch(timings: dict[str, float], part: str) -> Iterator[None]:
 
 
 @contextmanager
-def naming_the_size(height: int, width: int, num_frames: int, device: str) -> Iterator[None]:
+def naming_the_size(height: int, width: int, *, num_frames: int, device: str) -> Iterator[None]:
     """Where memory does not suffice, says for what, and what needs less."""
     try:
         yield
@@ -109,7 +109,7 @@ def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
     return Given(frames, frames, fps, 0.0, num_frames, [about])
 
 
-def read_given(args: argparse.Namespace, saved: SavedModel, source: Path, num_history: int | None) -> Given:
+def read_given(args: argparse.Namespace, saved: SavedModel, *, source: Path, num_history: int | None) -> Given:
     """Reads the video at the model's size: the frames that fit into its window, and the truth behind them.
 
     Args:
@@ -185,7 +185,7 @@ def predict(args: argparse.Namespace) -> None:
     saved.check_size(args.height, args.width)
     conditions = read_conditions(args, saved)
     trained_with = check_loras(args.lora)
-    saved = follow_lora(args, saved, trained_with)
+    saved = follow_lora(args, saved, trained_with=trained_with)
     if args.solver is not None:
         saved = replace(saved, settings=saved.settings | {"solver": args.solver})
     if trained_with and args.num_frames is None and args.num_history_frames is None:
@@ -198,13 +198,13 @@ def predict(args: argparse.Namespace) -> None:
         given = from_nothing(args, saved)
     else:
         with stopwatch(timings, "read the video"):
-            given = read_given(args, saved, source, num_history)
+            given = read_given(args, saved, source=source, num_history=num_history)
     check_written_rate(args.output, given.fps)
     height, width = given.frames.shape[1:3]
     saved.check_fits(height, width)
     scale = args.scale or scale_to_show(height, width)
-    check_scale(scale, len(given.frames) + given.num_predicted, height, width)
-    say(*given.about, *differences(args, saved, trained_with))
+    check_scale(scale, len(given.frames) + given.num_predicted, height=height, width=width)
+    say(*given.about, *differences(args, saved, trained_with=trained_with))
     if not is_sample and not is_from_nothing and (note := note_on_training(saved, args.lora)):
         say(note)
 
@@ -212,13 +212,15 @@ def predict(args: argparse.Namespace) -> None:
         unused = ("scipy",) if args.lora or saved.needs_transformers else ("scipy", "peft", "transformers")
         pipe = load_pipeline(saved, device=args.device, dtype=args.dtype, loras=args.lora, unused=unused)
         pipe.set_progress_bar_config(**progress_options())
-    predicted = roll_out(args, pipe, given, conditions, timings)
+    predicted = roll_out(args, pipe, given=given, conditions=conditions, timings=timings)
     with stopwatch(timings, "write"):
-        paths = write(args, source, given, predicted, scale=scale, is_from_nothing=is_from_nothing)
+        paths = write(args, source, given=given, predicted=predicted, scale=scale, is_from_nothing=is_from_nothing)
     say(", ".join(f"{part} {seconds:.1f} s" for part, seconds in timings.items()), *paths)
 
 
-def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, timings: dict[str, float]) -> np.ndarray:
+def roll_out(
+    args: argparse.Namespace, pipe, *, given: Given, conditions: dict, timings: dict[str, float]
+) -> np.ndarray:
     """The predicted frames, `uint8` (F, H, W, 3)."""
     import torch
 
@@ -227,7 +229,7 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
     generator = torch.Generator("cpu").manual_seed(args.seed)
     height, width = given.frames.shape[1:3]
     window = args.max_context_frames or pipe.config.max_context_frames
-    with naming_the_size(height, width, len(given.frames) + given.num_predicted, str(pipe.device)):
+    with naming_the_size(height, width, num_frames=len(given.frames) + given.num_predicted, device=str(pipe.device)):
         history = None
         if len(given.frames):
             with stopwatch(timings, "encode"):
@@ -253,9 +255,9 @@ def roll_out(args: argparse.Namespace, pipe, given: Given, conditions: dict, tim
 def write(
     args: argparse.Namespace,
     source: Path | None,
+    *,
     given: Given,
     predicted: np.ndarray,
-    *,
     scale: int,
     is_from_nothing: bool,
 ) -> list[str]:
@@ -280,7 +282,10 @@ def write(
 
 def add_predict_command(commands) -> None:
     command = add_command(
-        commands, "predict", predict, help="continue a video, animate a picture, or make a video of a class or text"
+        commands,
+        "predict",
+        run=predict,
+        help="continue a video, animate a picture, or make a video of a class or text",
     )
     source = command.add_mutually_exclusive_group()
     source.add_argument("video", nargs="?", type=parse_source, help="any video file; default: the bundled sample")

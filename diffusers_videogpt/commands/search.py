@@ -23,7 +23,7 @@ def search(args: argparse.Namespace) -> None:
 
 
 def add_search_command(commands) -> None:
-    command = add_command(commands, "search", search, help="find videos by what they show, in an index")
+    command = add_command(commands, "search", run=search, help="find videos by what they show, in an index")
     command.add_argument("index", metavar="INDEX", type=Path, help="that `videogpt index` made")
     command.add_argument("text", metavar="TEXT", help='what the videos show, as in "two red balls fall"')
     command.add_argument("--top", type=positive_int, default=5, help="videos listed (default: %(default)s)")

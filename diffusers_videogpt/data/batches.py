@@ -116,7 +116,7 @@ class WindowDataset(Dataset):
         wanted, draw = item
         index, broken = wanted, []
         while len(broken) < MAX_REPLACEMENTS and (index != wanted or not broken):
-            record, window = self.table[index], self.table.draw_window(index, draw, self.seed)
+            record, window = self.table[index], self.table.draw_window(index, draw, seed=self.seed)
             try:
                 frames = self.table.read(index, window)
             except VideoReadError as error:
@@ -199,7 +199,7 @@ def make_loader(
         # Else the seed of the workers would be drawn from the generator of the training.
         generator=torch.Generator(),
     )
-    return _with_places(loader, places, dropped)
+    return _with_places(loader, places, dropped=dropped)
 
 
 def _sample_bytes(dataset: Dataset, item: tuple[int, int]) -> int:
@@ -211,7 +211,7 @@ def _sample_bytes(dataset: Dataset, item: tuple[int, int]) -> int:
     return sum(value.nbytes for value in dataset[item].values() if isinstance(value, torch.Tensor))
 
 
-def _with_places(loader: DataLoader, places: list[tuple[int, list[int]]], dropped: DroppedVideos | None):
+def _with_places(loader: DataLoader, places: list[tuple[int, list[int]]], *, dropped: DroppedVideos | None):
     for batch, (step, slots) in zip(until_timeout(loader), places, strict=True):
         for id, reason in batch.pop("broken"):
             if dropped is not None:

@@ -105,7 +105,7 @@ def encode_moments(vae, frames: torch.Tensor | np.ndarray, *, batch_size: int = 
 
 
 def sample_latents(
-    moments: torch.Tensor, vae_config: Mapping[str, Any], generator: torch.Generator | None = None
+    moments: torch.Tensor, vae_config: Mapping[str, Any], *, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Moments of one video → latents as the network sees them: a posterior sample, shifted and scaled.
 
@@ -167,7 +167,7 @@ def _tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_key(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check_key(folder: Path, found: dict[str, Any], *, expected: dict[str, Any]) -> None:
     changes = [
         f"{name} {found.get(name)!r} → {value!r}" for name, value in expected.items() if found.get(name) != value
     ]
@@ -184,7 +184,7 @@ def _check_key(folder: Path, found: dict[str, Any], expected: dict[str, Any]) ->
 class _DistinctFrames(Dataset):
     """The distinct frames of each video's windows and, for each window, their order and actions; or why it is unusable."""
 
-    def __init__(self, table: VideoTable, indices: Sequence[int], seed: int, num_windows: int):
+    def __init__(self, table: VideoTable, indices: Sequence[int], *, seed: int, num_windows: int):
         self.table, self.indices, self.seed, self.num_windows = table, indices, seed, num_windows
 
     def __len__(self) -> int:
@@ -192,7 +192,7 @@ class _DistinctFrames(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray] | str:
         index = self.indices[i]
-        windows = [self.table.draw_window(index, draw, self.seed) for draw in range(self.num_windows)]
+        windows = [self.table.draw_window(index, draw, seed=self.seed) for draw in range(self.num_windows)]
         try:
             frames, order = distinct_frames(np.concatenate([self.table.read(index, window) for window in windows]))
         except VideoReadError as error:
@@ -205,9 +205,9 @@ class _DistinctFrames(Dataset):
 def write_latent_cache(
     folder: str | Path,
     table: VideoTable,
+    *,
     vae,
     key: dict[str, Any],
-    *,
     num_windows: int = 1,
     batch_size: int = 16,
     max_shard_size: int = MAX_SHARD_SIZE,
@@ -241,19 +241,19 @@ def write_latent_cache(
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_to_shrink(folder, {record.id for record in table.records})
     key = key | {"num_windows": num_windows}
-    shards = _plan_shards(table, vae, num_windows, max_shard_size)
+    shards = _plan_shards(table, vae, num_windows=num_windows, max_shard_size=max_shard_size)
     paths = [folder / f"latents-{number:05d}.safetensors" for number in range(len(shards))]
     described = [[_describe(table, index) for index in shard] for shard in shards]
 
     missing = [
         number
         for number in range(rank, len(shards), num_processes)
-        if not _is_done(paths[number], key, described[number], check_content=True)
+        if not _is_done(paths[number], key, videos=described[number], check_content=True)
     ]
     if missing:
         (folder / INDEX).unlink(missing_ok=True)
     indices = [index for number in missing for index in shards[number]]
-    dataset = _DistinctFrames(table, indices, key["seed"], num_windows)
+    dataset = _DistinctFrames(table, indices, seed=key["seed"], num_windows=num_windows)
     if indices:
         sizes = [num_windows * table.length(i) * table.size(i)[0] * table.size(i)[1] * 3 for i in indices]
         check_shared_memory(num_workers, min(sizes))
@@ -276,8 +276,8 @@ def write_latent_cache(
             with _whole_file(paths[number]) as path:
                 save_file(tensors, path, {"cache": json.dumps(header)})
 
-    if all(_is_done(path, key, videos) for path, videos in zip(paths, described, strict=True)):
-        _write_index(folder, paths, key, table.dropped)
+    if all(_is_done(path, key, videos=videos) for path, videos in zip(paths, described, strict=True)):
+        _write_index(folder, paths, key=key, all_dropped=table.dropped)
 
 
 def _refuse_to_shrink(folder: Path, ids: set[str]) -> None:
@@ -322,7 +322,7 @@ def _describe(table: VideoTable, index: int) -> dict[str, Any]:
     return described
 
 
-def _plan_shards(table: VideoTable, vae, num_windows: int, max_shard_size: int) -> list[list[int]]:
+def _plan_shards(table: VideoTable, vae, *, num_windows: int, max_shard_size: int) -> list[list[int]]:
     """Indices of the videos in each shard, in order, by the size they have if none of their frames are alike."""
     side = 64
     sample = encode_moments(vae, np.zeros((1, side, side, 3), np.uint8), batch_size=1)
@@ -350,7 +350,7 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is no shard of cached latents ({error!r}): remove it, and run again.") from error
 
 
-def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]], *, check_content: bool = False) -> bool:
+def _is_done(path: Path, key: dict[str, Any], *, videos: list[dict[str, Any]], check_content: bool = False) -> bool:
     """Whether a shard is there, and is of these videos; with `check_content` also whether its bytes are those written.
 
     Raises:
@@ -358,7 +358,7 @@ def _is_done(path: Path, key: dict[str, Any], videos: list[dict[str, Any]], *, c
     """
     try:
         header = _header(path)
-        _check_key(path.parent, header["key"], key)
+        _check_key(path.parent, header["key"], expected=key)
         # What shards of earlier versions do not tell cannot differ.
         is_same = len(header["videos"]) == len(videos) and all(
             found == {name: video[name] for name in found}
@@ -388,7 +388,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _write_index(folder: Path, paths: list[Path], key: dict[str, Any], all_dropped: DroppedVideos) -> None:
+def _write_index(folder: Path, paths: list[Path], *, key: dict[str, Any], all_dropped: DroppedVideos) -> None:
     headers = [_header(path) for path in paths]
     dropped = {id: reason for header in headers for id, reason in header["dropped"].items()}
     for id, reason in dropped.items():  # other processes' too
@@ -454,7 +454,7 @@ class LatentCache:
             raise ValueError(
                 f"{self.folder / INDEX} is not the index of a latent cache ({error}): {_AGAIN}."
             ) from error
-        _check_key(self.folder, index["key"], expected)
+        _check_key(self.folder, index["key"], expected=expected)
         for shard in index["shards"]:
             path = self.folder / shard["file"]
             if path.parent != self.folder or path.name in ("", ".."):

@@ -123,7 +123,7 @@ def read_episodes(
     for episode, frame, move in zip(rows["episode_index"], rows["frame_index"], moves, strict=True):
         by_episode.setdefault(episode, []).append((frame, move))
 
-    places = _places(root, info, camera)
+    places = _places(root, info, camera=camera)
     episodes = []
     for index, frames in sorted(by_episode.items()):
         if index not in places:
@@ -223,7 +223,9 @@ def _read_parquet(paths: list[Path], columns: list[str] | None, *, where: Path) 
     return {name: list(table[name]) for name in table.column_names}
 
 
-def _places(root: Path, info: dict[str, Any], camera: str) -> dict[int, tuple[Path | tuple[Path, float], str | None]]:
+def _places(
+    root: Path, info: dict[str, Any], *, camera: str
+) -> dict[int, tuple[Path | tuple[Path, float], str | None]]:
     """Episode → its file, with the time where it begins if the file holds several, and its task."""
 
     def task_of(tasks: Any) -> str | None:

@@ -116,7 +116,7 @@ class Sampling:
         """A window of a usable video: its interval uniform among those that fit, then its start."""
         return self.window_at(info, *torch.rand(2, generator=generator, dtype=torch.float64).tolist())
 
-    def window_at(self, info: VideoInfo, interval_share: float, start_share: float) -> Window:
+    def window_at(self, info: VideoInfo, interval_share: float, *, start_share: float) -> Window:
         """The window at these places, each in [0, 1), among the intervals and then the starts that fit."""
         num_frames = self.length(info)
         if self.fps is not None:
@@ -138,7 +138,7 @@ class Sampling:
         times = info.timestamps[window.start] + steps / self.fps
         return np.searchsorted(info.timestamps, times + 1e-6, side="right") - 1
 
-    def read(self, source: Path | bytes, info: VideoInfo, window: Window) -> np.ndarray:
+    def read(self, source: Path | bytes, info: VideoInfo, *, window: Window) -> np.ndarray:
         """The frames of a window, `uint8` (F, h, w, 3), each decoded once.
 
         Raises:

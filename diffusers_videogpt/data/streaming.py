@@ -89,7 +89,16 @@ class StreamedBatches:
             )
         stream = split_by_node(stream, rank=rank, world_size=num_processes)
         columns = {"video": video_column, "caption": caption_column, "label": label_column}
-        samples = _SampleStream(stream, sampling, batch_size, seed, rank, columns, pool_size, max_bad_fraction)
+        samples = _SampleStream(
+            stream,
+            sampling,
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            columns=columns,
+            pool_size=pool_size,
+            max_bad_fraction=max_bad_fraction,
+        )
         # A generator of its own: else the seed of the workers would be drawn from that of the training.
         # The least that a batch can have: no video is known yet.
         height, width = sampling.height or 16, sampling.width or min(sampling.longest_side, 16)
@@ -156,6 +165,7 @@ class _SampleStream(IterableDataset):
         self,
         stream,
         sampling: Sampling,
+        *,
         batch_size: int,
         seed: int,
         rank: int,
@@ -193,7 +203,7 @@ class _SampleStream(IterableDataset):
             is_new = number >= begun["next"]
             if not is_new and number not in begun["pool"]:
                 continue
-            name = self._name(row, seeds, number)
+            name = self._name(row, seeds, number=number)
             content = self._content(row)
             if contents.get(number, content) != content:
                 raise ValueError(
@@ -259,7 +269,7 @@ class _SampleStream(IterableDataset):
             return None, reason
         window = self.sampling.draw(info, generator)
         try:
-            frames = self.sampling.read(video, info, window)
+            frames = self.sampling.read(video, info, window=window)
         except VideoReadError as error:
             return None, f"breaks while read: {error}"
         sample = {"frames": torch.from_numpy(frames), "window": window}
@@ -276,7 +286,7 @@ class _SampleStream(IterableDataset):
             video = None
         return hash_of(video, *(row[self.columns[name]] for name in ("caption", "label") if self.columns[name]))
 
-    def _name(self, row: dict, seeds: tuple[int, ...], number: int) -> str:
+    def _name(self, row: dict, seeds: tuple[int, ...], *, number: int) -> str:
         if "__key__" in row:
             return f"{row['__url__']}/{row['__key__']}"
         video = row[self.columns["video"]]

@@ -276,7 +276,9 @@ class VideoTable(Sequence[VideoRecord]):
         dropped: the others, with reasons.
     """
 
-    def __init__(self, records: list[VideoRecord], infos: list[VideoInfo], sampling: Sampling, dropped: DroppedVideos):
+    def __init__(
+        self, records: list[VideoRecord], infos: list[VideoInfo], *, sampling: Sampling, dropped: DroppedVideos
+    ):
         self.records, self.infos, self.sampling, self.dropped = records, infos, sampling, dropped
 
     def __len__(self) -> int:
@@ -313,7 +315,7 @@ class VideoTable(Sequence[VideoRecord]):
                 digest.update(record.actions.tobytes())
         return digest.hexdigest()
 
-    def draw_window(self, index: int, draw: int, seed: int) -> Window:
+    def draw_window(self, index: int, draw: int, *, seed: int) -> Window:
         """The `draw`-th window of a video; it follows from (seed, id, draw) alone."""
         return self.sampling.draw(self.infos[index], seeded_generator(seed, self.id(index), draw))
 
@@ -328,8 +330,8 @@ class VideoTable(Sequence[VideoRecord]):
             return np.stack([self.sampling.resize(f) for f in source.frames()[self.frame_indices(index, window)]])
         if isinstance(source, VideoSegment):
             info = source.within(_look_once(probe_video, source.path))
-            return self.sampling.read(source.path, info, window)
-        return self.sampling.read(source.open() if isinstance(source, DatasetRow) else source, info, window)
+            return self.sampling.read(source.path, info, window=window)
+        return self.sampling.read(source.open() if isinstance(source, DatasetRow) else source, info, window=window)
 
     def read_actions(self, index: int, window: Window) -> np.ndarray | None:
         """The actions that led from frame to frame of a window, (F,) or (F, D); `None` of a video without actions.
@@ -383,7 +385,7 @@ class VideoTable(Sequence[VideoRecord]):
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             looks = tqdm(threads.map(look, records), desc="Looking at videos", total=len(records), delay=5)
-            table = cls([], [], sampling, DroppedVideos(max_bad_fraction, len(records)))
+            table = cls([], [], sampling=sampling, dropped=DroppedVideos(max_bad_fraction, len(records)))
             table.dropped.passed_over.update(passed_over or {})
             for record, (info, found) in zip(records, looks, strict=True):
                 if info is None:
@@ -564,8 +566,8 @@ class VideoTable(Sequence[VideoRecord]):
         cls,
         num_scenes: int,
         num_frames: int,
-        sampling: Sampling,
         *,
+        sampling: Sampling,
         first_seed: int = FIRST_TRAINING_SEED,
         world: str = "physics",
     ) -> "VideoTable":
@@ -584,7 +586,7 @@ class VideoTable(Sequence[VideoRecord]):
             VideoRecord(f"{name} {scene.seed}", scene, **scene.describe(), digest=content_digest(scene))
             for scene in scenes
         ]
-        return cls(records, [info] * num_scenes, sampling, DroppedVideos(num_seen=num_scenes))
+        return cls(records, [info] * num_scenes, sampling=sampling, dropped=DroppedVideos(num_seen=num_scenes))
 
 
 def _text_of(value) -> str | None:

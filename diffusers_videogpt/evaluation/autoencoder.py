@@ -55,7 +55,7 @@ def correlation_penalty(latents: torch.Tensor) -> torch.Tensor:
     return (correlation - torch.diag(correlation.diag())).square().sum()
 
 
-def add_latent_noise(latents: torch.Tensor, level: torch.Tensor | float, noise: torch.Tensor) -> torch.Tensor:
+def add_latent_noise(latents: torch.Tensor, level: torch.Tensor | float, *, noise: torch.Tensor) -> torch.Tensor:
     """z + level · std · noise, with the standard deviation of each channel over all N frames and places.
 
     The gradient passes through the standard deviation: scaling a channel scales its noise, and so gains nothing.
@@ -162,6 +162,7 @@ def _decode(vae, latents: torch.Tensor) -> np.ndarray:
 def judge_latents(
     vae,
     videos: Sequence[np.ndarray],
+    *,
     noise_levels: Sequence[float] = NOISE_LEVELS,
     read_objects: Callable[[np.ndarray], Any] | None = None,
     seed: int = 0,

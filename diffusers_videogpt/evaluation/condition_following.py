@@ -172,7 +172,7 @@ def evaluate_classes(
     num_made = videos_per_class * len(names)
     if data_root is None:
         table = VideoTable.simulated(
-            num_training_videos + num_made, num_frames, sampling, first_seed=FIRST_CLASSIFIER_SEED
+            num_training_videos + num_made, num_frames, sampling=sampling, first_seed=FIRST_CLASSIFIER_SEED
         )
     else:
         table = VideoTable.from_folder(data_root, sampling)
@@ -182,7 +182,7 @@ def evaluate_classes(
             "it: give more, or lower the number to train on."
         )
     order = np.random.default_rng(seed).permutation(len(table))[: num_training_videos + num_made]
-    originals = [table.read(index, table.draw_window(index, 0, seed)) for index in order]
+    originals = [table.read(index, table.draw_window(index, 0, seed=seed)) for index in order]
     videos = [through_autoencoder(pipe, video) for video in tqdm(originals, desc="Autoencoder", delay=5)]
     labels = [pipe.labels[table[index].label] for index in order]
     classifier = train_classifier(

@@ -61,7 +61,7 @@ def cached_features(path: Path, key: dict[str, Any], *, compute: Callable[[], np
             return features
         logger.warning(f"{path}: these features were made otherwise ({', '.join(changes)}); they are computed anew.")
     features = compute()
-    save_tensors(path, {"features": torch.from_numpy(features)}, {"features_of": json.dumps(key)})
+    save_tensors(path, {"features": torch.from_numpy(features)}, metadata={"features_of": json.dumps(key)})
     return features
 
 
@@ -185,7 +185,7 @@ class FolderClips:
 
     def __getitem__(self, position: int) -> np.ndarray:
         index = self.indices[position]
-        return self.table.read(index, self.table.draw_window(index, 0, self.settings.seed))
+        return self.table.read(index, self.table.draw_window(index, 0, seed=self.settings.seed))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[position] for position in range(len(self)))
@@ -298,7 +298,7 @@ class PredictedClips:
                     positions, made, clip_features(i3d, made, batch_size=batch_size), strict=True
                 ):
                     write_video(store.videos / f"{position:05d}.mp4", clip, fps=8, crf=10)
-                    store.save("features", keys[position], features.tolist())
+                    store.save("features", keys[position], value=features.tolist())
                 progress.update(len(positions))
         return np.array([store.load("features", key) for key in keys], dtype=np.float32)
 
@@ -306,8 +306,8 @@ class PredictedClips:
 def evaluate_fvd(
     i3d: torch.nn.Module,
     reference: FolderClips,
-    made: FolderClips | PredictedClips,
     *,
+    made: FolderClips | PredictedClips,
     cache_dir: str | Path | None = None,
     batch_size: int = 8,
 ) -> float:

@@ -112,7 +112,7 @@ def animate_all(
 
 
 def score_motion(
-    animations: Sequence[Animation], videos: Sequence[np.ndarray], classifier: ClipClassifier
+    animations: Sequence[Animation], videos: Sequence[np.ndarray], *, classifier: ClipClassifier
 ) -> MotionScores:
     """Scores videos against the animations whose first frames they began with, one each, of one motion."""
     found = classify(classifier, videos)
@@ -144,8 +144,8 @@ def format_motion_scores(scores: dict[str, dict[str, MotionScores]]) -> str:
 def evaluate_motion(
     pipe: VideoGPTPipeline,
     lora: str | Path,
-    motion: str,
     *,
+    motion: str,
     classifier: ClipClassifier,
     num_animations: int = 64,
     num_frames: int = 24,
@@ -181,7 +181,7 @@ def evaluate_motion(
         chosen = [index for index, x in enumerate(animations) if novelty in ("all", x.novelty)]
         if chosen:
             scores[novelty] = {
-                way: score_motion([animations[i] for i in chosen], [made[i] for i in chosen], classifier)
+                way: score_motion([animations[i] for i in chosen], [made[i] for i in chosen], classifier=classifier)
                 for way, made in videos.items()
             }
     if folder is not None:
@@ -203,8 +203,8 @@ MIXTURES = ((1.0, 0.0), (0.7, 0.3), (0.5, 0.5), (0.3, 0.7), (0.0, 1.0), (1.0, 1.
 def mix_adapters(
     pipe: VideoGPTPipeline,
     loras: dict[str, str | Path],
-    frame: np.ndarray,
     *,
+    frame: np.ndarray,
     num_frames: int = 24,
     num_inference_steps: int = 25,
     guidance_scale: float | None = None,

@@ -356,7 +356,7 @@ def predict_scenes(
         for scene in batch:
             given = hash_bytes(scene.given.tobytes())
             key = hash_of(model, call, num_frames, settings.seed, scene.seed, given, len(batch))
-            paths.append(store.cached("predictions", key, ".npy"))
+            paths.append(store.cached("predictions", key, suffix=".npy"))
         if not all(path.is_file() for path in paths):
             frames = pipe(
                 video=[scene.given for scene in batch],

@@ -309,7 +309,7 @@ def predict_views(
         frames = predict_view(pipe, shown, number=int(view.ids[0]), settings=settings)
         with store.writing(path) as unfinished:
             write_video(unfinished, frames, fps=benchmark.fps)
-        store.save("predictions", key, hash_file(path))
+        store.save("predictions", key, value=hash_file(path))
         print(f"{index + 1}/{len(views)} {view.name} predicted in {time.perf_counter() - began:.1f} s", flush=True)
 
 
@@ -341,7 +341,7 @@ def find_masks(benchmark: Benchmark, masks: str | Path | None, *, kind: str, vie
 
 
 def _masks_like_reference(footage: Footage, store: Store) -> Path:
-    path = store.cached("masks", hash_of("mask 1", footage.content(), footage.fps), ".mp4")
+    path = store.cached("masks", hash_of("mask 1", footage.content(), footage.fps), suffix=".mp4")
     if not path.is_file():
         with store.writing(path) as unfinished:
             write_masks(unfinished, footage.frames(), fps=footage.fps)
@@ -403,7 +403,7 @@ def score_views(
                 for video, path in zip(footage, mask_paths, strict=True)
             ]
             score = score_view(*streams)
-            store.save("scores", key, score)
+            store.save("scores", key, value=score)
             print(f"{index + 1}/{len(views)} {view.name} scored", flush=True)
         scores.append(score)
     return scores

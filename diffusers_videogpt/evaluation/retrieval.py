@@ -32,7 +32,7 @@ def distinct_scenes(num_scenes: int, sampling: Sampling, *, world: str = "physic
             f"Only {len(seeds)} evaluation scenes of '{world}' have captions of their own: ask for fewer."
         )
     wanted = list(seeds.values())
-    table = VideoTable.simulated(wanted[-1] + 1, SCENE_FRAMES, sampling, first_seed=0, world=world)
+    table = VideoTable.simulated(wanted[-1] + 1, SCENE_FRAMES, sampling=sampling, first_seed=0, world=world)
     table = subset(table, wanted)
     table.dropped = DroppedVideos(1.0, len(table))
     return table

@@ -90,7 +90,9 @@ def _segment(
         rest, found = frames[start:], given[None]
         if start == 0 or len(rest) > 1:
             length = clip if start == 0 else min(clip, len(rest))
-            found = segment_video(pipe, rest, given, frames_per_clip=length, generator=generator, **settings)
+            found = segment_video(
+                pipe, rest, first_mask=given, frames_per_clip=length, generator=generator, **settings
+            )
         masks[start:] = np.where(masks[start:] == 0, found, masks[start:])
     return masks
 
@@ -198,7 +200,7 @@ def evaluate_simulated(
         first = scene.masks[0]
         generator = torch.Generator().manual_seed(seed + scene_seed)
         found = {
-            "model": segment_video(pipe, scene.frames, first, generator=generator, **settings),
+            "model": segment_video(pipe, scene.frames, first_mask=first, generator=generator, **settings),
             "repeating the first mask": np.repeat(first[None], num_frames, axis=0),
             "optical flow": propagate_by_flow(scene.frames, first),
             "autoencoder alone": through_autoencoder(pipe, scene.masks),

@@ -62,7 +62,7 @@ class SteeringScores:
     others_lost_without: float
 
 
-def is_right_direction(commanded: np.ndarray, predicted: np.ndarray, full: float) -> bool:
+def is_right_direction(commanded: np.ndarray, predicted: np.ndarray, *, full: float) -> bool:
     """Whether a predicted displacement is that which was commanded: where the simulator moved at least half of `full`, its
     larger part has the axis and sign of the commanded one, and is at least a quarter of `full`; where it moved less, it is
     less than half of `full`, too."""
@@ -105,7 +105,7 @@ def steer_scene(world: WorldModel, scene: int, *, num_steps: int) -> list[Move]:
             )
             for one in (frame, without)
         )
-        is_right = is_right_direction(commanded, predicted, full)
+        is_right = is_right_direction(commanded, predicted, full=full)
         moves.append(Move(scene, action, commanded, predicted, is_right, errors, errors_without))
     return moves
 

@@ -15,8 +15,8 @@ from ..files import write_json
 def take_turns(
     variants: dict[str, Callable[[], object]],
     num_rounds: int = 7,
-    num_warmups: int = 1,
     *,
+    num_warmups: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds that each variant took, by turns: what slows the machine for a while slows all of them.
@@ -45,7 +45,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def speedup(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
+def speedup(seconds: dict[str, list[float]], slow: str, *, fast: str) -> dict[str, float]:
     """How many times faster `fast` is than `slow`, round by round: median, least and largest ratio."""
     ratios = [s / f for s, f in zip(seconds[slow], seconds[fast], strict=True)]
     return {"ratio": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}

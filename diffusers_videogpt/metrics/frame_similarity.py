@@ -108,7 +108,8 @@ def make_measures(
     if unknown:
         raise ValueError(f"There is no measure {', '.join(unknown)}: choose from {', '.join(load)}, motion.")
     return {
-        name: _motion if name == "motion" else _by_frame(name, load[name](device, cache_dir), device) for name in names
+        name: _motion if name == "motion" else _by_frame(name, load[name](device, cache_dir), device=device)
+        for name in names
     }
 
 
@@ -141,7 +142,7 @@ def _load_lpips(device: str | torch.device, cache_dir: str | Path | None) -> Com
     return lambda x, y: lpips(2 * x - 1, 2 * y - 1)
 
 
-def _by_frame(name: str, compare: Compare, device: str | torch.device) -> Measure:
+def _by_frame(name: str, compare: Compare, *, device: str | torch.device) -> Measure:
     @torch.no_grad()
     def measure(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
         if min(truth.shape[1:3]) < SMALLEST_SIDE[name]:

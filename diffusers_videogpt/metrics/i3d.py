@@ -35,7 +35,7 @@ MIXED_CHANNELS = {
 }
 
 
-def pad_same(x: torch.Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+def pad_same(x: torch.Tensor, kernel: tuple[int, ...], *, stride: tuple[int, ...]) -> torch.Tensor:
     """TensorFlow's "SAME": ⌈size / stride⌉ outputs, the odd zero at the end. (B, C, F, H, W) in and out."""
     padding = []
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
@@ -44,19 +44,19 @@ def pad_same(x: torch.Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) 
     return F.pad(x, padding)
 
 
-def max_pool_same(x: torch.Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+def max_pool_same(x: torch.Tensor, kernel: tuple[int, ...], *, stride: tuple[int, ...]) -> torch.Tensor:
     # What is pooled has been rectified, so the zeros never win over a value.
-    return F.max_pool3d(pad_same(x, kernel, stride), kernel, stride)
+    return F.max_pool3d(pad_same(x, kernel, stride=stride), kernel, stride)
 
 
 class ConvUnit(nn.Conv3d):
     """Convolution, batch norm and rectifier; the norm's fixed numbers are part of weight and bias."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(super().forward(pad_same(x, self.kernel_size, self.stride)))
+        return F.relu(super().forward(pad_same(x, self.kernel_size, stride=self.stride)))
 
 
 class MixedBlock(nn.Module):
@@ -65,13 +65,13 @@ class MixedBlock(nn.Module):
     def __init__(self, in_channels: int, channels: tuple[int, ...]):
         super().__init__()
         c0, c1a, c1b, c2a, c2b, c3 = channels
-        self.branch_0 = ConvUnit(in_channels, c0, 1)
-        self.branch_1 = nn.Sequential(ConvUnit(in_channels, c1a, 1), ConvUnit(c1a, c1b, 3))
-        self.branch_2 = nn.Sequential(ConvUnit(in_channels, c2a, 1), ConvUnit(c2a, c2b, 3))
-        self.branch_3 = ConvUnit(in_channels, c3, 1)
+        self.branch_0 = ConvUnit(in_channels, c0, kernel=1)
+        self.branch_1 = nn.Sequential(ConvUnit(in_channels, c1a, kernel=1), ConvUnit(c1a, c1b, kernel=3))
+        self.branch_2 = nn.Sequential(ConvUnit(in_channels, c2a, kernel=1), ConvUnit(c2a, c2b, kernel=3))
+        self.branch_3 = ConvUnit(in_channels, c3, kernel=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = max_pool_same(x, (3, 3, 3), (1, 1, 1))
+        pooled = max_pool_same(x, (3, 3, 3), stride=(1, 1, 1))
         return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(pooled)], dim=1)
 
 
@@ -85,9 +85,9 @@ class I3D(nn.Module):
 
     def __init__(self, num_logits: int = 400, width: int = 64):
         super().__init__()
-        self.conv_1a = ConvUnit(3, width, 7, stride=2)
-        self.conv_2b = ConvUnit(width, width, 1)
-        self.conv_2c = ConvUnit(width, 3 * width, 3)
+        self.conv_1a = ConvUnit(3, width, kernel=7, stride=2)
+        self.conv_2b = ConvUnit(width, width, kernel=1)
+        self.conv_2c = ConvUnit(width, 3 * width, kernel=3)
         in_channels = 3 * width
         for name, published in MIXED_CHANNELS.items():
             c0, c1a, c1b, c2a, c2b, c3 = channels = tuple(c * width // 64 for c in published)
@@ -107,12 +107,12 @@ class I3D(nn.Module):
             )
         if video.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D takes {MIN_FRAMES} frames or more, got {video.shape[2]}: give longer clips.")
-        x = max_pool_same(self.conv_1a(video), (1, 3, 3), (1, 2, 2))
-        x = max_pool_same(self.conv_2c(self.conv_2b(x)), (1, 3, 3), (1, 2, 2))
+        x = max_pool_same(self.conv_1a(video), (1, 3, 3), stride=(1, 2, 2))
+        x = max_pool_same(self.conv_2c(self.conv_2b(x)), (1, 3, 3), stride=(1, 2, 2))
         x = self.mixed_3c(self.mixed_3b(x))
-        x = max_pool_same(x, (3, 3, 3), (2, 2, 2))
+        x = max_pool_same(x, (3, 3, 3), stride=(2, 2, 2))
         x = self.mixed_4f(self.mixed_4e(self.mixed_4d(self.mixed_4c(self.mixed_4b(x)))))
-        x = max_pool_same(x, (2, 2, 2), (2, 2, 2))
+        x = max_pool_same(x, (2, 2, 2), stride=(2, 2, 2))
         x = self.mixed_5c(self.mixed_5b(x))
         x = F.avg_pool3d(x, (2, 7, 7), stride=1)
         return self.logits(x).flatten(2).mean(dim=2)

@@ -99,7 +99,7 @@ def load_package_weights(source: PackageWeights, cache_dir: str | Path | None = 
     """
     path = cache_folder("weights", cache_dir) / f"{source.package}-{source.file_sha256[:16]}.safetensors"
     if not path.is_file():
-        save_tensors(path, source.convert(_read_package(source)), {"file_sha256": source.file_sha256})
+        save_tensors(path, source.convert(_read_package(source)), metadata={"file_sha256": source.file_sha256})
     try:
         state_dict = load_file(path)
     except SafetensorError as error:

@@ -137,7 +137,7 @@ def shrink(
 
 
 def score_view(
-    take_1: Iterable[MaskedFrame], take_2: Iterable[MaskedFrame], generated: Iterable[MaskedFrame]
+    take_1: Iterable[MaskedFrame], take_2: Iterable[MaskedFrame], *, generated: Iterable[MaskedFrame]
 ) -> dict[str, float | list[float]]:
     """Compares the two takes of one view and the generated video with each other, frame by frame.
 

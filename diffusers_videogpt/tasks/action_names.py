@@ -15,7 +15,7 @@ def check_names(names: Sequence[str], num_actions: int | None) -> None:
         raise ValueError(f"The names of {num_actions} actions must be as many, all different, got {', '.join(names)}.")
 
 
-def read_actions(text: str, names: Sequence[str], num_actions: int) -> list[int]:
+def read_actions(text: str, names: Sequence[str], *, num_actions: int) -> list[int]:
     """ "right*8 up*4 2" → the numbers of actions, one a step.
 
     Args:

@@ -60,7 +60,7 @@ def train_probe(
     names = class_names([video.label for video in table], data.videos.dataset_file)
     # Too few videos are told before their features are computed.
     ids = [video.id for video in table]
-    split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
+    split_off(ids, latents.num_held_out(len(ids)), seed=sampling.seed)
     num_layers = pipe.transformer.config.num_layers
     layers = [resolve_layer(num_layers, layer) for layer in classifier.layer or [None]]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
@@ -68,8 +68,8 @@ def train_probe(
     found = extract_layers(
         pipe,
         table,
-        layers,
-        classifier.num_clips,
+        layers=layers,
+        num_clips=classifier.num_clips,
         cache_dir=output_dir / "features",
         pooling=classifier.pooling,
         batch_size=batches.train_batch_size,
@@ -81,7 +81,7 @@ def train_probe(
         records = found[0].records
         labels = torch.tensor([names.index(video.label) for video in records])
         ids = [video.id for video in records]
-        _, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
+        _, held_out = split_off(ids, latents.num_held_out(len(ids)), seed=sampling.seed)
         probes = [
             fit_linear_probe(normalized(of_layer.values), labels, num_classes=len(names), held_out=held_out)
             for of_layer in found
@@ -90,7 +90,7 @@ def train_probe(
         for layer, probe in zip(layers, probes, strict=True):
             print(f"layer {layer}: {100 * probe.held_out_accuracy:.1f} % of held-out videos")
         model = VideoGPTForVideoClassification.from_transformer(
-            pipe.transformer, names, layers[best], classifier.pooling, make_sampling(sampling)
+            pipe.transformer, names, layer=layers[best], pooling=classifier.pooling, sampling=make_sampling(sampling)
         )
         put_probe(model, probes[best])
         tried = [
@@ -141,7 +141,7 @@ class ClassifierTraining(Training):
         names = class_names([record.label for record in all_records(feed)], data.videos.dataset_file)
         layer = None if classifier.layer is None else classifier.layer[0]
         self.model = VideoGPTForVideoClassification.from_transformer(
-            pipe.transformer, names, layer, classifier.pooling, make_sampling(feed.sampling)
+            pipe.transformer, names, layer=layer, pooling=classifier.pooling, sampling=make_sampling(feed.sampling)
         )
         pipe.transformer = None  # its weights are copied
 

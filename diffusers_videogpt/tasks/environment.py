@@ -67,6 +67,7 @@ class ClassifierReward:
         self,
         model: VideoGPTForVideoClassification,
         vae,
+        *,
         rewards: Mapping[str, float],
         ends: Collection[str] = (),
     ):
@@ -78,7 +79,7 @@ class ClassifierReward:
         num_frames = self._model.sampling.max_num_frames
         names = list(self._model.labels)
         ((first, *others),) = classify_videos(
-            self._model, self._vae, frames[-num_frames:], num_clips=1, top_k=len(names)
+            self._model, self._vae, videos=frames[-num_frames:], num_clips=1, top_k=len(names)
         )
         reward = sum(self._rewards.get(name, 0.0) * probability for name, probability in (first, *others))
         return float(reward), first[0] in self._ends

@@ -76,7 +76,7 @@ class FeatureCache:
 class FeatureFeed(LatentFeed):
     """Batches of features: (B, W, 1, 1, 1), so to say the latents of one frame of one pixel."""
 
-    def _micro_batch(self, batch: dict, generators: list, clip_generators: list) -> MicroBatch:
+    def _micro_batch(self, batch: dict, generators: list, *, clip_generators: list) -> MicroBatch:
         features = batch["moments"].to(self.accelerator.device)[:, :, None, None, None]
         clip_lengths = [[1]] * len(features)
         return MicroBatch(features, generators, clip_lengths, batch["ids"], batch["captions"], batch["labels"])
@@ -105,13 +105,13 @@ def make_retrieval_feed(
         table = load_video_table(data.videos, sampling)
     report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before their features are computed.
-    split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
+    split_off([record.id for record in table.records], latents.num_held_out(len(table)), seed=sampling.seed)
     pipe.transformer.to(accelerator.device)
     features = extract_features(
         pipe,
         table,
-        retrieval.layer,
-        retrieval.num_clips,
+        layer=retrieval.layer,
+        num_clips=retrieval.num_clips,
         cache_dir=data.output_dir / "features",
         pooling=retrieval.pooling,
         vae_batch_size=latents.vae_batch_size,
@@ -119,7 +119,7 @@ def make_retrieval_feed(
         accelerator=accelerator,
     )
     cache = FeatureCache(features)
-    kept, held_out = split_off(cache.ids, latents.num_held_out(len(cache.ids)), sampling.seed)
+    kept, held_out = split_off(cache.ids, latents.num_held_out(len(cache.ids)), seed=sampling.seed)
     windows = CachedWindows(cache, kept)
     return FeatureFeed(
         accelerator,
@@ -176,9 +176,9 @@ class RetrievalTraining(Training):
         self.model = VideoGPTForVideoRetrieval.from_transformer(
             pipe.transformer,
             text_feature_dim(self.text_encoder),
-            retrieval.layer,
-            retrieval.projection_dim,
-            retrieval.pooling,
+            layer=retrieval.layer,
+            projection_dim=retrieval.projection_dim,
+            pooling=retrieval.pooling,
         )
         pipe.transformer = None  # its weights are copied
         if not retrieval.train_transformer:
@@ -190,18 +190,20 @@ class RetrievalTraining(Training):
         if isinstance(feed.source, StreamSource):
             return
         with accelerator.main_process_first():
-            read = cache_texts(data.output_dir / "texts", list(self.known), self.text_encoder, self.tokenizer)
+            read = cache_texts(
+                data.output_dir / "texts", list(self.known), text_encoder=self.text_encoder, tokenizer=self.tokenizer
+            )
         captions = list(self.known)
         parts = [read(captions[first : first + 64]) for first in range(0, len(captions), 64)]
         device = accelerator.device
         self.features = torch.cat(
-            [pool_text(self.text_encoder, states.to(device), mask.to(device)) for states, mask in parts]
+            [pool_text(self.text_encoder, states.to(device), mask=mask.to(device)) for states, mask in parts]
         )
 
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
         """(B, E): encoded now if they are of a stream, else before the first step."""
         if isinstance(self.feed.source, StreamSource):
-            return pool_text(self.text_encoder, *encode_text(self.text_encoder, self.tokenizer, captions))
+            return pool_text(self.text_encoder, *encode_text(self.text_encoder, self.tokenizer, texts=captions))
         return self.features[[self.known[caption] for caption in captions]]
 
     def run_fields(self) -> dict[str, Any]:
@@ -243,7 +245,7 @@ class RetrievalTraining(Training):
             "text → video"
         ]
         return {
-            "loss": contrastive_loss(videos, texts, logit_scale, captions=captions).item(),
+            "loss": contrastive_loss(videos, texts, logit_scale=logit_scale, captions=captions).item(),
             "recall_at_1": scores.recall[1],
             "median_rank": scores.median_rank,
         }

@@ -265,7 +265,7 @@ class SegmentationTable(VideoTable):
 
     @classmethod
     def of(
-        cls, videos: Sequence[MaskedVideo | SimulatedMasks], sampling: Sampling, max_bad_fraction: float = 0.5
+        cls, videos: Sequence[MaskedVideo | SimulatedMasks], sampling: Sampling, *, max_bad_fraction: float = 0.5
     ) -> "SegmentationTable":
         """The usable ones of some videos.
 
@@ -297,7 +297,7 @@ class SegmentationTable(VideoTable):
 
     def subset(self, indices: Sequence[int]) -> "SegmentationTable":
         records, infos = ([values[index] for index in indices] for values in (self.records, self.infos))
-        return SegmentationTable(records, infos, self.sampling, self.dropped)
+        return SegmentationTable(records, infos, sampling=self.sampling, dropped=self.dropped)
 
     def length(self, index: int) -> int:
         """Frames of a sample, 2 N + 1."""
@@ -317,7 +317,7 @@ class SegmentationTable(VideoTable):
 
     def clips(self, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The first `count` videos that show an object, a window of each, as [`read_clip`] has them."""
-        clips = (self.read_clip(index, self.draw_window(index, 0, seed)) for index in range(len(self)))
+        clips = (self.read_clip(index, self.draw_window(index, 0, seed=seed)) for index in range(len(self)))
         return islice((clip for clip in clips if object_ids(clip[1][0])), count)
 
 
@@ -331,7 +331,7 @@ def load_segmentation_table(videos: VideoSettings, sampling: SamplingSettings) -
             SimulatedMasks(FIRST_TRAINING_SEED + index, num_frames, sampling.longest_pixels)
             for index in range(videos.num_simulated_scenes)
         ]
-    return SegmentationTable.of(found, make_sampling(sampling), videos.max_bad_fraction)
+    return SegmentationTable.of(found, make_sampling(sampling), max_bad_fraction=videos.max_bad_fraction)
 
 
 def make_segmentation_feed(accelerator: Accelerator, vae, *, data: DataSettings) -> LatentFeed:
@@ -344,7 +344,7 @@ def make_segmentation_feed(accelerator: Accelerator, vae, *, data: DataSettings)
         table = load_segmentation_table(data.videos, sampling)
     report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     ids = [record.id for record in table.records]
-    kept, held_out = split_off(ids, latents.num_held_out(len(ids)), sampling.seed)
+    kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed=sampling.seed)
     table, held_out = table.subset(kept), table.subset(held_out)
     train = WindowDataset(table, sampling.seed)
     if latents.windows_per_video is not None:

@@ -46,7 +46,7 @@ def load_text_encoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def cache_texts(
-    folder: str | Path, texts: Sequence[str], text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    folder: str | Path, texts: Sequence[str], *, text_encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> TextStates:
     """Encodes texts into an Arrow file of `folder`, if it is not there already, and reads them from it.
 
@@ -57,7 +57,7 @@ def cache_texts(
     fingerprint = hash_json(made_of)[:16]
 
     def encode(rows: dict) -> dict:
-        states, mask = encode_text(text_encoder, tokenizer, rows["text"])
+        states, mask = encode_text(text_encoder, tokenizer, texts=rows["text"])
         return {"states": [s[m].float().cpu().numpy() for s, m in zip(states, mask, strict=True)]}
 
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -128,11 +128,14 @@ class TextToVideoTraining(ConditionalTraining):
         captions = sorted({record.caption for record in records})
         self.caption = next(iter(captions), "")
         if isinstance(self.feed.source, StreamSource):
-            self.states = lambda texts: encode_text(pipe.text_encoder, pipe.tokenizer, texts)
+            self.states = lambda texts: encode_text(pipe.text_encoder, pipe.tokenizer, texts=texts)
             return
         with accelerator.main_process_first():
             self.states = cache_texts(
-                self.settings.output_dir / "texts", sorted({"", *captions}), pipe.text_encoder, pipe.tokenizer
+                self.settings.output_dir / "texts",
+                sorted({"", *captions}),
+                text_encoder=pipe.text_encoder,
+                tokenizer=pipe.tokenizer,
             )
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:

@@ -81,6 +81,7 @@ class VideoGPTForVideoClassification(
         cls,
         transformer: VideoGPTTransformerModel,
         id2label: Sequence[str] | dict[int, str],
+        *,
         layer: int | None = None,
         pooling: str = "mean",
         sampling: Sampling | None = None,
@@ -164,8 +165,8 @@ def load_classifier(name: str | Path) -> tuple[VideoGPTForVideoClassification, M
 def classify_videos(
     model: VideoGPTForVideoClassification,
     vae,
-    videos: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
     *,
+    videos: str | Path | np.ndarray | Sequence[str | Path | np.ndarray],
     num_clips: int = 3,
     top_k: int = 5,
 ) -> list[list[tuple[str, float]]]:

@@ -59,7 +59,7 @@ def sampling_of(config: dict[str, Any]) -> Sampling:
 
 def spread_windows(sampling: Sampling, info: VideoInfo, *, num_clips: int) -> list[Window]:
     """`num_clips` windows evenly over a video: each in the middle of its part, frames at the middle interval."""
-    return [sampling.window_at(info, 0.5, (index + 0.5) / num_clips) for index in range(num_clips)]
+    return [sampling.window_at(info, 0.5, start_share=(index + 0.5) / num_clips) for index in range(num_clips)]
 
 
 def clips_of(video: str | Path | np.ndarray, sampling: Sampling, *, num_clips: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def clips_of(video: str | Path | np.ndarray, sampling: Sampling, *, num_clips: i
         if info is None:
             raise ValueError(f"{video} is {reason}.")
         windows = spread_windows(sampling, info, num_clips=num_clips)
-        return np.stack([sampling.read(Path(video), info, window) for window in windows])
+        return np.stack([sampling.read(Path(video), info, window=window) for window in windows])
     info = VideoInfo(*video.shape[1:3], np.arange(len(video)) / (sampling.fps or 1.0))
     if not sampling.length(info):
         least = sampling.min_num_frames or sampling.max_num_frames
@@ -137,9 +137,9 @@ def read_clips(
 def extract_layers(
     pipe: VideoGPTPipeline,
     table: VideoTable,
+    *,
     layers: Sequence[int | None],
     num_clips: int = 1,
-    *,
     cache_dir: str | Path,
     pooling: str = "mean",
     batch_size: int = 8,
@@ -183,7 +183,7 @@ def extract_layers(
             indices += members
         tensors = {"indices": torch.tensor(indices), "values": torch.cat(values, dim=1)} if values else {}
         dropped = {id: table.dropped[id] for id in map(table.id, parts[number]) if id in table.dropped}
-        save_tensors(paths[number], tensors, {"dropped": json.dumps(dropped)})
+        save_tensors(paths[number], tensors, metadata={"dropped": json.dumps(dropped)})
     if accelerator is not None:
         accelerator.wait_for_everyone()
 
@@ -200,7 +200,7 @@ def extract_layers(
 
 
 def extract_features(
-    pipe: VideoGPTPipeline, table: VideoTable, layer: int | None = None, num_clips: int = 1, **settings
+    pipe: VideoGPTPipeline, table: VideoTable, *, layer: int | None = None, num_clips: int = 1, **settings
 ) -> VideoFeatures:
     """[`~token_pooling.pool_clean_tokens`] of several clips of each video, from files where these are there already.
 
@@ -220,7 +220,7 @@ def extract_features(
     Raises:
         ValueError: there is no such layer or pooling, or too many videos cannot be read.
     """
-    return extract_layers(pipe, table, [layer], num_clips, **settings)[0]
+    return extract_layers(pipe, table, layers=[layer], num_clips=num_clips, **settings)[0]
 
 
 def _describe(table: VideoTable, index: int) -> list:

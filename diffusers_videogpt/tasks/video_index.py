@@ -123,7 +123,7 @@ def build_index(folder: str | Path, model: str, *, output: str | Path, device: s
             rows[table.id(part[place])] = Row(*files[part[place]], embed.numpy())
             progress.update()
         if rows:
-            _write(output, rows, notes)
+            _write(output, rows, notes=notes)
     if not rows:
         raise ValueError(f"No video of {folder} could be read: {table.dropped.summary()}.{table.dropped.first()}")
     return IndexReport(len(rows), num_kept, table.dropped)
@@ -219,7 +219,7 @@ def _load(index: Path, notes: dict):
     return dataset
 
 
-def _write(output: Path, rows: dict[str, Row], notes: dict) -> None:
+def _write(output: Path, rows: dict[str, Row], *, notes: dict) -> None:
     """The whole index, beside `output` first and then in its place: it is never half there."""
     datasets, faiss = (require(name, f"An index needs {name}", extra="search") for name in ("datasets", "faiss"))
     columns = {

@@ -98,17 +98,17 @@ def merge_markings(markings: Sequence[Marking], pictures: Sequence[np.ndarray]) 
 # Sizes: frames are stretched, not cropped, since every pixel of the video needs an id.
 
 
-def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_frames(frames: np.ndarray, height: int, *, width: int) -> np.ndarray:
     """uint8 (F, H, W, 3) → (F, height, width, 3), bicubic."""
-    return _resize(frames, height, width, Image.Resampling.BICUBIC)
+    return _resize(frames, height, width=width, method=Image.Resampling.BICUBIC)
 
 
-def resize_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_masks(masks: np.ndarray, height: int, *, width: int) -> np.ndarray:
     """uint8 (F, H, W) → (F, height, width), nearest."""
-    return _resize(masks, height, width, Image.Resampling.NEAREST)
+    return _resize(masks, height, width=width, method=Image.Resampling.NEAREST)
 
 
-def _resize(pictures: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
+def _resize(pictures: np.ndarray, height: int, *, width: int, method: Image.Resampling) -> np.ndarray:
     if pictures.shape[1:3] == (height, width):
         return pictures
     return np.stack([np.asarray(Image.fromarray(picture).resize((width, height), method)) for picture in pictures])
@@ -121,8 +121,8 @@ def _resize(pictures: np.ndarray, height: int, width: int, method: Image.Resampl
 def segment_video(
     pipe: VideoGPTPipeline,
     frames,
-    first_mask: np.ndarray,
     *,
+    first_mask: np.ndarray,
     frames_per_clip: int | None = None,
     num_inference_steps: int = 8,
     guidance_scale: float = 1.0,
@@ -176,16 +176,18 @@ def segment_video(
         width, height = target_size(frames.shape[2], frames.shape[1], longest_side=pipe.config.longest_side)[1]
     check_size(height, width, multiple=pipe.size_multiple)
 
-    video = _encode(pipe, resize_frames(frames, height, width)[None], generator)
+    video = _encode(pipe, resize_frames(frames, height, width=width)[None], generator=generator)
     ids = np.zeros((len(frames), height, width), np.uint8)
-    ids[0] = resize_masks(first_mask[None], height, width)[0]
+    ids[0] = resize_masks(first_mask[None], height, width=width)[0]
     last_start, num_known = len(frames) - clip, 1
     for start in [*range(0, last_start, clip - 1), last_start]:
         # What is carried over are ids, drawn anew in pure colours, not a picture with its faults.
         markings = make_markings(object_ids(ids[start]))
         if not markings:
             break
-        marked = _encode(pipe, np.stack([marking.draw(ids[start : start + 1]) for marking in markings]), generator)
+        marked = _encode(
+            pipe, np.stack([marking.draw(ids[start : start + 1]) for marking in markings]), generator=generator
+        )
         window = video[:, :, start : start + clip].expand(len(markings), -1, -1, -1, -1)
         pictures = pipe(
             video_latents=torch.cat([window, marked], dim=2),
@@ -205,7 +207,7 @@ def segment_video(
     return masks
 
 
-def _encode(pipe: VideoGPTPipeline, frames: np.ndarray, generator: torch.Generator | None) -> torch.Tensor:
+def _encode(pipe: VideoGPTPipeline, frames: np.ndarray, *, generator: torch.Generator | None) -> torch.Tensor:
     """uint8 (B, F, H, W, 3) → (B, C, F, h, w)."""
     return pipe.encode_frames(torch.from_numpy(frames).permute(0, 1, 4, 2, 3).float() / 127.5 - 1, generator)
 
@@ -249,7 +251,7 @@ class VideoObjectSegmentationTraining(NextClipTraining):
                 found = segment_video(
                     self.pipe,
                     frames,
-                    masks[0],
+                    first_mask=masks[0],
                     frames_per_clip=len(frames),
                     num_inference_steps=self.rollouts.validation_inference_steps,
                     height=frames.shape[1],

@@ -52,7 +52,7 @@ class Projection(nn.Module):
         return normalize(self.linear(self.norm(features.to(self.linear.weight.dtype))).float(), dim=-1)
 
 
-def pool_text(text_encoder: PreTrainedModel, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def pool_text(text_encoder: PreTrainedModel, states: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
     """States of [`~conditions.encode_text`] (B, L, E) and their mask (B, L) → one feature a text, fp32.
 
     CLIP's text models are pooled as they do it themselves: at the last real token, behind their projection if they have one
@@ -104,6 +104,7 @@ class VideoGPTForVideoRetrieval(VideoGPTTrunkMixin, WholeWeightsMixin, ModelMixi
         cls,
         transformer: VideoGPTTransformerModel,
         text_feature_dim: int,
+        *,
         layer: int | None = None,
         projection_dim: int = 256,
         pooling: str = "mean",
@@ -175,7 +176,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def contrastive_loss(
-    video_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, *, captions: Sequence[str]
+    video_embeds: torch.Tensor, text_embeds: torch.Tensor, *, logit_scale: torch.Tensor, captions: Sequence[str]
 ) -> torch.Tensor:
     """Cross entropy of finding each video's text, and each text's video, among those of all processes of the `Accelerator`.
 
@@ -256,8 +257,8 @@ class VideoGPTRetrievalPipeline(VideoGPTLoadingMixin, DiffusionPipeline):
             raise ValueError(f"Give at least one text, and none that is empty, got {texts!r}.")
         embeds = []
         for first in range(0, len(texts), batch_size):
-            states, mask = encode_text(self.text_encoder, self.tokenizer, texts[first : first + batch_size])
-            features = pool_text(self.text_encoder, states, mask).to(self.retriever.device)
+            states, mask = encode_text(self.text_encoder, self.tokenizer, texts=texts[first : first + batch_size])
+            features = pool_text(self.text_encoder, states, mask=mask).to(self.retriever.device)
             embeds.append(self.retriever(text_features=features)[1].cpu())
         return torch.cat(embeds)
 

@@ -84,7 +84,7 @@ def load_base(
         raise SystemExit(
             "--base_dtype bfloat16 needs --mixed_precision bf16: the adapter itself is trained in float32."
         )
-    settle_from_base(sampling, model, objective, clips=clips, rollouts=rollouts)
+    settle_from_base(sampling, model, objective=objective, clips=clips, rollouts=rollouts)
     dtype = getattr(torch, model.base_dtype)
     config = None
     if model.quantize_base == "nf4":
@@ -253,7 +253,7 @@ class AdapterTraining(NextClipTraining):
         print(found.text)
         if videos:
             self.comparison = write_comparison(
-                self.folder / "held_out.png", videos, predictions, num_given=num_given, fps=self.feed.fps
+                self.folder / "held_out.png", videos, predictions=predictions, num_given=num_given, fps=self.feed.fps
             )
             print(f"held-out first frames, still, base, LoRA and truth: {self.comparison}")
 

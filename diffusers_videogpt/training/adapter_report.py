@@ -89,8 +89,8 @@ def held_out_errors(
 def write_comparison(
     path: str | Path,
     videos: Sequence[np.ndarray],
-    predictions: Mapping[str, Sequence[np.ndarray]],
     *,
+    predictions: Mapping[str, Sequence[np.ndarray]],
     num_given: int,
     fps: float | None,
 ) -> Path:

@@ -113,7 +113,7 @@ def make_parser(doc: str) -> SettingsParser:
     return SettingsParser(description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
 
-def add_options(group, settings: type, without: Iterable[str] = (), **defaults) -> None:
+def add_options(group, settings: type, *, without: Iterable[str] = (), **defaults) -> None:
     """Adds the fields of a dataclass to a parser or a group of one; `without` and `defaults` as in [`part`]."""
     hints = typing.get_type_hints(settings)
     unknown = {*without, *defaults} - {field.name for field in dataclasses.fields(settings)}
@@ -121,10 +121,10 @@ def add_options(group, settings: type, without: Iterable[str] = (), **defaults) 
         raise TypeError(f"{settings.__name__} has no field {', '.join(sorted(unknown))}.")
     for field in dataclasses.fields(settings):
         if field.name not in without:
-            _add_option(group, field, hints[field.name], defaults.get(field.name, field.default))
+            _add_option(group, field, hint=hints[field.name], default=defaults.get(field.name, field.default))
 
 
-def _add_option(group, field: dataclasses.Field, hint: Any, default: Any) -> None:
+def _add_option(group, field: dataclasses.Field, *, hint: Any, default: Any) -> None:
     options = dict(field.metadata["details"]) | {"help": field.metadata["help"]}
     options |= {"required": True} if default is dataclasses.MISSING else {"default": default}
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # `str | None`, `Literal[…] | None`
@@ -147,7 +147,9 @@ def read_options(args: argparse.Namespace, settings: type[T], **fixed) -> T:
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def parse_settings(settings: type[T], doc: str, command_line: list[str] | None = None, what: str | None = None) -> T:
+def parse_settings(
+    settings: type[T], doc: str, *, command_line: list[str] | None = None, what: str | None = None
+) -> T:
     """Reads a script's settings; `--config FILE.yaml` sets them by the options' names, and the command line wins.
 
     A wrong name, a value of the wrong type, one outside the choices, or settings that do not go together (their dataclass
@@ -165,10 +167,10 @@ def parse_settings(settings: type[T], doc: str, command_line: list[str] | None =
     for field in dataclasses.fields(settings):
         if dataclasses.is_dataclass(hints[field.name]):
             without, defaults = field.metadata["without"], field.metadata["defaults"]
-            add_options(parser.add_argument_group(field.name), hints[field.name], without, **defaults)
+            add_options(parser.add_argument_group(field.name), hints[field.name], without=without, **defaults)
             parser.without |= without
         else:
-            _add_option(parser, field, hints[field.name], field.default)
+            _add_option(parser, field, hint=hints[field.name], default=field.default)
     args = _parse_with_file(parser, sys.argv[1:] if command_line is None else command_line)
     try:
         values = {}

@@ -59,8 +59,8 @@ class RunParts:
 def save_checkpoint(
     output_dir: str | Path,
     step: int,
-    parts: RunParts,
     *,
+    parts: RunParts,
     state: dict[str, Any],
     total_limit: int | None = None,
     best_step: int | None = None,
@@ -113,7 +113,7 @@ def save_checkpoint(
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
             "random": gather_object([_random_state()]),
         }
-        _on_main(accelerator, lambda: _finish(partial, final, notes))
+        _on_main(accelerator, lambda: _finish(partial, final, notes=notes))
     except Exception as error:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -239,7 +239,7 @@ def load_checkpoint(path: str | Path, parts: RunParts, *, expected: dict[str, An
                         tensor.copy_(_place(file.get_tensor(key), tensor))
         for index, (optimizer, rest) in enumerate(zip(optimizers, notes["optimizers"], strict=True)):
             with _open(path / OPTIMIZER.format(index)) as file:
-                _unpack_optimizer(network, optimizer, file, rest)
+                _unpack_optimizer(network, optimizer, file=file, rest=rest)
         for scheduler, values in zip(parts.schedulers, notes["schedulers"], strict=True):
             scheduler.load_state_dict(values)
         if ema is not None:
@@ -326,7 +326,7 @@ def _classes(packed: Sequence[dict]) -> str:
     return " and ".join(rest["class"] for rest in packed)
 
 
-def _unpack_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, file: safe_open, rest: dict) -> None:
+def _unpack_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, *, file: safe_open, rest: dict) -> None:
     params = dict(network.named_parameters())
     places = {name: i for i, name in enumerate(name for group in rest["groups"] for name in group["params"])}
     state = {}
@@ -399,7 +399,7 @@ def _open(path: Path) -> safe_open:
         raise ValueError(f"'{path}' is damaged or no safetensors file ({error}): resume from another one.") from error
 
 
-def _finish(partial: Path, final: Path, notes: dict) -> None:
+def _finish(partial: Path, final: Path, *, notes: dict) -> None:
     write_json(partial / STATE, notes, indent=None, sort_keys=True)
     files = {path.name: {"size": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(partial.iterdir())}
     write_json(partial / MANIFEST, {"files": files}, indent=None, sort_keys=True)
@@ -465,11 +465,11 @@ def _read_notes(path: Path, expected: dict) -> dict:
         notes = read_json(path / STATE)
     except ValueError as error:
         raise ValueError(f"'{path / STATE}' is damaged or no JSON file ({error}): resume from another one.") from error
-    refuse_other_run(path, notes["state"]["run"], expected)
+    refuse_other_run(path, notes["state"]["run"], expected=expected)
     return notes
 
 
-def refuse_other_run(path: Path, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+def refuse_other_run(path: Path, saved: dict[str, Any], *, expected: dict[str, Any]) -> None:
     """Raises a `ValueError` that names the fields that differ, with old and new values, if a checkpoint is of another run.
 
     Args:

@@ -111,20 +111,24 @@ class Distillation(NextClipTraining):
 
     def loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         clips = self.make_noisy(model, batch, draw_alphas=self.draw_alphas)
-        target = self.target(model, clips, batch.clip_lengths)
+        target = self.target(model, clips, clip_lengths=batch.clip_lengths)
         denoised = clips.denoised_by(model)
         self.errors.add(denoised)
         how = self.distillation
         return consistency_loss(denoised.predicted, target, kind=how.consistency_loss, huber_c=how.huber_c)
 
     @torch.no_grad()
-    def target(self, model: nn.Module, clips: NoisyClips, clip_lengths: Sequence[Sequence[int]]) -> torch.Tensor:
+    def target(self, model: nn.Module, clips: NoisyClips, *, clip_lengths: Sequence[Sequence[int]]) -> torch.Tensor:
         """Where the path of each noisy clip ends: what the average of the student says one step of the teacher further."""
         grid = self.grid.to(clips.alphas.device)
         next_alphas = grid[torch.searchsorted(grid, clips.alphas) + 1]
         with self.teacher() as teacher:
             end = guided_prediction(
-                teacher, clips, clip_lengths, guidance_scale=self.guidance_scale, patch_size=self.patch_size
+                teacher,
+                clips,
+                clip_lengths=clip_lengths,
+                guidance_scale=self.guidance_scale,
+                patch_size=self.patch_size,
             )
         # PyTorch 2.9 keeps what autocast made of weights without gradients for the passes of other weights, and of gradients.
         torch.clear_autocast_cache()
@@ -152,7 +156,7 @@ class Distillation(NextClipTraining):
                 how["num_inference_steps"] = num_steps
                 name = "1 step" if num_steps == 1 else f"{num_steps} steps"
                 beside[name] = self._predict_all(videos, **how)
-        return self.roll_out(loop, step, videos, num_inference_steps=own, beside=beside)
+        return self.roll_out(loop, step, videos=videos, num_inference_steps=own, beside=beside)
 
     def _predict_as_teacher(self, videos: list[np.ndarray], **how) -> list[np.ndarray]:
         student, scheduler = self.pipe.transformer, self.pipe.scheduler
@@ -174,8 +178,8 @@ class Distillation(NextClipTraining):
 def guided_prediction(
     teacher: nn.Module,
     clips: NoisyClips,
-    clip_lengths: Sequence[Sequence[int]],
     *,
+    clip_lengths: Sequence[Sequence[int]],
     guidance_scale: float,
     patch_size: int,
 ) -> torch.Tensor:

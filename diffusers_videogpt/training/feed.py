@@ -103,7 +103,7 @@ class CachedWindows(Dataset):
         return sample | {"actions": self.cache.read_actions(index, draw)} if self.with_actions else sample
 
 
-def split_off(ids: Sequence[str], num_validation: int, seed: int) -> tuple[list[int], list[int]]:
+def split_off(ids: Sequence[str], num_validation: int, *, seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and indices kept for validation; which these are follows from (seed, id).
 
     Raises:
@@ -265,10 +265,10 @@ class LatentFeed:
             clip_generators = generators
             if self.latents.same_clips_in_step:
                 clip_generators = [seeded_generator(self.sampling.seed, batch["step"], "clips") for _ in generators]
-            yield self._micro_batch(batch, generators, clip_generators)
+            yield self._micro_batch(batch, generators, clip_generators=clip_generators)
 
     def _micro_batch(
-        self, batch: dict, generators: list[torch.Generator], clip_generators: list[torch.Generator]
+        self, batch: dict, generators: list[torch.Generator], *, clip_generators: list[torch.Generator]
     ) -> MicroBatch:
         moments = batch.get("moments")
         if moments is None:
@@ -278,7 +278,9 @@ class LatentFeed:
             means = moments[:, :, : self.vae.config.latent_channels]
             latents = [sample_latents(mean, self.vae.config) for mean in means]
         else:
-            latents = [sample_latents(m, self.vae.config, g) for m, g in zip(moments, generators, strict=True)]
+            latents = [
+                sample_latents(m, self.vae.config, generator=g) for m, g in zip(moments, generators, strict=True)
+            ]
         clip_lengths = [self.draw_clips(moments.shape[1], g) for g in clip_generators]
         actions = batch.get("actions")
         return MicroBatch(
@@ -309,7 +311,7 @@ class LatentFeed:
                     self._validation_batches.append(batch)
         for batch in self._validation_batches:
             generators = [seeded_generator(self.sampling.seed, "validation", id) for id in batch["ids"]]
-            yield self._micro_batch(batch, generators, generators)
+            yield self._micro_batch(batch, generators, clip_generators=generators)
 
     def validation_samples(self, count: int) -> list[dict]:
         """Up to `count` held-out videos of full length: "frames", uint8 (F, h, w, 3), of a cache as its latents decode;
@@ -341,7 +343,7 @@ def table_of(dataset: WindowDataset | CachedWindows) -> VideoTable | CachedWindo
 
 def subset(table: VideoTable, indices: Sequence[int]) -> VideoTable:
     records, infos = ([values[index] for index in indices] for values in (table.records, table.infos))
-    return VideoTable(records, infos, table.sampling, table.dropped)
+    return VideoTable(records, infos, sampling=table.sampling, dropped=table.dropped)
 
 
 def ids_of(dataset: WindowDataset | CachedWindows) -> list[str]:
@@ -385,8 +387,8 @@ def write_run_cache(accelerator: Accelerator, vae, *, table: VideoTable, key: di
     write_latent_cache(
         folder,
         table,
-        vae,
-        key,
+        vae=vae,
+        key=key,
         num_windows=data.latents.windows_per_video,
         batch_size=data.latents.vae_batch_size,
         rank=accelerator.process_index,
@@ -405,10 +407,10 @@ def cache_latents(accelerator: Accelerator, vae, *, data: DataSettings) -> tuple
     """
     sampling, latents = data.sampling, data.latents
     with accelerator.main_process_first():
-        table = load_video_table(data.videos, sampling, data.actions)
+        table = load_video_table(data.videos, sampling, actions=data.actions)
     report_dropped(table.dropped, data.output_dir, is_main_process=accelerator.is_main_process)
     # Too few videos are told before they are encoded.
-    split_off([record.id for record in table.records], latents.num_held_out(len(table)), sampling.seed)
+    split_off([record.id for record in table.records], latents.num_held_out(len(table)), seed=sampling.seed)
     space = action_space_of(data.actions)
     key = make_cache_key(vae, make_sampling(sampling), seed=sampling.seed, actions=space)
     return write_run_cache(accelerator, vae, table=table, key=key, data=data), table.frame_rate
@@ -468,16 +470,16 @@ def make_feed(
         del expected["seed"]  # trainings of several seeds may share the windows that one seed drew
         cache = LatentCache(cached, expected)
         ids = cache.ids
-        kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
+        kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed=seed)
         with_actions = data.actions is not None
         train, held_out = (CachedWindows(cache, chosen, with_actions=with_actions) for chosen in (kept, held_out))
     else:
         with accelerator.main_process_first():
-            table = load_video_table(videos, sampling, data.actions)
+            table = load_video_table(videos, sampling, actions=data.actions)
         dropped, fps = table.dropped, table.frame_rate
         report_dropped(dropped, data.output_dir, is_main_process=accelerator.is_main_process)
         ids = [record.id for record in table.records]
-        kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed)
+        kept, held_out = split_off(ids, latents.num_held_out(len(ids)), seed=seed)
         train, held_out = (WindowDataset(subset(table, indices), seed) for indices in (kept, held_out))
     source = PlannedBatches(accelerator, train, batches=batches, seed=seed, dropped=dropped)
     plan = source.plan

@@ -47,8 +47,8 @@ def make_sampling(sampling: SamplingSettings) -> Sampling:
 def settle_from_base(
     sampling: SamplingSettings,
     model: AutoencoderSettings,
-    objective: ObjectiveSettings | None = None,
     *,
+    objective: ObjectiveSettings | None = None,
     clips: str = "random",
     rollouts: RolloutSettings | None = None,
 ) -> None:
@@ -95,7 +95,7 @@ def settle_from_base(
 
 
 def load_video_table(
-    videos: VideoSettings, sampling: SamplingSettings, actions: ActionSettings | None = None
+    videos: VideoSettings, sampling: SamplingSettings, *, actions: ActionSettings | None = None
 ) -> VideoTable:
     """The usable videos of a source, with the `actions` that led to their frames if these are wanted.
 
@@ -113,7 +113,9 @@ def load_video_table(
         if actions is not None:
             raise ValueError("Simulated scenes follow physics alone: train without --num_actions and --action_dim.")
         num_frames = videos.frames_per_scene or sampling.num_frames
-        return VideoTable.simulated(videos.num_simulated_scenes, num_frames, frames, world=videos.simulated_world)
+        return VideoTable.simulated(
+            videos.num_simulated_scenes, num_frames, sampling=frames, world=videos.simulated_world
+        )
     if videos.dataset_file is not None or videos.dataset_name is not None:
         told["action_column"] = None if actions is None else actions.action_column
     if videos.dataset_file is not None:

@@ -259,7 +259,7 @@ class TrainingLoop:
             is_last = self.step == settings.max_train_steps
             validates = self.step % settings.validation_steps == 0 or is_last
             if self.step % settings.logging_steps == 0 or validates:
-                self._log(throughput, progress, self._validation() if validates else {})
+                self._log(throughput, progress, validation=self._validation() if validates else {})
             is_best = self.best is not None and self.best["step"] == self.step
             if self.step % settings.checkpointing_steps == 0 or is_best or (self._stopping and not is_last):
                 self._checkpoint()
@@ -335,7 +335,7 @@ class TrainingLoop:
         self.losses.append(mean_loss / self.accelerator.num_processes)
         self._stopping = asked > 0
 
-    def _log(self, throughput: Throughput, progress: tqdm, validation: dict[str, float]) -> None:
+    def _log(self, throughput: Throughput, progress: tqdm, *, validation: dict[str, float]) -> None:
         row = {
             "step": self.step,
             "loss": repr(math.fsum(self.losses) / len(self.losses)),
@@ -420,7 +420,7 @@ class TrainingLoop:
         save_checkpoint(
             self.settings.output_dir,
             self.step,
-            self._parts(),
+            parts=self._parts(),
             state=self._state(),
             total_limit=self.settings.checkpoints_total_limit,
             best_step=None if self.best is None else self.best["step"],

@@ -237,7 +237,7 @@ def format_scores(scores: RolloutScores) -> str:
     return "\n".join(lines)
 
 
-def push_to_hub(folder: str | Path, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, private: bool | None = None) -> str:
     """Uploads what [`~hub.export_to_hub_folder`] takes of a run: the model with its card, no checkpoint or cache.
 
     The other arguments and what is returned are those of [`~hub.push_to_hub`].

@@ -208,15 +208,17 @@ def make_noisy_clips(
         (
             draw_alphas(lengths, g),
             torch.randn(target.shape[1:], generator=g),
-            sample_retentions(num_drawn, g, min_retention),
+            sample_retentions(num_drawn, g, minimum=min_retention),
             torch.randn(latents[:, :, :num_drawn].shape[1:], generator=g),
         )
         for lengths, g in zip(noisy_lengths, generators, strict=True)
     ]
     alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
-    noisy_latents = mix_noise(target, alphas[:, None], noise.to(latents))
+    noisy_latents = mix_noise(target, alphas[:, None], noise=noise.to(latents))
     past = latents if history is None else history
-    clean_latents = mix_noise(past[:, :, :num_drawn], retentions[:, None], clean_noise.to(latents))[:, :, :num_clean]
+    clean_latents = mix_noise(past[:, :, :num_drawn], retentions[:, None], noise=clean_noise.to(latents))[
+        :, :, :num_clean
+    ]
 
     patch_grid = (latents.shape[3] // patch_size, latents.shape[4] // patch_size)
     layout = make_clip_layout(

@@ -64,8 +64,8 @@ def load_phi3_decoder(transformer: VideoGPTTransformerModel, path: str | Path) -
     shapes = {name: tensor.to("meta") for name, tensor in ours.items()}
     _check_shapes(
         weights.tensors,
-        {theirs: _to_reference(theirs, parts, shapes.get) for theirs, parts in parts_of.items()},
-        f"'{path}'",
+        {theirs: _to_reference(theirs, parts, read=shapes.get) for theirs, parts in parts_of.items()},
+        where=f"'{path}'",
     )
 
     # 2. Loading

@@ -314,9 +314,9 @@ class NextClipTraining(Training):
         """Predicts held-out videos, writes what came out, and returns how good it is."""
         samples = self.feed.validation_samples(self.rollouts.num_validation_rollouts)
         how = {} if self.actions is None else {"actions": [sample["actions"] for sample in samples]}
-        return self.roll_out(loop, step, [sample["frames"] for sample in samples], **how)
+        return self.roll_out(loop, step, videos=[sample["frames"] for sample in samples], **how)
 
-    def roll_out(self, loop: TrainingLoop, step: int, videos: list[np.ndarray], **how) -> dict[str, float]:
+    def roll_out(self, loop: TrainingLoop, step: int, *, videos: list[np.ndarray], **how) -> dict[str, float]:
         """[`predict`] of these videos; `how` is as [`~validation.validation_rollout`] takes it."""
         if not videos:
             return {}
@@ -461,7 +461,7 @@ def start_run(
     Size, frame rate, length and, of an `objective`, clips that were not given become those of the pipeline to start from.
     """
     accelerator = start_processes(run, seed=sampling.seed)
-    settle_from_base(sampling, model, objective, rollouts=rollouts)
+    settle_from_base(sampling, model, objective=objective, rollouts=rollouts)
     pipe = load_pipeline(model, sampling)
     check_heads(pipe.transformer, run.batches.context_parallel_size)
     pipe.vae.to(accelerator.device)

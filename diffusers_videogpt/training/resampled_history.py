@@ -63,7 +63,7 @@ def resample_history(
         for lengths, members in chosen.items():
             alphas, noise = (torch.stack([draws[index][part] for index in members]).to(latents) for part in (0, 1))
             past = _predict_past(
-                transformer, latents[members], lengths, alphas=alphas, noise=noise, num_steps=num_steps
+                transformer, latents[members], lengths=lengths, alphas=alphas, noise=noise, num_steps=num_steps
             )
             resampled[members, :, : past.shape[2]] = past.to(resampled.dtype)
     # PyTorch 2.9 keeps what autocast made of the weights here, without gradients, for the pass that is to have some.
@@ -74,8 +74,8 @@ def resample_history(
 def _predict_past(
     transformer: VideoGPTTransformerModel,
     latents: torch.Tensor,
-    lengths: Sequence[int],
     *,
+    lengths: Sequence[int],
     alphas: torch.Tensor,
     noise: torch.Tensor,
     num_steps: int,
@@ -91,7 +91,7 @@ def _predict_past(
         frames = slice(history.num_frames, history.num_frames + length)
         encode_history(history, transformer)
         alpha = alphas[:, k]
-        clip = mix_noise(latents[:, :, frames], alpha, noise[:, :, frames])
+        clip = mix_noise(latents[:, :, frames], alpha, noise=noise[:, :, frames])
         for steps_left in range(num_steps, 0, -1):
             end = transformer(clip, alpha, kv_cache=kv_cache if history.num_frames else None, return_dict=False)[
                 0

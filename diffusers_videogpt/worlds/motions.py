@@ -84,11 +84,13 @@ def animate(
             raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     novelty = ("colour", "place")[seed % 2] if held_out else None
     rng = np.random.default_rng((seed, 3, list(MOTIONS).index(motion), held_out))
-    colour = rng.choice(HELD_OUT_COLOURS) if novelty == "colour" else _draw_from(rng, COLOURS, HELD_OUT_COLOURS)
+    colour = (
+        rng.choice(HELD_OUT_COLOURS) if novelty == "colour" else _draw_from(rng, COLOURS, without=HELD_OUT_COLOURS)
+    )
     while True:
         radii, positions = _draw_places(rng)
         in_new_place = field_of(positions[0]) in HELD_OUT_PLACES
-        if in_new_place == (novelty == "place") and _has_room(motion, radii, positions):
+        if in_new_place == (novelty == "place") and _has_room(motion, radii, positions=positions):
             break
     colours = [str(colour), *(str(name) for name in rng.choice(COLOURS, size=len(radii) - 1))]
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -124,7 +126,7 @@ def field_of(position) -> tuple[int, int]:
     return column, row
 
 
-def _draw_from(rng, names, without) -> str:
+def _draw_from(rng, names, *, without) -> str:
     return rng.choice([name for name in names if name not in without])
 
 
@@ -136,7 +138,7 @@ def _draw_places(rng) -> tuple[np.ndarray, np.ndarray]:
     return radii, rng.uniform(reach[:, None], UNITS - reach[:, None], size=(count, 2))
 
 
-def _has_room(motion: str, radii: np.ndarray, positions: np.ndarray) -> bool:
+def _has_room(motion: str, radii: np.ndarray, *, positions: np.ndarray) -> bool:
     """Whether no object touches another, at the beginning and wherever the box comes to."""
     reach = radii * np.where(np.arange(len(radii)) == 0, np.sqrt(2), 1.0)
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
@@ -246,11 +248,11 @@ def moved_objects(animation: Animation, frame: np.ndarray) -> list[int]:
     return [
         index
         for index, (item, position) in enumerate(zip(animation.objects, animation.positions, strict=True))
-        if index and not any(_is_as_before(region, item, position, scale) for region in regions)
+        if index and not any(_is_as_before(region, item, position=position, scale=scale) for region in regions)
     ]
 
 
-def _is_as_before(region: Region, item: SceneObject, position: np.ndarray, scale: float) -> bool:
+def _is_as_before(region: Region, item: SceneObject, *, position: np.ndarray, scale: float) -> bool:
     near = np.linalg.norm(np.array(region.centre) - position) <= STILL * scale
     # A pixel at the edge is read as the object's or not: the outline may be a pixel off on either side.
     least, most = (np.pi * max(item.radius + change * scale, 0) ** 2 for change in (-1.2, 1.2))

@@ -39,14 +39,14 @@ def load(module):
     return require(module, f"diffusers_videogpt.worlds needs {module}, which is not installed", extra="worlds")
 
 
-def box_corners(centre, angle, half_side):
+def box_corners(centre, angle, *, half_side):
     """The four corners, (4, 2), of a square turned by `angle` radians."""
     c, s = np.cos(angle), np.sin(angle)
     corners = half_side * np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
     return centre + corners @ np.array([[c, s], [-s, c]])
 
 
-def draw_frames(objects, positions, angles, *, size, background, ramp=None, pivots=()):
+def draw_frames(objects, positions, *, angles, size, background, ramp=None, pivots=()):
     """Draw every frame of a world, anti-aliased.
 
     Args:
@@ -81,14 +81,14 @@ def draw_frames(objects, positions, angles, *, size, background, ramp=None, pivo
             if item.shape == "ball":
                 pygame.draw.circle(canvas, PALETTE[item.colour], centre, item.radius * scale)
             else:
-                corners = box_corners(centre, angle, item.radius * scale)
+                corners = box_corners(centre, angle, half_side=item.radius * scale)
                 pygame.draw.polygon(canvas, PALETTE[item.colour], corners)
         small = pygame.transform.smoothscale(canvas, (size, size))
         frame[:] = pygame.surfarray.pixels3d(small).swapaxes(0, 1)
     return frames
 
 
-def draw_masks(objects, positions, angles, size):
+def draw_masks(objects, positions, *, angles, size):
     """Instance ids, uint8 (F, size, size): i + 1 where the pixel's centre is inside object i, 0 elsewhere."""
     y, x = np.mgrid[:size, :size] + 0.5
     masks = np.zeros((len(positions), size, size), dtype=np.uint8)

@@ -58,7 +58,7 @@ class Scene:
 
     @cached_property
     def masks(self):
-        return draw_masks(self.objects, self.positions, self.angles, self.frames.shape[1])
+        return draw_masks(self.objects, self.positions, angles=self.angles, size=self.frames.shape[1])
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Setup:
     ramp: np.ndarray | None = None
     pivots: list = field(default_factory=list)
 
-    def add(self, shape, radius, position, velocity=(0.0, 0.0)):
+    def add(self, shape, radius, *, position, velocity=(0.0, 0.0)):
         self.shapes.append(shape)
         self.radii.append(float(radius))
         self.positions.append(np.array(position, dtype=np.float64))
@@ -99,7 +99,7 @@ def direction(rng, speed):
     return speed * np.array([np.cos(angle), np.sin(angle)])
 
 
-def scatter(rng, setup, shapes, lowest, speeds):
+def scatter(rng, setup, *, shapes, lowest, speeds):
     """Add objects at free places above `lowest`, each with a random velocity; 1 to 4 balls unless `shapes` are given."""
     shapes = shapes or ["ball"] * rng.integers(1, 5)
     for shape in shapes:
@@ -112,18 +112,18 @@ def scatter(rng, setup, shapes, lowest, speeds):
             position = rng.uniform(edge, (UNITS - edge, lowest - edge))
             if setup.is_free(reach, position):
                 break
-        setup.add(shape, radius, position, direction(rng, rng.uniform(*speeds)))
+        setup.add(shape, radius, position=position, velocity=direction(rng, rng.uniform(*speeds)))
     return setup
 
 
 def bounce(rng, shapes=None):
     setup = Setup(("bounces off the walls", "bounce off the walls"), gravity=0.0, elasticity=1.0, friction=0.0)
-    return scatter(rng, setup, shapes, UNITS, (14.0, 36.0))
+    return scatter(rng, setup, shapes=shapes, lowest=UNITS, speeds=(14.0, 36.0))
 
 
 def fall(rng, shapes=None):
     setup = Setup(("falls", "fall"), gravity=45.0, elasticity=0.92, friction=0.2)
-    return scatter(rng, setup, shapes, 0.7 * UNITS, (0.0, 24.0))
+    return scatter(rng, setup, shapes=shapes, lowest=0.7 * UNITS, speeds=(0.0, 24.0))
 
 
 def pendulum(rng):
@@ -145,7 +145,7 @@ def pendulum(rng):
         else:
             return pendulum(rng)  # those already hung leave no room for this one: hang them all anew
         across = np.array([along[1], -along[0]])
-        setup.add("ball", radius, position, across * rng.uniform(-12.0, 12.0))
+        setup.add("ball", radius, position=position, velocity=across * rng.uniform(-12.0, 12.0))
         setup.pivots.append(pivot)
     return setup
 
@@ -165,7 +165,7 @@ def ramp(rng):
         if reach > np.hypot(width, height) - radius:
             break  # the ramp is full
         position = top + reach * along + (radius + MARGIN) * normal
-        setup.add("ball", radius, position, along * rng.uniform(2.0, 16.0))
+        setup.add("ball", radius, position=position, velocity=along * rng.uniform(2.0, 16.0))
         reach += radius + MARGIN
     if rng.random() < 0.5:
         corners[:, 0] = UNITS - corners[:, 0]
@@ -185,14 +185,14 @@ def stack(rng):
     thrown = rng.random() < 0.7
     for _ in range(boxes):
         radius = rng.uniform(4.0, 6.0)
-        setup.add("box", radius, (middle, floor - radius - MARGIN))
+        setup.add("box", radius, position=(middle, floor - radius - MARGIN))
         floor -= 2 * (radius + MARGIN)
         # Without a ball, each box stands so far out on the one below that the pile cannot hold.
         middle += side * (rng.uniform(0.45, 0.8) * radius * 2 if not thrown else rng.uniform(-0.6, 0.6))
     if thrown:
         radius = rng.uniform(4.5, 7.0)
         start = np.array([UNITS / 2 - side * (UNITS / 2 - radius - 1.0), rng.uniform(24.0, 44.0)])
-        setup.add("ball", radius, start, (side * rng.uniform(28.0, 46.0), rng.uniform(-24.0, 4.0)))
+        setup.add("ball", radius, position=start, velocity=(side * rng.uniform(28.0, 46.0), rng.uniform(-24.0, 4.0)))
     return setup
 
 
@@ -209,7 +209,7 @@ def in_words(objects):
     return " and ".join([", ".join(groups[:-1]), groups[-1]] if len(groups) > 1 else groups)
 
 
-def describe(kind, setup, objects):
+def describe(kind, setup, *, objects):
     if kind != "stack":
         return f"{in_words(objects)} {setup.event[len(objects) > 1]}"
     boxes = [item for item in objects if item.shape == "box"]
@@ -266,7 +266,7 @@ def plan_scene(kind=None, seed=0, *, size=64, perturbation=0.0, objects=None):
         )
         for colour, shape, radius in zip(colours, setup.shapes, setup.radii, strict=True)
     )
-    return Plan(kind, describe(kind, setup, scene_objects), setup, scene_objects, background)
+    return Plan(kind, describe(kind, setup, objects=scene_objects), setup, scene_objects, background)
 
 
 def build(setup, objects):
@@ -313,7 +313,7 @@ def build(setup, objects):
 
     contacts = []
 
-    def note(arbiter, space, data):
+    def note(arbiter, space, *, data):
         contacts.append(tuple(sorted((index_of.get(shape, -1) for shape in arbiter.shapes), reverse=True)))
 
     space.on_collision(BALL, BALL, begin=note)
@@ -378,7 +378,7 @@ def simulate(kind=None, seed=0, *, num_frames=24, size=64, fps=12, perturbation=
         frames=draw_frames(
             objects,
             positions,
-            angles,
+            angles=angles,
             size=size,
             background=plan.background,
             ramp=None if setup.ramp is None else setup.ramp * scale,

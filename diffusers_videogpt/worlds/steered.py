@@ -135,7 +135,9 @@ class SteeredSimulation:
             self._space.step(1 / STEPS_PER_SECOND)
         self._num_steps = due
         angles = np.array([[body.angle for body in self._bodies]])
-        return draw_frames(self.objects, self.positions[None], angles, size=self.size, background=self._background)[0]
+        return draw_frames(
+            self.objects, self.positions[None], angles=angles, size=self.size, background=self._background
+        )[0]
 
     @property
     def positions(self) -> np.ndarray:
@@ -156,9 +158,9 @@ def draw_setup(rng: np.random.Generator) -> Setup:
         steered, target = rng.uniform(edge, UNITS - edge, size=(2, 2))
         if gap_to_target(np.stack([steered, target]), UNITS) >= LEAST_START:
             break
-    setup.add("ball", STEERED_RADIUS, steered)
-    setup.add("box", TARGET_RADIUS, target)
-    return scatter(rng, setup, ["ball"] * rng.integers(1, 4), UNITS, (14.0, 36.0))
+    setup.add("ball", STEERED_RADIUS, position=steered)
+    setup.add("box", TARGET_RADIUS, position=target)
+    return scatter(rng, setup, shapes=["ball"] * rng.integers(1, 4), lowest=UNITS, speeds=(14.0, 36.0))
 
 
 def _move_no_faster(body, gravity, damping, dt):

@@ -89,10 +89,10 @@ def test_broken_uploads_are_refused_in_words(tmp_path, make_tiny_pipe):
     said["gone.mp4"] = "no longer here"
     for name, message in said.items():
         with pytest.raises(ValueError, match=re.escape(message)) as caught:
-            read_upload(tmp_path / name, pipe, SETTINGS, LIMITS)
+            read_upload(tmp_path / name, pipe, settings=SETTINGS, limits=LIMITS)
         assert name in str(caught.value) and str(tmp_path) not in str(caught.value)
     with pytest.raises(ValueError, match="choose a file"):
-        read_upload(None, pipe, SETTINGS, LIMITS)
+        read_upload(None, pipe, settings=SETTINGS, limits=LIMITS)
     assert check_upload(tmp_path / "whole.mp4", LIMITS) == (32, 32)
 
 
@@ -118,7 +118,7 @@ def test_uploads_are_opened_as_every_reader_opens_them(tmp_path, make_tiny_pipe,
     """A title that is not UTF-8 is no reason to refuse a video; a codec without a decoder is, in the reader's words."""
     path = write_titled_in_latin_1(tmp_path / f"film.{suffix}")
     assert check_upload(path, LIMITS) == (48, 32)
-    assert read_upload(path, make_tiny_pipe(), SETTINGS, LIMITS).frames.shape == (4, 16, 32, 3)
+    assert read_upload(path, make_tiny_pipe(), settings=SETTINGS, limits=LIMITS).frames.shape == (4, 16, 32, 3)
     take_decoder_away(path)
     with pytest.raises(VideoReadError, match=f"^film.{suffix}: this FFmpeg has no decoder"):
         check_upload(path, LIMITS)
@@ -130,7 +130,7 @@ def test_pictures_are_looked_at_as_they_are_read(tmp_path, make_tiny_pipe):
     if "avif" not in features.modules or not features.check("avif"):
         pytest.skip("this Pillow does not write AVIF")
     Image.new("RGBA", (48, 32), (0, 0, 255, 0)).save(path)
-    assert (read_upload(path, make_tiny_pipe(), SETTINGS, LIMITS).frames == 255).all()
+    assert (read_upload(path, make_tiny_pipe(), settings=SETTINGS, limits=LIMITS).frames == 255).all()
 
 
 def test_names_of_uploads_do_not_steer_a_terminal(tmp_path):
@@ -148,13 +148,13 @@ def test_names_of_uploads_do_not_steer_a_terminal(tmp_path):
 def test_short_uploads_give_what_they_have(tmp_path, make_tiny_pipe):
     pipe = make_tiny_pipe()
     one = write_video(tmp_path / "one.mp4", noise(1, 64, 64), fps=10)
-    assert read_upload(one, pipe, SETTINGS, LIMITS).frames.shape == (1, 32, 32, 3)
+    assert read_upload(one, pipe, settings=SETTINGS, limits=LIMITS).frames.shape == (1, 32, 32, 3)
     Image.new("RGB", (100, 80), "teal").save(tmp_path / "picture.jpg")
-    picture = read_upload(tmp_path / "picture.jpg", pipe, SETTINGS, LIMITS)
+    picture = read_upload(tmp_path / "picture.jpg", pipe, settings=SETTINGS, limits=LIMITS)
     assert picture.frames.shape == (1, 16, 32, 3) and picture.fps is None
     long = write_video(tmp_path / "long.mp4", noise(40), fps=20)
-    assert len(read_upload(long, pipe, SETTINGS, LIMITS).frames) == 4 + 6
-    slow = read_upload(long, pipe, Settings(4, 6, 2, 2, 1.5, 0, fps=4), LIMITS)
+    assert len(read_upload(long, pipe, settings=SETTINGS, limits=LIMITS).frames) == 4 + 6
+    slow = read_upload(long, pipe, settings=Settings(4, 6, 2, 2, 1.5, 0, fps=4), limits=LIMITS)
     assert slow.fps == 4 and len(slow.frames) == 8
 
 
@@ -164,7 +164,7 @@ def test_short_uploads_give_what_they_have(tmp_path, make_tiny_pipe):
 def test_clips_are_those_of_the_pipeline(make_tiny_pipe):
     pipe = make_tiny_pipe()
     given = noise(4)
-    parts = list(Rollouts(pipe).clips(VISITOR, given, SETTINGS))
+    parts = list(Rollouts(pipe).clips(VISITOR, given, settings=SETTINGS))
     assert [len(part) for part in parts] == [2, 4, 6]
     expected = pipe(
         video=given,
@@ -181,18 +181,18 @@ def test_clips_are_those_of_the_pipeline(make_tiny_pipe):
 def test_a_rollout_ends_when_interrupted_or_another_begins(make_tiny_pipe):
     rollouts = Rollouts(make_tiny_pipe())
     given = noise(3)
-    clips = rollouts.clips(VISITOR, given, SETTINGS)
+    clips = rollouts.clips(VISITOR, given, settings=SETTINGS)
     next(clips)
     rollouts.interrupt(OTHER)  # not theirs
     assert len(next(clips)) == 4
     rollouts.interrupt(VISITOR)
     assert list(clips) == []
-    left = rollouts.clips(VISITOR, given, SETTINGS)
+    left = rollouts.clips(VISITOR, given, settings=SETTINGS)
     next(left)
-    assert len(list(rollouts.clips(OTHER, given, SETTINGS))) == 3
+    assert len(list(rollouts.clips(OTHER, given, settings=SETTINGS))) == 3
     assert list(left) == []
     rollouts.close()
-    assert len(list(rollouts.clips(OTHER, given, SETTINGS))) == 3
+    assert len(list(rollouts.clips(OTHER, given, settings=SETTINGS))) == 3
 
 
 def test_a_walk_takes_frames_of_ones_own(make_tiny_pipe):
@@ -206,13 +206,13 @@ def test_a_walk_takes_frames_of_ones_own(make_tiny_pipe):
     own = np.full((64, 96, 3), 250, np.uint8)
     rollouts.interrupt(VISITOR)
     rollouts.walk_on(VISITOR, Walk(noise(4), 4, 10, SETTINGS))
-    changed = rollouts.walk_on(VISITOR, begun, own)
+    changed = rollouts.walk_on(VISITOR, begun, own_frame=own)
     assert (changed.frames[5] == 250).all() and len(changed.frames) == 8
     np.testing.assert_array_equal(changed.frames[:5], begun.frames[:5])
     assert np.abs(changed.frames[6:].astype(int) - kept.frames[6:]).mean() > 1
 
     # The model was another's meanwhile: the walk goes on from the frames that were shown.
-    list(rollouts.clips(OTHER, noise(2), SETTINGS))
+    list(rollouts.clips(OTHER, noise(2), settings=SETTINGS))
     assert len(rollouts.walk_on(VISITOR, changed).frames) == 10
     rollouts.close()
 
@@ -289,11 +289,11 @@ def test_buttons_and_keys(make_tiny_pipe, make_tiny_transformer, steered_pipe):
 def test_psnr_by_clip():
     truth = np.zeros((3, 4, 4, 3), np.uint8)
     predicted = np.full((5, 4, 4, 3), 51, np.uint8)  # a fifth of the range: 20 log10 5 dB
-    scores = psnr_by_clip(predicted, truth, truth[0], frames_per_clip=2)
+    scores = psnr_by_clip(predicted, truth, last_given=truth[0], frames_per_clip=2)
     assert len(scores) == 2
     np.testing.assert_allclose(scores, [(20 * np.log10(5), 100)] * 2)
     assert "| clip 2 | 14.0 dB | 100.0 dB |" in format_psnr(scores)
-    assert format_psnr(psnr_by_clip(predicted, truth[:0], truth[0], 2)) == ""
+    assert format_psnr(psnr_by_clip(predicted, truth[:0], last_given=truth[0], frames_per_clip=2)) == ""
 
 
 def test_videos_side_by_side(tmp_path):
@@ -305,9 +305,9 @@ def test_videos_side_by_side(tmp_path):
     assert (beside[3, 28:, :256] == 235).all()  # the truth has ended
 
     video = Video(frames, np.arange(4) / 10, 10.0, None)
-    strip, *others = write_views(tmp_path, "mine", video, 2, frames[:0])
+    strip, *others = write_views(tmp_path, "mine", video=video, num_given=2, predicted=frames[:0])
     assert Image.open(strip).width > 0 and others == [None, None]
-    _, comparison, kept = write_views(tmp_path, "mine", video, 2, frames[:1])
+    _, comparison, kept = write_views(tmp_path, "mine", video=video, num_given=2, predicted=frames[:1])
     assert Path(kept).name == "mine_prediction.mp4"
     assert len(read_video(kept).frames) == len(read_video(comparison).frames) == 3
 

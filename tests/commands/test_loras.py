@@ -20,8 +20,8 @@ def arguments(*sources, **given):
 
 
 def told(args, *trained_with, **how):
-    saved = follow_lora(args, look_at_model(BUNDLED_MODEL), list(trained_with))
-    return differences(args, saved, list(trained_with), **how)
+    saved = follow_lora(args, look_at_model(BUNDLED_MODEL), trained_with=list(trained_with))
+    return differences(args, saved, trained_with=list(trained_with), **how)
 
 
 def test_another_size_is_told():

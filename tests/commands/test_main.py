@@ -270,11 +270,11 @@ def test_a_rate_above_the_videos_own_asks_for_no_thousands_of_frames(fps):
     """Neither the model nor the memory: 2 s of the sample are 2,000 frames at 1000 a second."""
     args = argparse.Namespace(max_context_frames=None, fps=fps, height=None, width=None, num_frames=None)
     args.frames_per_clip = None
-    given = read_given(args, look_at_model(BUNDLED_MODEL), Path(SAMPLE_VIDEO), 8)
+    given = read_given(args, look_at_model(BUNDLED_MODEL), source=Path(SAMPLE_VIDEO), num_history=8)
     assert given.num_predicted == len(given.truth) == MOST_FRAMES and given.fps == fps
     assert "no more than 240 frames" in given.about[1] and f"--fps {fps} is above the video's own 12" in given.about[2]
     args.fps = 12
-    given = read_given(args, look_at_model(BUNDLED_MODEL), Path(SAMPLE_VIDEO), 8)
+    given = read_given(args, look_at_model(BUNDLED_MODEL), source=Path(SAMPLE_VIDEO), num_history=8)
     assert given.num_predicted == 16 and not any("note:" in line or "no more" in line for line in given.about)
 
 
@@ -286,7 +286,7 @@ def test_memory_follows_the_frames_that_are_used(num_history):
     saved, peaks = look_at_model(BUNDLED_MODEL), []
     for args.fps in (12, 12, 1000):  # the first imports what is needed
         tracemalloc.start()
-        read_given(args, saved, Path(SAMPLE_VIDEO), num_history)
+        read_given(args, saved, source=Path(SAMPLE_VIDEO), num_history=num_history)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.5 * peaks[1] + 1e6, peaks

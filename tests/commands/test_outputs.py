@@ -63,10 +63,10 @@ def test_small_frames_are_enlarged_by_whole_factors():
 
 
 def test_a_scale_that_no_video_can_have_is_refused():
-    outputs.check_scale(128, 1, 64, 64)
-    outputs.check_scale(1, 10**6, 4096, 4096)  # nothing is added to what the prediction itself needs
+    outputs.check_scale(128, 1, height=64, width=64)
+    outputs.check_scale(1, 10**6, height=4096, width=4096)  # nothing is added to what the prediction itself needs
     with pytest.raises(ValueError, match="--scale 129 makes 1 frames of 8256 × 8256, .*: give --scale 128 or less"):
-        outputs.check_scale(129, 1, 64, 64)
+        outputs.check_scale(129, 1, height=64, width=64)
     frames = np.empty((24, 64, 64, 3), np.uint8)
     assert frames.nbytes * 120**2 <= 4 * 2**30 < frames.nbytes * 121**2
     outputs.check_scale(120, *frames.shape[:3])

@@ -207,7 +207,7 @@ def test_last_episode_of_a_file_and_frame_rates(tmp_path, fps):
     sampling = Sampling(max_num_frames=3, longest_side=32, fps=fps, frame_interval=(1, 1) if fps else (2, 2))
     table = VideoTable.from_lerobot(root, sampling, actions=ActionSpace(num_actions=12))
     frames = read_video(next((root / "videos").rglob("*.mp4"))).frames
-    window = sampling.window_at(table.infos[1], 0.0, 0.0)
+    window = sampling.window_at(table.infos[1], 0.0, start_share=0.0)
     np.testing.assert_array_equal(table.read(1, window), frames[[7, 9, 11]])
     assert table.read_actions(1, window).tolist() == [-1, 8, 10]
 
@@ -314,7 +314,7 @@ def test_samples_have_what_was_done_between_their_frames(folder):
     batch = collate([dataset[0, 0], dataset[1, 3]])
     assert batch["actions"].shape == (2, 3) and batch["actions"].dtype == torch.int64
     for row, (index, draw) in enumerate(((0, 0), (1, 3))):
-        expected = table.read_actions(index, table.draw_window(index, draw, 0))
+        expected = table.read_actions(index, table.draw_window(index, draw, seed=0))
         assert batch["actions"][row].tolist() == expected.tolist()
 
 
@@ -326,24 +326,24 @@ def test_a_cache_keeps_the_actions_of_its_windows(folder, tmp_path, space):
     vae, cache = tiny_autoencoder_of(), tmp_path / "cache"
     table = VideoTable.from_folder(folder, SAMPLING, actions=space)
     key = make_cache_key(vae, SAMPLING, seed=0, actions=space)
-    write_latent_cache(cache, table, vae, key, num_windows=2)
+    write_latent_cache(cache, table, vae=vae, key=key, num_windows=2)
     written = LatentCache(cache, key)
     for draw in range(4):
-        expected = table.read_actions(1, table.draw_window(1, draw % 2, 0))
+        expected = table.read_actions(1, table.draw_window(1, draw % 2, seed=0))
         np.testing.assert_array_equal(written.read_actions(1, draw).numpy(), expected)
 
-    write_latent_cache(cache, table, vae, key, num_windows=2)  # nothing to do
+    write_latent_cache(cache, table, vae=vae, key=key, num_windows=2)  # nothing to do
     stamp = (cache / "latents-00000.safetensors").stat().st_mtime_ns
     changed = np.load(folder / "a.actions.npy")
     changed[3] = 0
     np.save(folder / "a.actions.npy", changed)
     table = VideoTable.from_folder(folder, SAMPLING, actions=space)
-    write_latent_cache(cache, table, vae, key, num_windows=2)
+    write_latent_cache(cache, table, vae=vae, key=key, num_windows=2)
     assert (cache / "latents-00000.safetensors").stat().st_mtime_ns != stamp
 
     without = make_cache_key(vae, SAMPLING, seed=0)
     assert len(LatentCache(cache, without)) == 2  # the actions are left alone
-    write_latent_cache(tmp_path / "other", VideoTable.from_folder(folder, SAMPLING), vae, without)
+    write_latent_cache(tmp_path / "other", VideoTable.from_folder(folder, SAMPLING), vae=vae, key=without)
     with pytest.raises(ValueError, match=r"made otherwise \(actions\."):
         LatentCache(tmp_path / "other", key)
 

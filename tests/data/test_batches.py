@@ -127,7 +127,7 @@ def flatten(batches):
 def test_windows_follow_the_seed(table):
     windows = {seed: [WindowDataset(table, seed)[0, draw]["window"] for draw in range(4)] for seed in (0, 5)}
     for seed, of_seed in windows.items():
-        assert of_seed == [table.draw_window(0, draw, seed) for draw in range(4)]
+        assert of_seed == [table.draw_window(0, draw, seed=seed) for draw in range(4)]
     assert windows[0] != windows[5]
 
 
@@ -143,7 +143,7 @@ def test_slots_are_the_same_however_they_are_spread(table):
     assert parts == single
     for (step, slot), (id, window, frames) in single.items():
         index, draw = plan.step(step)[slot]
-        assert id == table[index].id and window == table.draw_window(index, draw, 0)
+        assert id == table[index].id and window == table.draw_window(index, draw, seed=0)
         assert frames == table.read(index, window).tobytes()
     with pytest.raises(ValueError, match="for 4 samples a step, but 2 x 1 processes x 3 micro-batches are 6"):
         make_loader(dataset, plan, num_steps=6, batch_size=2, accumulation=3)

@@ -96,7 +96,9 @@ def test_latents_are_those_of_the_pipeline(vae, tiny_transformer):
     expected = pipe.encode_frames(torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 127.5 - 1, seeded())
     moments = encode_moments(vae, frames)
     assert moments.shape == (5, 8, 8, 16) and moments.dtype == torch.float32
-    torch.testing.assert_close(sample_latents(moments, vae.config, seeded()), expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        sample_latents(moments, vae.config, generator=seeded()), expected[0], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_autoencoder_without_posterior(tiny_transformer):
@@ -152,7 +154,7 @@ def write(cache_dir, root, vae, sampling=SAMPLING, seed=0, **options):
     """Encodes a folder of videos; returns the cache, the table and the key."""
     table = VideoTable.from_folder(root, sampling)
     key = make_cache_key(vae, sampling, seed=seed)
-    write_latent_cache(cache_dir, table, vae, key, **{"max_shard_size": SHARD, "num_windows": 2} | options)
+    write_latent_cache(cache_dir, table, vae=vae, key=key, **{"max_shard_size": SHARD, "num_windows": 2} | options)
     return LatentCache(cache_dir, key), table, key
 
 
@@ -162,11 +164,11 @@ def test_cache_and_pixels_give_the_same_latents(tmp_path, folder, vae):
     assert cache.ids == [table.id(i) for i in range(5)]
     for batch in ([0, 2, 4], [1, 3]):  # those of one size, as in training
         for draw in range(2):
-            frames = [table.read(index, table.draw_window(index, draw, 0)) for index in batch]
+            frames = [table.read(index, table.draw_window(index, draw, seed=0)) for index in batch]
             for index, moments in zip(batch, encode_moments(vae, np.stack(frames)), strict=True):
                 assert torch.equal(cache.read(index, draw), moments)
-                from_cache = sample_latents(cache.read(index, draw), vae.config, seeded(index))
-                assert torch.equal(from_cache, sample_latents(moments, vae.config, seeded(index)))
+                from_cache = sample_latents(cache.read(index, draw), vae.config, generator=seeded(index))
+                assert torch.equal(from_cache, sample_latents(moments, vae.config, generator=seeded(index)))
     for index in range(len(table)):
         assert (cache.size(index), cache.length(index)) == (table.size(index), table.length(index))
         assert torch.equal(cache.read(index, 2), cache.read(index, 0))
@@ -200,9 +202,9 @@ def test_a_cache_made_otherwise_is_refused_by_the_name_of_what_differs(tmp_path,
         with pytest.raises(ValueError, match=message):
             LatentCache(cache_dir, other)
         with pytest.raises(ValueError, match=message):
-            write_latent_cache(cache_dir, table, vae, other, num_windows=2, max_shard_size=SHARD)
+            write_latent_cache(cache_dir, table, vae=vae, key=other, num_windows=2, max_shard_size=SHARD)
     with pytest.raises(ValueError, match=r"num_windows 2 → 3"):
-        write_latent_cache(cache_dir, table, vae, key, num_windows=3, max_shard_size=SHARD)
+        write_latent_cache(cache_dir, table, vae=vae, key=key, num_windows=3, max_shard_size=SHARD)
     assert len(LatentCache(cache_dir, key)) == 5  # the refused calls changed nothing
 
 
@@ -274,9 +276,9 @@ def test_processes_share_the_shards_and_the_last_one_writes_the_index(tmp_path, 
     alone, table, key = write(tmp_path / "alone", folder, vae)
     together = tmp_path / "together"
     options = {"num_windows": 2, "max_shard_size": SHARD, "num_processes": 2}
-    write_latent_cache(together, table, vae, key, rank=1, **options)
+    write_latent_cache(together, table, vae=vae, key=key, rank=1, **options)
     assert [path.name for path in together.iterdir()] == ["latents-00001.safetensors"]
-    write_latent_cache(together, table, vae, key, rank=0, **options)
+    write_latent_cache(together, table, vae=vae, key=key, rank=0, **options)
     assert (together / "index.json").read_text() == (tmp_path / "alone" / "index.json").read_text()
     for path in together.glob("latents-*"):
         assert path.read_bytes() == (tmp_path / "alone" / path.name).read_bytes()
@@ -285,7 +287,7 @@ def test_processes_share_the_shards_and_the_last_one_writes_the_index(tmp_path, 
 def test_captions_and_labels_are_kept(tmp_path, folder, vae):
     (folder / "table.csv").write_text("video,text,kind\n3.mp4,a red ball,fall\n1.mp4,two boxes,push\n")
     table = VideoTable.from_table(folder / "table.csv", SAMPLING, caption_column="text", label_column="kind")
-    write_latent_cache(tmp_path / "cache", table, vae, make_cache_key(vae, SAMPLING, seed=0))
+    write_latent_cache(tmp_path / "cache", table, vae=vae, key=make_cache_key(vae, SAMPLING, seed=0))
     cache = LatentCache(tmp_path / "cache", {})
     assert (cache.ids, cache.labels) == (["3.mp4", "1.mp4"], ["fall", "push"])
     assert cache.captions == ["a red ball", "two boxes"]
@@ -328,7 +330,7 @@ def test_another_dataset_of_the_same_rows_is_encoded_anew(tmp_path, vae):
         datasets.Dataset.from_dict({"video": [(tmp_path / "video.mp4").read_bytes()]}).to_parquet(parquet)
         table = VideoTable.from_dataset(str(parquet.parent), SAMPLING)
         key = make_cache_key(vae, SAMPLING, seed=0)
-        write_latent_cache(caches, table, vae, key)
+        write_latent_cache(caches, table, vae=vae, key=key)
         means.append(LatentCache(caches, key).read(0, 0))
         written = (caches / "latents-00000.safetensors").stat().st_mtime_ns
         if seed == 0:
@@ -352,7 +354,7 @@ def test_videos_that_break_when_they_are_read_are_left_out_and_listed(tmp_path, 
     assert len(table) == 5 and cache.ids == ["0.mp4", "1.mp4", "3.mp4", "4.mp4"]
     assert list(cache.dropped) == list(table.dropped) == ["2.mp4"]
     assert cache.dropped["2.mp4"].startswith("unreadable: ") and "2.mp4" in cache.dropped["2.mp4"]
-    frames = table.read(3, table.draw_window(3, 0, 0))
+    frames = table.read(3, table.draw_window(3, 0, seed=0))
     assert torch.equal(cache.read(2, 0), encode_moments(vae, frames))
 
     write_video(folder / "2.mp4", noise_frames(12, seed=7), fps=8)
@@ -370,9 +372,11 @@ def test_too_many_broken_videos_stop_the_run(tmp_path, folder, vae):
     key = make_cache_key(vae, SAMPLING, seed=0)
     options = {"max_shard_size": SHARD, "num_windows": 2, "num_processes": 2}
     # The first finds two and goes on, the second finds one, and sees that they are too many together.
-    write_latent_cache(tmp_path / "two", VideoTable.from_folder(folder, SAMPLING), vae, key, rank=0, **options)
+    write_latent_cache(tmp_path / "two", VideoTable.from_folder(folder, SAMPLING), vae=vae, key=key, rank=0, **options)
     with pytest.raises(ValueError, match="3 of 5 videos dropped"):
-        write_latent_cache(tmp_path / "two", VideoTable.from_folder(folder, SAMPLING), vae, key, rank=1, **options)
+        write_latent_cache(
+            tmp_path / "two", VideoTable.from_folder(folder, SAMPLING), vae=vae, key=key, rank=1, **options
+        )
     assert not (tmp_path / "two" / "index.json").exists()
 
 
@@ -439,7 +443,7 @@ def test_workers_encode_the_same(tmp_path, folder, vae):
 def test_moments_are_kept_in_the_precision_of_the_vae(tmp_path, folder, vae):
     half = AutoencoderKL.from_config(vae.config).to(torch.bfloat16)
     cache, table, _ = write(tmp_path / "cache", folder, half)
-    frames = table.read(0, table.draw_window(0, 0, 0))
+    frames = table.read(0, table.draw_window(0, 0, seed=0))
     assert torch.equal(cache.read(0, 0), encode_moments(half, frames))
     size = sum(path.stat().st_size for path in (tmp_path / "cache").glob("latents-*"))
     write(tmp_path / "full", folder, vae)

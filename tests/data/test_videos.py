@@ -114,7 +114,7 @@ def test_a_folder_of_good_and_bad_videos(folder, tmp_path, capsys):
     assert [info.num_frames for info in table.infos] == [30, 12, 23, 12, 12]
     assert [table.size(i) for i in range(5)] == [(32, 48)] * 3 + [(48, 32), (32, 48)]
     for index in range(5):
-        frames = table.read(index, table.draw_window(index, 0, 0))
+        frames = table.read(index, table.draw_window(index, 0, seed=0))
         assert frames.shape == (10, *table.size(index), 3) and frames.dtype == np.uint8
 
     path = report_dropped(table.dropped, tmp_path / "run")
@@ -203,12 +203,12 @@ def test_windows_are_drawn_as_the_paper_says():
 def test_a_window_follows_from_seed_video_and_draw(folder):
     sampling = Sampling(5, frame_interval=(1, 2))
     table = VideoTable.from_folder(folder, sampling, max_bad_fraction=0.6)
-    windows = [table.draw_window(0, draw, 0) for draw in range(8)]
+    windows = [table.draw_window(0, draw, seed=0) for draw in range(8)]
     (folder / "text.mp4").unlink()
     write(folder / "0.mp4", 20)
     larger = VideoTable.from_folder(folder, sampling, max_bad_fraction=0.6)
-    assert larger[1].id == "b.mp4" and [larger.draw_window(1, draw, 0) for draw in range(8)] == windows
-    assert [table.draw_window(0, draw, 1) for draw in range(8)] != windows
+    assert larger[1].id == "b.mp4" and [larger.draw_window(1, draw, seed=0) for draw in range(8)] == windows
+    assert [table.draw_window(0, draw, seed=1) for draw in range(8)] != windows
     assert len(set(windows)) > 4
 
 
@@ -279,7 +279,7 @@ def test_frames_at_other_times_than_promised_are_an_error(tmp_path):
     info = VideoTable.from_folder(tmp_path, Sampling(8)).infos[0]
     lying = replace(info, timestamps=np.array([*np.arange(10), *np.arange(10, 20) + 0.5]) / 10)
     with pytest.raises(VideoReadError, match="frame 5 of the sample from 0.5 s on was shown at 1 s, not at 1.05 s"):
-        Sampling(8).read(path, lying, Window(5, 1, 8))
+        Sampling(8).read(path, lying, window=Window(5, 1, 8))
 
 
 # Other sources
@@ -377,7 +377,7 @@ def test_class_labels_and_missing_captions_of_a_dataset(tmp_path, monkeypatch):
 def test_simulated_scenes_are_captioned():
     sampling = Sampling(4, height=32, width=32)
     for world in ("physics", "orders"):
-        table = VideoTable.simulated(3, 4, sampling, world=world)
+        table = VideoTable.simulated(3, 4, sampling=sampling, world=world)
         for index, record in enumerate(table):
             order = draw_order(FIRST_TRAINING_SEED + index)
             scene = order.simulate(FIRST_TRAINING_SEED + index, 4, size=32)
@@ -388,13 +388,13 @@ def test_simulated_scenes_are_captioned():
 
 
 def test_simulated_scenes_begin_behind_those_for_evaluation():
-    table = VideoTable.simulated(3, 9, Sampling(4, frame_interval=(2, 2), height=32, width=32))
+    table = VideoTable.simulated(3, 9, sampling=Sampling(4, frame_interval=(2, 2), height=32, width=32))
     assert len(table) == 3 and table.size(2) == (32, 32)
-    window = table.draw_window(2, 0, 0)
+    window = table.draw_window(2, 0, seed=0)
     scene = simulate(seed=FIRST_TRAINING_SEED + 2, num_frames=9, size=32).frames
     np.testing.assert_array_equal(table.read(2, window), scene[window.start :: 2][:4])
     with pytest.raises(ValueError, match="Scenes of 6 frames are too short"):
-        VideoTable.simulated(3, 6, Sampling(4, frame_interval=(2, 2)))
+        VideoTable.simulated(3, 6, sampling=Sampling(4, frame_interval=(2, 2)))
 
 
 def test_real_videos(shared_dir):
@@ -402,7 +402,7 @@ def test_real_videos(shared_dir):
     table = VideoTable.from_folder(shared_dir / "data" / "clips", Sampling(8, frame_interval=(1, 4), longest_side=64))
     assert not table.dropped and len(table) > 30
     for index in range(6, len(table), 9):
-        window = table.draw_window(index, 0, 0)
+        window = table.draw_window(index, 0, seed=0)
         frames = table.read(index, window)
         whole = read_video(table[index].source, transform=table.sampling.resize)
         assert math.isclose(whole.timestamps[-1], table.infos[index].timestamps[-1], abs_tol=1e-9)
@@ -577,7 +577,7 @@ def test_names_of_any_bytes_are_ids(tmp_path, capsys):
     (tmp_path / "=1+1 \x1b[2J.mp4").write_text("no video")
     table = VideoTable.from_folder(tmp_path, Sampling(8))
     assert [record.id for record in table] == ["a.mp4", "caf\\xe9.mp4"]
-    assert table.read(1, table.draw_window(1, 0, 0)).shape == (8, 32, 48, 3)
+    assert table.read(1, table.draw_window(1, 0, seed=0)).shape == (8, 32, 48, 3)
     path = report_dropped(table.dropped, tmp_path / "run")
     assert "\x1b" not in capsys.readouterr().out
     with path.open(newline="", encoding="utf-8") as file:
@@ -614,7 +614,9 @@ def test_content_counts(tmp_path):
     (tmp_path / "a.mp4").write_bytes(data)
     hashes.append(content())
     assert len(set(hashes)) == 4
-    scenes = [VideoTable.simulated(2, 8, Sampling(8, height=32, width=32), first_seed=seed) for seed in (0, 0, 1)]
+    scenes = [
+        VideoTable.simulated(2, 8, sampling=Sampling(8, height=32, width=32), first_seed=seed) for seed in (0, 0, 1)
+    ]
     assert scenes[0].content_hash() == scenes[1].content_hash() != scenes[2].content_hash()
 
 

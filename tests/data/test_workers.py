@@ -26,7 +26,7 @@ def small_memory(monkeypatch, tmp_path):
 
 
 def test_too_little_shared_memory_is_told_at_the_start(small_memory):
-    table = VideoTable.simulated(8, 8, Sampling(8, height=64, width=64))
+    table = VideoTable.simulated(8, 8, sampling=Sampling(8, height=64, width=64))
     dataset, plan = WindowDataset(table, seed=0), BatchPlan(table, 4, seed=0)
     options = {"num_steps": 2, "batch_size": 4}
     with pytest.raises(
@@ -37,7 +37,7 @@ def test_too_little_shared_memory_is_told_at_the_start(small_memory):
 
 
 def test_reading_clips_for_features_does_so_too(small_memory, tmp_path):
-    table = VideoTable.simulated(2, 8, Sampling(4, height=64, width=64))
+    table = VideoTable.simulated(2, 8, sampling=Sampling(4, height=64, width=64))
     with pytest.raises(ValueError, match="1 loader workers.*0.0983 MB each"):
         next(read_clips(table, [0, 1], vae=None, num_clips=2, num_workers=1))
 

@@ -92,20 +92,22 @@ def test_noise_is_in_units_of_each_channels_std_whatever_the_scale():
     torch.manual_seed(0)
     latents = torch.randn(64, 2, 8, 8).cumsum(dim=1)
     noise, scale = torch.randn(64, 2, 8, 8), torch.tensor([100.0, 0.01])[:, None, None]
-    added = add_latent_noise(latents, 0.5, noise) - latents
+    added = add_latent_noise(latents, 0.5, noise=noise) - latents
     assert torch.allclose(added.std(dim=(0, 2, 3)), 0.5 * latents.std(dim=(0, 2, 3)), rtol=0.05)
     assert torch.allclose(
-        add_latent_noise(scale * latents, 0.5, noise), scale * add_latent_noise(latents, 0.5, noise), rtol=1e-4
+        add_latent_noise(scale * latents, 0.5, noise=noise),
+        scale * add_latent_noise(latents, 0.5, noise=noise),
+        rtol=1e-4,
     )
     each = torch.linspace(0, 1, 64)[:, None, None, None]
-    assert torch.equal(add_latent_noise(latents, each, noise)[0], latents[0])
+    assert torch.equal(add_latent_noise(latents, each, noise=noise)[0], latents[0])
 
 
 def test_scaling_a_channel_gains_nothing():
     """Whoever decodes the noised latents after undoing the scale has the same error: its gradient is zero."""
     torch.manual_seed(0)
     latents, noise, scale = torch.randn(4, 2, 4, 4), torch.randn(4, 2, 4, 4), torch.tensor(3.0, requires_grad=True)
-    decoded = add_latent_noise(scale * latents, 0.5, noise) / scale
+    decoded = add_latent_noise(scale * latents, 0.5, noise=noise) / scale
     (decoded - latents).square().mean().backward()
     assert scale.grad.item() == pytest.approx(0, abs=1e-6)
 
@@ -128,7 +130,7 @@ def test_report_of_an_autoencoder_that_is_known():
     """Latents that are pixels: noise of s standard deviations is an error of s² variances, whatever their scale."""
     videos = noise_videos()
     variance = np.concatenate(videos).reshape(-1, 3).astype(float).var(axis=0).mean() / 255**2
-    report = judge_latents(PixelAutoencoder(), videos, (0.1, 0.2))
+    report = judge_latents(PixelAutoencoder(), videos, noise_levels=(0.1, 0.2))
     assert report.num_frames == 40 and report.latent_shape == (3, 16, 16)
     assert report.noise_levels == [0, 0.1, 0.2] and report.objects_kept is None
     assert report.mse[0] == 0
@@ -136,7 +138,7 @@ def test_report_of_an_autoencoder_that_is_known():
     assert report.mse_later == pytest.approx(2 * variance, rel=0.05)
     assert report.eigenvalues == pytest.approx([1, 1, 1], abs=0.1)
 
-    scaled = judge_latents(PixelAutoencoder((10.0, 1.0, 0.1), posterior_std=0.5), videos, (0.1, 0.2))
+    scaled = judge_latents(PixelAutoencoder((10.0, 1.0, 0.1), posterior_std=0.5), videos, noise_levels=(0.1, 0.2))
     assert scaled.mse == pytest.approx(report.mse, rel=0.02)
     assert scaled.eigenvalues == pytest.approx(report.eigenvalues)
     assert scaled.channel_std == pytest.approx((np.array([10, 1, 0.1]) * report.channel_std).tolist())
@@ -160,7 +162,9 @@ def test_objects_are_compared_frame_by_frame():
             decoded[-1] = 1
             return argparse.Namespace(sample=decoded)
 
-    report = judge_latents(LosesTheLastFrame(), [frames], (), read_objects=lambda frame: frame.max() > 200)
+    report = judge_latents(
+        LosesTheLastFrame(), [frames], noise_levels=(), read_objects=lambda frame: frame.max() > 200
+    )
     assert report.objects_kept == [0.75]
 
 

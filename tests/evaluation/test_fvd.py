@@ -54,14 +54,18 @@ def test_a_folder_against_itself_and_another(tmp_path, narrow):
     real = write_scenes(tmp_path / "real", [f"{i}.mp4" for i in range(4)])
     other = write_scenes(tmp_path / "other", [f"{i}.mp4" for i in reversed(range(3))])
     reference = FolderClips(real, SMALL)
-    same = evaluate_fvd(narrow, reference, FolderClips(real, SMALL, is_reference=False), cache_dir=tmp_path / "cache")
+    same = evaluate_fvd(
+        narrow, reference, made=FolderClips(real, SMALL, is_reference=False), cache_dir=tmp_path / "cache"
+    )
     assert abs(same) < 1e-3
     few = ClipSettings(**{**vars(SMALL), "num_videos": 3})
     assert evaluate_fvd(
-        narrow, FolderClips(real, few), FolderClips(other, few), cache_dir=tmp_path / "cache"
+        narrow, FolderClips(real, few), made=FolderClips(other, few), cache_dir=tmp_path / "cache"
     ) > 10 * abs(same)
     with pytest.raises(ValueError, match="real has 4 usable videos, .*other 3"):
-        evaluate_fvd(narrow, reference, FolderClips(other, SMALL, is_reference=False), cache_dir=tmp_path / "cache")
+        evaluate_fvd(
+            narrow, reference, made=FolderClips(other, SMALL, is_reference=False), cache_dir=tmp_path / "cache"
+        )
 
 
 def test_short_and_broken_videos(tmp_path):

@@ -34,8 +34,10 @@ def classifier():
 def test_truth_is_recognised_and_a_still_is_not(classifier):
     for motion in MOTIONS:
         animations = list(motion_set(motion, 6, held_out=True, num_frames=8, size=32))
-        truth = score_motion(animations, [x.frames for x in animations], classifier)
-        still = score_motion(animations, [np.repeat(x.frames[:1], 8, axis=0) for x in animations], classifier)
+        truth = score_motion(animations, [x.frames for x in animations], classifier=classifier)
+        still = score_motion(
+            animations, [np.repeat(x.frames[:1], 8, axis=0) for x in animations], classifier=classifier
+        )
         assert truth.recognised > 0.8 and (truth.others_unchanged, truth.error) == (1, 0)
         assert still.recognised < 0.2 and still.others_unchanged == 1 and still.error > 0.005
     found = classify(classifier, other_videos(12, num_frames=8, size=32))
@@ -46,7 +48,7 @@ def test_objects_that_moved_and_the_error_are_told(classifier):
     animations = list(motion_set("transform", 4, held_out=True, num_frames=8, size=64))
     videos = [x.frames.copy() for x in animations]
     videos[0][-1] = np.roll(videos[0][-1], 5, axis=0)
-    scores = score_motion(animations, videos, classifier)
+    scores = score_motion(animations, videos, classifier=classifier)
     assert scores.others_unchanged == 0.75
     difference = (videos[0][-1] / 255 - animations[0].frames[-1] / 255) ** 2
     assert scores.error == pytest.approx(difference.mean() / (7 * 4))
@@ -72,7 +74,7 @@ def test_an_adapter_is_scored_beside_its_base(make_tiny_pipe, classifier, tmp_pa
     scores = evaluate_motion(
         pipe,
         lora,
-        "fly_off",
+        motion="fly_off",
         classifier=classifier,
         num_animations=2,
         num_frames=4,
@@ -99,7 +101,7 @@ def test_two_adapters_are_mixed_fused_and_unloaded(make_tiny_pipe, tmp_path):
     pipe = make_tiny_pipe(max_context_frames=8)
     loras = {name: save_lora(pipe, tmp_path / name, seed) for seed, name in enumerate(("lie_down", "fly_off"))}
     picture = np.full((32, 32, 3), 90, np.uint8)
-    videos, differences = mix_adapters(pipe, loras, picture, num_frames=3, num_inference_steps=2)
+    videos, differences = mix_adapters(pipe, loras, frame=picture, num_frames=3, num_inference_steps=2)
     assert list(videos)[:4] == ["base", "1 lie_down", "0.7 lie_down + 0.3 fly_off", "0.5 lie_down + 0.5 fly_off"]
     assert len(videos) == 1 + len(MIXTURES) + 3
     assert differences["unloaded"] == 0 and differences["fused"] <= 2
@@ -108,4 +110,4 @@ def test_two_adapters_are_mixed_fused_and_unloaded(make_tiny_pipe, tmp_path):
     assert all(video.shape == (3, 32, 32, 3) and (video[0] == 90).all() for video in videos.values())
     assert np.array_equal(videos["both, scale 0.5"], videos["0.5 lie_down + 0.5 fly_off"])
     with pytest.raises(ValueError, match="Two adapters are mixed, got 1: fly_off"):
-        mix_adapters(pipe, {"fly_off": loras["fly_off"]}, picture)
+        mix_adapters(pipe, {"fly_off": loras["fly_off"]}, frame=picture)

@@ -42,7 +42,7 @@ def test_scores_as_files(tmp_path):
 @pytest.fixture
 def classifier(make_tiny_transformer):
     model = VideoGPTForVideoClassification.from_transformer(
-        make_tiny_transformer(), ["run", "swim"], 1, sampling=SAMPLING
+        make_tiny_transformer(), ["run", "swim"], layer=1, sampling=SAMPLING
     )
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
     return model
@@ -58,7 +58,7 @@ def test_command_on_videos(tmp_path, classifier, make_tiny_pipe, capsys):
     paths = sorted(root.rglob("*.mp4"))
     right = [
         best[0][0] == path.parent.name
-        for path, best in zip(paths, classify_videos(classifier, vae, paths, num_clips=2), strict=True)
+        for path, best in zip(paths, classify_videos(classifier, vae, videos=paths, num_clips=2), strict=True)
     ]
     (tmp_path / "testlist01.txt").write_text("".join(f"{p.relative_to(root).as_posix()}\n" for p in paths[:4]))
     arguments = ["evaluate", "probe", "--model", str(tmp_path / "model"), "--data", str(root), "--num-clips", "2"]

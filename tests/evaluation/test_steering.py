@@ -64,7 +64,7 @@ def test_which_direction_is_right():
         ((9, 0), (np.nan, np.nan), False),
     ]
     for commanded, predicted, right in cases:
-        assert is_right_direction(np.array(commanded), np.array(predicted), 9.0) is right, (commanded, predicted)
+        assert is_right_direction(np.array(commanded), np.array(predicted), full=9.0) is right, (commanded, predicted)
 
 
 def test_a_random_model_is_judged(steered_pipe, make_tiny_pipe, make_tiny_transformer):

@@ -116,7 +116,7 @@ def test_masks_are_those_of_the_twin():
 
 def test_metrics_are_those_of_the_twin():
     take_1, take_2, generated = (moving_square(seed, speed) for seed, speed in ((0, 3), (0, 4), (0, 2)))
-    scores = score_view(masked(take_1), masked(take_2), masked(generated))
+    scores = score_view(masked(take_1), masked(take_2), generated=masked(generated))
     assert tuple(scores) == COLUMNS
     small = [slow_shrink(video) for video in (take_1, take_2, generated)]
     masks = [slow_shrink(255 * slow_masks(video)) > 127 for video in (take_1, take_2, generated)]
@@ -153,7 +153,7 @@ def test_score_is_that_of_the_twin():
 
 def test_a_generated_video_equal_to_a_take():
     take_1, take_2 = moving_square(0, 3), moving_square(0, 4)
-    scores = score_view(masked(take_1), masked(take_2), masked(take_1))
+    scores = score_view(masked(take_1), masked(take_2), generated=masked(take_1))
     assert scores["v1_mse"] == [0] * 12 and scores["spatiotemporal_iou_v1"] == [1] * 12
     assert scores["spatial_iou_v1"] == scores["weighted_spatial_iou_v1"] == 1
     assert scores["v2_mse"] == scores["variance_mse"] and scores["spatial_iou_v2"] == scores["variance_spatial"] < 1
@@ -161,7 +161,7 @@ def test_a_generated_video_equal_to_a_take():
 
 def test_videos_without_motion_agree_fully():
     still = np.repeat(moving_square(0)[:1], 5, axis=0)
-    scores = score_view(masked(still), masked(still), masked(still))
+    scores = score_view(masked(still), masked(still), generated=masked(still))
     assert scores["spatiotemporal_iou_v1"] == [1] * 5 and scores["weighted_spatial_iou_v1"] == 1
 
 
@@ -195,7 +195,7 @@ def test_numbers_of_frames_are_rounded_before_their_mean():
 def test_a_pixel_may_move_in_more_frames_than_a_byte_counts():
     frame, moved, still = np.zeros((1, 1, 3), np.uint8), np.ones((1, 1), bool), np.zeros((1, 1), bool)
     often, once = [(frame, moved)] * 256, [(frame, moved)] + [(frame, still)] * 255
-    assert score_view(often, once, often)["weighted_spatial_iou_v2"] == 1 / 256
+    assert score_view(often, once, generated=often)["weighted_spatial_iou_v2"] == 1 / 256
 
 
 def test_other_sizes_are_stretched():

@@ -73,5 +73,5 @@ def load_golden_model() -> VideoGPTTransformerModel:
     tensors = load_file(GOLDEN_DIR / "model.safetensors")
     hint_token_ids = [CASES["token_ids"][token] for token in HINT_TOKENS]
     model = VideoGPTTransformerModel(**convert_config(config, tensors))
-    model.load_state_dict(convert_state_dict(tensors, model, hint_token_ids))
+    model.load_state_dict(convert_state_dict(tensors, model, hint_token_ids=hint_token_ids))
     return model.eval()

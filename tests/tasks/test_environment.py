@@ -277,13 +277,13 @@ def test_a_trained_head_rewards_and_ends(pipe, make_tiny_transformer):
     )
     with torch.no_grad():
         head.head.bias.copy_(torch.tensor([0.0, np.log(3.0)]))  # three quarters "near", whatever is seen
-    reward = ClassifierReward(head, pipe.vae, {"near": 1.0, "far": -1.0}, ends=["near"])
+    reward = ClassifierReward(head, pipe.vae, rewards={"near": 1.0, "far": -1.0}, ends=["near"])
     env = VideoGPTEnv(pipe, VIDEOS, reward=reward, **WORLD)
     env.reset(seed=0)
     _, value, is_over, _, _ = env.step(0)
     assert value == pytest.approx(0.75 - 0.25, abs=1e-5) and is_over
     with pytest.raises(ValueError, match="not nearest"):
-        ClassifierReward(head, pipe.vae, {"nearest": 1.0})
+        ClassifierReward(head, pipe.vae, rewards={"nearest": 1.0})
 
 
 def test_render(pipe):

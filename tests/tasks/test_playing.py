@@ -58,8 +58,8 @@ def test_keys(make_player):
 
 
 def test_actions_as_a_text():
-    assert read_actions("right*3 up 0*2", NAMES, 5) == [2, 2, 2, 3, 0, 0]
-    assert read_actions("1*2", (), 3) == [1, 1]
+    assert read_actions("right*3 up 0*2", NAMES, num_actions=5) == [2, 2, 2, 3, 0, 0]
+    assert read_actions("1*2", (), num_actions=3) == [1, 1]
     for text, said in {
         "jump*2": "'jump*2' is no action: give stay, left, right, up, down or a number in 0..4",
         "right*0": "'right*0' is no action",
@@ -70,7 +70,7 @@ def test_actions_as_a_text():
         "  ": "There is no action in it",
     }.items():
         with pytest.raises(ValueError, match=re.escape(said)):
-            read_actions(text, NAMES, 5)
+            read_actions(text, NAMES, num_actions=5)
 
 
 def test_names_that_do_not_fit():

@@ -38,7 +38,7 @@ def test_arguments(line, error, capsys):
 
     def parse():
         given = ["--output_dir", "out", "--pretrained_vae_path", "vae", *line.split()]
-        return parse_settings(script["Settings"], script["__doc__"], given, what="retrieval")
+        return parse_settings(script["Settings"], script["__doc__"], command_line=given, what="retrieval")
 
     if error is None:
         assert parse().latents.windows_per_video == 2

@@ -20,7 +20,7 @@ def test_encoder_by_itself_and_of_a_pipeline(tmp_path, make_tiny_transformer):
         None, transformer, NextClipFlowMatchScheduler(), text_encoder=text_encoder, tokenizer=tokenizer
     )
     pipe.save_pretrained(tmp_path / "pipe")
-    expected = encode_text(text_encoder, tokenizer, TEXTS)[0]
+    expected = encode_text(text_encoder, tokenizer, texts=TEXTS)[0]
     for name in ("bert", "pipe"):
         loaded = load_text_encoder(str(tmp_path / name))
         torch.testing.assert_close(encode_text(*loaded, TEXTS)[0], expected)
@@ -29,8 +29,8 @@ def test_encoder_by_itself_and_of_a_pipeline(tmp_path, make_tiny_transformer):
 
 def test_cache_is_the_encoder(tmp_path):
     text_encoder, tokenizer = make_text_encoder(), make_tokenizer()
-    read = cache_texts(tmp_path, TEXTS, text_encoder, tokenizer)
-    expected, expected_mask = encode_text(text_encoder, tokenizer, [TEXTS[2], TEXTS[0]])
+    read = cache_texts(tmp_path, TEXTS, text_encoder=text_encoder, tokenizer=tokenizer)
+    expected, expected_mask = encode_text(text_encoder, tokenizer, texts=[TEXTS[2], TEXTS[0]])
     states, mask = read([TEXTS[2], TEXTS[0]])
     assert torch.equal(mask, expected_mask)
     torch.testing.assert_close(states[mask], expected[mask])
@@ -41,9 +41,9 @@ def test_cache_is_written_once_and_anew_for_another_encoder(tmp_path):
     text_encoder, tokenizer = make_text_encoder(), make_tokenizer()
     calls = []
     text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    states = [cache_texts(tmp_path, TEXTS, text_encoder, tokenizer)(TEXTS)[0] for _ in range(2)]
+    states = [cache_texts(tmp_path, TEXTS, text_encoder=text_encoder, tokenizer=tokenizer)(TEXTS)[0] for _ in range(2)]
     assert len(calls) == 1 and torch.equal(*states)
     next(text_encoder.parameters()).data += 1
-    changed = cache_texts(tmp_path, TEXTS, text_encoder, tokenizer)(TEXTS)[0]
+    changed = cache_texts(tmp_path, TEXTS, text_encoder=text_encoder, tokenizer=tokenizer)(TEXTS)[0]
     assert len(calls) == 2 and not torch.allclose(changed, states[0])
     assert len(list(tmp_path.glob("*.arrow"))) == 2

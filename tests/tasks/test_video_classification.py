@@ -60,7 +60,9 @@ def test_what_is_trained(tiny_transformer, latents):
 @pytest.mark.parametrize("loader", [VideoGPTForVideoClassification, AutoModel])
 def test_saved_and_loaded(tiny_transformer, latents, tmp_path, loader):
     names = [f"class {number}" for number in range(12)]  # the order is that of numbers, not of their digits
-    model = VideoGPTForVideoClassification.from_transformer(tiny_transformer, names, -1, "mean_std", SAMPLING)
+    model = VideoGPTForVideoClassification.from_transformer(
+        tiny_transformer, names, layer=-1, pooling="mean_std", sampling=SAMPLING
+    )
     torch.nn.init.normal_(model.head.weight)
     model.save_pretrained(tmp_path)
     loaded = loader.from_pretrained(str(tmp_path))
@@ -79,7 +81,7 @@ def test_bad_input(tiny_transformer, latents):
     with pytest.raises(ValueError, match="has the classes run, jump, swim, not fly"):
         model.label_ids(["run", "fly"])
     with pytest.raises(ValueError, match=r"does not say how clips are taken: pass `sampling`"):
-        classify_videos(model, None, np.zeros((8, 32, 32, 3), np.uint8))
+        classify_videos(model, None, videos=np.zeros((8, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="at least two classes of different names, got"):
         VideoGPTForVideoClassification.from_transformer(tiny_transformer, ["run"])
     with pytest.raises(ValueError, match="`layer`=0 leaves no block"):
@@ -95,11 +97,11 @@ def test_classes_of_videos(make_tiny_pipe, tmp_path):
     model = make_classifier(pipe.transformer, sampling=SAMPLING)
     path = next(make_videos(tmp_path, 1, num_frames=9).iterdir())
     frames = np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
-    of_file, of_frames = classify_videos(model, pipe.vae, [path, frames], num_clips=2, top_k=2)
-    assert of_file == classify_videos(model, pipe.vae, str(path), num_clips=2, top_k=2)[0]
+    of_file, of_frames = classify_videos(model, pipe.vae, videos=[path, frames], num_clips=2, top_k=2)
+    assert of_file == classify_videos(model, pipe.vae, videos=str(path), num_clips=2, top_k=2)[0]
     clips = clip_latents(pipe.vae, clips_of(frames, SAMPLING, num_clips=2))
     expected = model(clips).logits.softmax(-1).mean(0)
     assert [name for name, _ in of_frames] == [NAMES[i] for i in expected.argsort(descending=True)[:2]]
     assert [p for _, p in of_frames] == pytest.approx(expected.sort(descending=True).values[:2].tolist())
     with pytest.raises(ValueError, match="A video of 3 frames is too short"):
-        classify_videos(model, pipe.vae, frames[:3])
+        classify_videos(model, pipe.vae, videos=frames[:3])

@@ -148,7 +148,7 @@ def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
     table = VideoTable.from_folder(videos, SAMPLING)
     encoded = []
     pipe.vae.encoder.register_forward_hook(lambda *_: encoded.append(1))
-    first, second = extract_layers(pipe, table, [1, 2], num_clips=2, cache_dir=cache, batch_size=3)
+    first, second = extract_layers(pipe, table, layers=[1, 2], num_clips=2, cache_dir=cache, batch_size=3)
     assert first.values.shape == (5, 2, 32) and first.values.dtype == torch.float32
     assert [record.id for record in first.records] == [record.id for record in table]
     with torch.no_grad():
@@ -158,21 +158,21 @@ def test_features_are_computed_once(tmp_path, make_tiny_pipe, monkeypatch):
     torch.testing.assert_close(second.values[4], alone, atol=1e-5, rtol=0)
 
     count = len(encoded)
-    again = extract_layers(pipe, table, [1, 2], num_clips=2, cache_dir=cache)
+    again = extract_layers(pipe, table, layers=[1, 2], num_clips=2, cache_dir=cache)
     assert torch.equal(again[1].values, second.values) and len(encoded) == count
     (folder,) = cache.iterdir()
     (folder / "features-00001.safetensors").unlink()
-    again = extract_layers(pipe, table, [1, 2], num_clips=2, cache_dir=cache, batch_size=3)
+    again = extract_layers(pipe, table, layers=[1, 2], num_clips=2, cache_dir=cache, batch_size=3)
     torch.testing.assert_close(again[0].values, first.values, atol=1e-6, rtol=0)
     assert 0 < len(encoded) - count < count
 
     pipe.transformer.clean_patch_embed.bias.data += 1
-    changed = extract_features(pipe, table, 1, 2, cache_dir=cache)
+    changed = extract_features(pipe, table, layer=1, num_clips=2, cache_dir=cache)
     assert (changed.values - first.values).abs().max() > 1e-3 and len(list(cache.iterdir())) == 2
 
     replaced = table[0].source  # by another video of as many bytes
     replaced.write_bytes(table[1].source.read_bytes().ljust(replaced.stat().st_size, b"\0"))
-    anew = extract_features(pipe, table, 1, 2, cache_dir=cache)
+    anew = extract_features(pipe, table, layer=1, num_clips=2, cache_dir=cache)
     assert len(list(cache.iterdir())) == 3 and not torch.equal(anew.values[0], changed.values[0])
 
 
@@ -184,9 +184,9 @@ def test_every_setting_has_a_folder_of_its_own(tmp_path, make_tiny_pipe):
         extract_features(pipe, table, **arguments, cache_dir=cache)
         assert len(list(cache.iterdir())) == count
     pipe.transformer.clean_patch_embed.bias.data += 1
-    extract_features(pipe, table, 1, cache_dir=cache)
+    extract_features(pipe, table, layer=1, cache_dir=cache)
     pipe.transformer.to(torch.bfloat16)
-    features = extract_features(pipe, table, 1, cache_dir=cache)
+    features = extract_features(pipe, table, layer=1, cache_dir=cache)
     assert len(list(cache.iterdir())) == 6 and features.values.dtype == torch.float32
 
 

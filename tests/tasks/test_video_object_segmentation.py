@@ -101,17 +101,19 @@ def test_more_objects_than_colours():
 
 def test_sizes():
     masks = moving_discs(2)
-    assert resize_masks(masks, 64, 64) is masks
-    small = resize_masks(masks, 32, 48)
+    assert resize_masks(masks, 64, width=64) is masks
+    small = resize_masks(masks, 32, width=48)
     assert small.shape == (2, 32, 48) and set(np.unique(small)) == set(np.unique(masks))
-    assert resize_frames(Marking((3, 8)).draw(masks), 32, 48).shape == (2, 32, 48, 3)
+    assert resize_frames(Marking((3, 8)).draw(masks), 32, width=48).shape == (2, 32, 48, 3)
 
 
 @pytest.mark.parametrize("num_frames", [CLIP, CLIP + 1, 3 * CLIP])
 def test_every_clip_sees_its_own_frames(make_pipe, num_frames):
     """The video is marked already, so a model that copies it is right; a clip of frames one too early would have J 0.7."""
     masks = moving_discs(num_frames)
-    found = segment_video(make_pipe(CopyVideo), Marking((3, 8)).draw(masks), masks[0], num_inference_steps=1)
+    found = segment_video(
+        make_pipe(CopyVideo), Marking((3, 8)).draw(masks), first_mask=masks[0], num_inference_steps=1
+    )
     assert found.dtype == np.uint8 and found.shape == masks.shape
     np.testing.assert_array_equal(found[0], masks[0])
     for index in (3, 8):
@@ -120,11 +122,11 @@ def test_every_clip_sees_its_own_frames(make_pipe, num_frames):
 
 def test_objects_in_groups_and_at_another_size(make_pipe):
     """Seven objects need two groups; 100 × 80 pixels become 64 × 48 and come back."""
-    masks = resize_masks(moving_discs(6, num_objects=7), 80, 100)
+    masks = resize_masks(moving_discs(6, num_objects=7), 80, width=100)
     frames = np.zeros((*masks.shape, 3), np.uint8)
     first = masks[0].copy()
     first[0] = 255  # left open
-    found = segment_video(make_pipe(RepeatMarked), frames, first, num_inference_steps=1)
+    found = segment_video(make_pipe(RepeatMarked), frames, first_mask=first, num_inference_steps=1)
     np.testing.assert_array_equal(found[0], masks[0])
     assert found.shape == masks.shape and object_ids(found[-1]) == object_ids(masks[0])
     assert len(object_ids(masks[0])) == 7
@@ -141,7 +143,9 @@ def test_what_is_known_of_a_clip_stays(make_pipe):
             return next(answers).denoise_clip(self, *args, **kwargs)
 
     masks = moving_discs(CLIP + 2)
-    found = segment_video(make_pipe(OneAfterTheOther), Marking((3, 8)).draw(masks), masks[0], num_inference_steps=1)
+    found = segment_video(
+        make_pipe(OneAfterTheOther), Marking((3, 8)).draw(masks), first_mask=masks[0], num_inference_steps=1
+    )
     expected = np.concatenate([masks[:1].repeat(CLIP, axis=0), masks[CLIP:]])
     for index in (3, 8):
         assert region_similarity(expected == index, found == index).min() > 0.8
@@ -149,7 +153,7 @@ def test_what_is_known_of_a_clip_stays(make_pipe):
 
 def test_lost_objects_stay_lost(make_pipe):
     masks = moving_discs(3 * CLIP)
-    found = segment_video(make_pipe(CopyVideo), Marking(()).draw(masks), masks[0], num_inference_steps=1)
+    found = segment_video(make_pipe(CopyVideo), Marking(()).draw(masks), first_mask=masks[0], num_inference_steps=1)
     assert found[0].any() and not found[1:].any()
 
 
@@ -163,7 +167,7 @@ def test_the_model_is_asked_as_told(make_pipe):
 
     masks = moving_discs(CLIP + 1)
     settings = {"num_inference_steps": 3, "guidance_scale": 1.5, "generator": torch.Generator().manual_seed(0)}
-    segment_video(make_pipe(Asked), Marking((3, 8)).draw(masks), masks[0], **settings)
+    segment_video(make_pipe(Asked), Marking((3, 8)).draw(masks), first_mask=masks[0], **settings)
     expected = {"num_frames": CLIP, "frames_per_clip": CLIP, "max_context_frames": CLIP + 1} | settings
     assert [{name: arguments.get(name) for name in expected} for arguments in asked] == [expected] * 2
 
@@ -173,7 +177,9 @@ def test_with_a_network(make_pipe):
     masks = moving_discs(6)
     frames, pipe = Marking((3, 8)).draw(masks), make_pipe()
     first, again, other = (
-        segment_video(pipe, frames, masks[0], num_inference_steps=2, generator=torch.Generator().manual_seed(seed))
+        segment_video(
+            pipe, frames, first_mask=masks[0], num_inference_steps=2, generator=torch.Generator().manual_seed(seed)
+        )
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
@@ -184,15 +190,15 @@ def test_bad_input(make_pipe):
     pipe, masks = make_pipe(RepeatMarked), moving_discs(CLIP)
     frames = np.zeros((CLIP, 64, 64, 3), np.uint8)
     with pytest.raises(ValueError, match=r"uint8 \(64, 64\) as the frames, got uint8 \(32, 64\)"):
-        segment_video(pipe, frames, masks[0, :32])
+        segment_video(pipe, frames, first_mask=masks[0, :32])
     with pytest.raises(ValueError, match="marks no object"):
-        segment_video(pipe, frames, 0 * masks[0])
+        segment_video(pipe, frames, first_mask=0 * masks[0])
     with pytest.raises(ValueError, match="has 3 frames, a clip 4: pass a lower `frames_per_clip`"):
-        segment_video(pipe, frames[:3], masks[0])
+        segment_video(pipe, frames[:3], first_mask=masks[0])
     with pytest.raises(ValueError, match="both `height` and `width`"):
-        segment_video(pipe, frames, masks[0], height=64)
+        segment_video(pipe, frames, first_mask=masks[0], height=64)
     with pytest.raises(ValueError, match="divisible by 16, got 60"):
-        segment_video(pipe, frames, masks[0], height=60, width=64)
+        segment_video(pipe, frames, first_mask=masks[0], height=60, width=64)
 
 
 def test_loss_is_that_of_the_marked_clip(make_tiny_transformer):

@@ -55,11 +55,11 @@ def test_clip_is_pooled_as_it_pools_itself():
     torch.manual_seed(0)
     text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
     tokens = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    features = pool_text(text_encoder, *encode_text(text_encoder, tokenizer, TEXTS))
+    features = pool_text(text_encoder, *encode_text(text_encoder, tokenizer, texts=TEXTS))
     torch.testing.assert_close(features, text_encoder(**select(tokens)).pooler_output)
 
     projected = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config | {"projection_dim": 6})).eval()
-    features = pool_text(projected, *encode_text(projected, tokenizer, TEXTS))
+    features = pool_text(projected, *encode_text(projected, tokenizer, texts=TEXTS))
     torch.testing.assert_close(features, projected(**select(tokens)).text_embeds)
     assert features.shape == (3, text_feature_dim(projected)) == (3, 6)
 
@@ -71,9 +71,9 @@ def select(tokens):
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_others_are_the_mean_of_their_real_tokens(kind):
     text_encoder, tokenizer = make_text_encoder(kind), make_tokenizer()
-    features = pool_text(text_encoder, *encode_text(text_encoder, tokenizer, TEXTS))
+    features = pool_text(text_encoder, *encode_text(text_encoder, tokenizer, texts=TEXTS))
     for text, feature in zip(TEXTS, features, strict=True):
-        alone = encode_text(text_encoder, tokenizer, [text])[0][0]
+        alone = encode_text(text_encoder, tokenizer, texts=[text])[0][0]
         torch.testing.assert_close(feature, alone.mean(0))
 
 

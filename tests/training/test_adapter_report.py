@@ -54,7 +54,7 @@ def test_errors_and_picture(tmp_path):
     errors = held_out_errors(videos, predictions, num_given=1)
     assert errors == pytest.approx({"still": 0.04, "base": 0.16, "LoRA": 0.0})
     assert held_out_errors([], {"base": [], "LoRA": []}, num_given=1) == {}
-    path = write_comparison(tmp_path / "held_out.png", videos, predictions, num_given=1, fps=8)
+    path = write_comparison(tmp_path / "held_out.png", videos, predictions=predictions, num_given=1, fps=8)
     picture = np.asarray(Image.open(path))
     # Rows from the top: still, base, LoRA, truth, twice; in the middle of the last frame of each.
     rows = np.linspace(70, picture.shape[0] - 11, 9)[:-1] + 67

@@ -43,7 +43,7 @@ DATA = ("--instance_data_root", "videos", "--pretrained_vae_path", "vae", "--out
 
 
 def parse(*args, settings=PipelineSettings, what=None):
-    return parse_settings(settings, "Trains.", [str(arg) for arg in args], what=what)
+    return parse_settings(settings, "Trains.", command_line=[str(arg) for arg in args], what=what)
 
 
 def refusal(capsys, *args, **how) -> str:
@@ -137,7 +137,7 @@ def test_every_recipe_is_read_by_its_script(config, monkeypatch):
         more += ["--pretrained_model_name_or_path", "base"]
     if not given.keys() & {"instance_data_root", "num_simulated_scenes", "cached_latents"}:
         more += ["--instance_data_root", "videos"]
-    read = plain_values(parse_settings(settings, doc, ["--config", str(path), *more]))
+    read = plain_values(parse_settings(settings, doc, command_line=["--config", str(path), *more]))
     for name, value in given.items():
         assert read[name] == ([value] if name in ("frame_interval", "layer") and isinstance(value, int) else value), (
             name

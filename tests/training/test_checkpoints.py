@@ -102,7 +102,9 @@ def parts_of(run, trainable_only=False):
 
 
 def save(run, folder, step, trainable_only=False, **kwargs):
-    return save_checkpoint(folder, step, parts_of(run, trainable_only), state={"step": step, "run": FIELDS}, **kwargs)
+    return save_checkpoint(
+        folder, step, parts=parts_of(run, trainable_only), state={"step": step, "run": FIELDS}, **kwargs
+    )
 
 
 def load(run, path, expected=FIELDS, trainable_only=False):
@@ -273,7 +275,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_debris(tmp_path):
 
 def test_state_that_json_cannot_hold_leaves_no_debris(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_checkpoint(tmp_path, 1, parts_of(make_run()), state={"run": {}, "loss": torch.zeros(1)})
+        save_checkpoint(tmp_path, 1, parts=parts_of(make_run()), state={"run": {}, "loss": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -297,7 +299,9 @@ def test_another_configuration_is_refused_by_field(tmp_path):
 
 def test_changed_files_are_refused_as_such(tmp_path):
     run = make_run()
-    path = save_checkpoint(tmp_path, 1, parts_of(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}})
+    path = save_checkpoint(
+        tmp_path, 1, parts=parts_of(run), state={"step": 1, "run": FIELDS | {"content.sources": "ab"}}
+    )
     with pytest.raises(ValueError, match="content.sources: ab there, cd now .content: hashes of what is in the files"):
         load(run, path, FIELDS | {"content.sources": "cd"})
 
@@ -533,9 +537,11 @@ def in_two_processes(folder):
 def test_what_diffusers_notes_for_itself_does_not_make_another_run(tmp_path):
     """A checkpoint goes on under a later version of diffusers."""
     saved = {"transformer": {"num_layers": 2, "_diffusers_version": "0.42.1"}, "seed": 0}
-    refuse_other_run(tmp_path, saved, {"transformer": {"num_layers": 2, "_diffusers_version": "0.43.0"}, "seed": 0})
+    refuse_other_run(
+        tmp_path, saved, expected={"transformer": {"num_layers": 2, "_diffusers_version": "0.43.0"}, "seed": 0}
+    )
     with pytest.raises(ValueError, match=r"transformer.num_layers: 2 there, 3 now\. Resume"):
-        refuse_other_run(tmp_path, saved, {"transformer": {"num_layers": 3}, "seed": 0})
+        refuse_other_run(tmp_path, saved, expected={"transformer": {"num_layers": 3}, "seed": 0})
 
 
 if __name__ == "__main__":

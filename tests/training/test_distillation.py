@@ -61,7 +61,9 @@ def test_both_predictions_of_guidance_in_one_pass(tiny_transformer):
         (1.0, clip_by_clip(tiny_transformer, clips, clips.noisy, clips.alphas, 1.0)),
     ):
         with torch.no_grad():
-            made = distillation.guided_prediction(tiny_transformer, clips, CLIPS, guidance_scale=scale, patch_size=2)
+            made = distillation.guided_prediction(
+                tiny_transformer, clips, clip_lengths=CLIPS, guidance_scale=scale, patch_size=2
+            )
         torch.testing.assert_close(made, wanted, atol=2e-5, rtol=0)
 
 
@@ -122,7 +124,7 @@ def test_target_is_one_step_of_the_teacher_and_the_average_from_there(tiny_trans
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         # What autocast has cast of the student must not be taken for the average's, nor the other way round.
         expected_prediction = clips.denoised_by(student).predicted
-        target = training.target(student, clips, CLIPS)
+        target = training.target(student, clips, clip_lengths=CLIPS)
         prediction = clips.denoised_by(student).predicted
     assert torch.equal(prediction, expected_prediction)
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
@@ -152,7 +154,9 @@ def test_loss_trains_the_student_alone(tiny_transformer):
     assert all(parameter.grad is None for parameter in tiny_transformer.parameters())
     clips = make_noisy_clips(LATENTS, clip_lengths=CLIPS, generator=generators(), draw_alphas=training.draw_alphas)
     assert set(clips.alphas.unique().tolist()) <= {0.0, 0.25, 0.5, 0.75}
-    expected = (clips.denoised_by(student).predicted - training.target(student, clips, CLIPS)).square().mean()
+    expected = (
+        (clips.denoised_by(student).predicted - training.target(student, clips, clip_lengths=CLIPS)).square().mean()
+    )
     torch.testing.assert_close(loss, expected)
 
 

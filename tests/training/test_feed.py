@@ -61,7 +61,7 @@ def test_latents_and_clips_follow_seed_step_and_slot(same_clips_in_step):
         ):
             step, slot = 7 + number // 2, 2 * (number % 2) + i
             generator = seeded_generator(3, step, slot)
-            torch.testing.assert_close(latents, sample_latents(MOMENTS[slot], vae.config, generator))
+            torch.testing.assert_close(latents, sample_latents(MOMENTS[slot], vae.config, generator=generator))
             if not same_clips_in_step:
                 assert lengths == parse_clips("random")(9, generator)
             # The noise goes on where they left the generator.
@@ -121,6 +121,6 @@ def test_what_simulated_scenes_follow_from_counts():
     """Another size or length under the same names is other data."""
     sampling = Sampling(4, height=32, width=32)
     masks = [SegmentationTable.of([SimulatedMasks(7, 8, size)], sampling) for size in (32, 64)]
-    scenes = [VideoTable.simulated(1, num_frames, sampling) for num_frames in (8, 9)]
+    scenes = [VideoTable.simulated(1, num_frames, sampling=sampling) for num_frames in (8, 9)]
     for one, other in (masks, scenes):
         assert differing(one, other) == {"content.sources"} and differing(one, one) == set()

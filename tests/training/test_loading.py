@@ -51,7 +51,7 @@ def test_rate_length_and_clips_are_those_that_the_base_was_trained_with(tmp_path
 
     def settle(base, sampling, objective):
         model = ModelSettings(pretrained_model_name_or_path=str(tmp_path / base))
-        settle_from_base(sampling, model, objective, clips="first:1")
+        settle_from_base(sampling, model, objective=objective, clips="first:1")
         made = make_sampling(sampling)
         frames = (made.min_num_frames, made.max_num_frames)
         return made.fps, made.frame_interval, frames, objective.clips, objective.max_clips

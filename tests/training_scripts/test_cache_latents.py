@@ -63,7 +63,7 @@ def test_two_processes_encode_a_folder(tmp_path, folder, vae_dir):
     torch.set_num_threads(1)
     for index in range(5):
         for draw in range(2):
-            frames = table.read(index, table.draw_window(index, draw, 0))
+            frames = table.read(index, table.draw_window(index, draw, seed=0))
             assert torch.equal(cache.read(index, draw), encode_moments(vae, frames, batch_size=4))
 
     with pytest.raises(ValueError, match=r"made otherwise \(instance_data_root '.*videos\d+' → 'elsewhere'\)"):

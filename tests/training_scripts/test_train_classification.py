@@ -62,7 +62,7 @@ def test_probe(tmp_path, ucf, arguments, capsys, refusal_of):
         ]
     labels = torch.tensor([model.labels[name.split("/")[0]] for name in names])
     probe = fit_linear_probe(
-        normalized(torch.stack(features)), labels, num_classes=2, held_out=split_off(names, 3, 0)[1]
+        normalized(torch.stack(features)), labels, num_classes=2, held_out=split_off(names, 3, seed=0)[1]
     )
     torch.testing.assert_close(model.head.weight, probe.weight, atol=1e-2, rtol=1e-2)
 
@@ -70,7 +70,7 @@ def test_probe(tmp_path, ucf, arguments, capsys, refusal_of):
         ["evaluate", "probe", "--model", str(out), "--data", str(ucf / "videos"), "--output", str(tmp_path / "scores")]
     )
     assert "top-1: " in capsys.readouterr().out and (tmp_path / "scores" / "confusion.png").exists()
-    (best,) = classify_videos(model, vae, ucf / "videos" / names[0], num_clips=2, top_k=1)
+    (best,) = classify_videos(model, vae, videos=ucf / "videos" / names[0], num_clips=2, top_k=1)
     assert best[0][0] in model.labels and 0.5 <= best[0][1] <= 1
     assert "already holds config.json" in refusal_of(SCRIPT, "--output_dir", out, *arguments, "--layer", 1)
 

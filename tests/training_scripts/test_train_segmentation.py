@@ -68,7 +68,7 @@ def test_the_pipeline_segments(trained):
     pipe = DiffusionPipeline.from_pretrained(trained[0])
     pipe.set_progress_bar_config(disable=True)
     frames, masks = make_masked_video(9, num_frames=7)
-    found = segment_video(pipe, frames, masks[0], num_inference_steps=1)
+    found = segment_video(pipe, frames, first_mask=masks[0], num_inference_steps=1)
     assert found.shape == masks.shape and set(np.unique(found)) <= {0, 1, 2}
     np.testing.assert_array_equal(found[0], masks[0])
 

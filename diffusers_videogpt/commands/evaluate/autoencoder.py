@@ -47,7 +47,7 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
         table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
         say(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
         count = min(len(table), args.num_videos)
-        videos = [table.read(index, table.draw_window(index, 0, args.seed)) for index in range(count)]
+        videos = [table.read(index, table.draw_window(index, 0, seed=args.seed)) for index in range(count)]
     source, subfolder = (BUNDLED_MODEL, "vae") if args.vae is None else (args.vae, args.subfolder)
     with told_of(f"the autoencoder in {source}"):
         vae = load_autoencoder(source, subfolder=subfolder).to(device)
@@ -59,7 +59,7 @@ def evaluate_autoencoder(args: argparse.Namespace) -> None:
 
 def add_autoencoder_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks, "autoencoder", evaluate_autoencoder, help="how good an autoencoder's latents are for diffusion"
+        benchmarks, "autoencoder", run=evaluate_autoencoder, help="how good an autoencoder's latents are for diffusion"
     )
     command.add_argument("--vae", help="folder or Hub id of an autoencoder; default: the bundled model's")
     command.add_argument("--subfolder", help="of --vae that the autoencoder lies in, such as vae in a pipeline's")

@@ -59,7 +59,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
             **rollout_options(args, pipe),
             condition_guidance_scale=args.condition_guidance_scale,
         )
-    distance = fvd.evaluate_fvd(i3d, real, made, cache_dir=args.cache, batch_size=args.batch_size)
+    distance = fvd.evaluate_fvd(i3d, real, made=made, cache_dir=args.cache, batch_size=args.batch_size)
     say(
         f"{len(real)} clips of {settings.clip_length} frames a set, at {settings.resolution} × {settings.resolution} "
         f"({settings.resize})"
@@ -69,7 +69,7 @@ def evaluate_fvd(args: argparse.Namespace) -> None:
 
 def add_fvd_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks, "fvd", evaluate_fvd, help="Fréchet video distance of two folders, or of a model and a folder"
+        benchmarks, "fvd", run=evaluate_fvd, help="Fréchet video distance of two folders, or of a model and a folder"
     )
     command.add_argument("--data", type=Path, required=True, help="folder of real videos")
     source = command.add_mutually_exclusive_group()

@@ -56,7 +56,7 @@ def add_physics_box_benchmark(benchmarks) -> None:
     command = add_command(
         benchmarks,
         "physics-box",
-        evaluate_physics_box,
+        run=evaluate_physics_box,
         help="physics in a box: unseen simulated scenes, where the truth is known exactly",
     )
     add_model_argument(command)

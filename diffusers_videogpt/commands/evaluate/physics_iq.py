@@ -80,7 +80,7 @@ def evaluate_physics_iq(args: argparse.Namespace) -> None:
 
 
 def add_physics_iq_benchmark(benchmarks) -> None:
-    command = add_command(benchmarks, "physics-iq", evaluate_physics_iq, help="the Physics-IQ benchmark")
+    command = add_command(benchmarks, "physics-iq", run=evaluate_physics_iq, help="the Physics-IQ benchmark")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub id of a pipeline")
     source.add_argument(

@@ -55,7 +55,7 @@ def evaluate_probe(args: argparse.Namespace) -> None:
 
 def add_probe_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks, "probe", evaluate_probe, help="a classifier of videos, or what its features are worth"
+        benchmarks, "probe", run=evaluate_probe, help="a classifier of videos, or what its features are worth"
     )
     command.add_argument(
         "--model", help="folder of a classifier; with --simulated of a pipeline (default: the bundled)"

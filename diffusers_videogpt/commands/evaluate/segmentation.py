@@ -47,7 +47,7 @@ def evaluate_segmentation(args: argparse.Namespace) -> None:
 
 def add_segmentation_benchmark(benchmarks) -> None:
     command = add_command(
-        benchmarks, "segmentation", evaluate_segmentation, help="objects followed through videos, by J and F"
+        benchmarks, "segmentation", run=evaluate_segmentation, help="objects followed through videos, by J and F"
     )
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument(

@@ -29,10 +29,10 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     saved = look_at_model(args.model)
     saved.check_size(args.height, args.width)
     trained_with = check_loras(args.lora)
-    saved = follow_lora(args, saved, trained_with, options=("height", "width"))
+    saved = follow_lora(args, saved, trained_with=trained_with, options=("height", "width"))
     saved.check_size(args.height, args.width)
     rate = "videos are read at their own rate, by --frame-interval"
-    say(*differences(args, saved, trained_with, unread_rate=rate))
+    say(*differences(args, saved, trained_with=trained_with, unread_rate=rate))
     pipe = load_pipeline(saved, device=args.device, loras=args.lora)
     pipe.set_progress_bar_config(**progress_options())
     from ...data.sampling import Sampling
@@ -52,7 +52,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
     table = VideoTable.from_folder(args.data, sampling, max_bad_fraction=1.0)
     say(f"{len(table)} videos; {table.dropped.summary()}{table.dropped.first()}")
     videos = (
-        table.read(index, table.draw_window(index, draw, args.seed))
+        table.read(index, table.draw_window(index, draw, seed=args.seed))
         for index in range(len(table))
         for draw in range(args.windows_per_video)
     )
@@ -75,7 +75,7 @@ def evaluate_videos(args: argparse.Namespace) -> None:
 
 
 def add_videos_benchmark(benchmarks) -> None:
-    command = add_command(benchmarks, "videos", evaluate_videos, help="the videos of a folder")
+    command = add_command(benchmarks, "videos", run=evaluate_videos, help="the videos of a folder")
     command.add_argument("--data", type=Path, required=True, help="folder of videos")
     add_model_argument(command)
     add_lora_argument(command)
