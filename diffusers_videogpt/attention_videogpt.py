@@ -414,7 +414,8 @@ class VideoGPTAttnProcessor:
             return output
         alone_mask = None if special_mask is None else special_mask[..., num_past:]
         alone = (x[num_with_past:] for x in (query, key, value))
-        return torch.cat([output, self._attend_by_rank(*alone, rank_lengths, alone_mask)])
+        output_alone = self._attend_by_rank(*alone, rank_lengths=rank_lengths, special_mask=alone_mask)
+        return torch.cat([output, output_alone])
 
     def _attend_by_rank(self, query, key, value, *, rank_lengths, special_mask):
         """The queries are the last tokens of the clip, which are the last keys; those of each rank see the keys up to theirs."""

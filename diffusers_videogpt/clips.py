@@ -314,9 +314,9 @@ def make_clip_layout(
     samples = []
     for b in range(batch_size):
         condition = _condition_tokens(per_sample_conditions[b], num_conditions)
-        frame_args = (clips[b], per_sample_grids[b], padded_grid)
-        clean_tokens = _frame_tokens(CLEAN, clean_frames[b], num_clean, (0, 2, 1), *frame_args)
-        noisy_tokens = _frame_tokens(NOISY, noisy_frames[b], num_noisy, (0, 1, 2), *frame_args)
+        places = {"clip_of_frame": clips[b], "grid": per_sample_grids[b], "padded_grid": padded_grid}
+        clean_tokens = _frame_tokens(CLEAN, clean_frames[b], num_frames=num_clean, ranks=(0, 2, 1), **places)
+        noisy_tokens = _frame_tokens(NOISY, noisy_frames[b], num_frames=num_noisy, ranks=(0, 1, 2), **places)
         samples.append(torch.cat([condition, clean_tokens, noisy_tokens], dim=1))
     tokens = torch.stack(samples, dim=1)
     stream, clip, frame, rank, position_ids = tokens
@@ -392,17 +392,24 @@ def layout_after_history(
             cached in `num_with_past` samples, then the same frames with nothing before them in `num_alone` samples.
         device: where the tensors are made.
     """
-    arguments = (num_past_frames, num_clean_frames, num_noisy_frames, patch_grid, condition_lengths)
-    arguments += (num_with_past, num_alone, device)
+    rest = {
+        "num_noisy": num_noisy_frames,
+        "patch_grid": patch_grid,
+        "condition_lengths": condition_lengths,
+        "num_with_past": num_with_past,
+        "num_alone": num_alone,
+        "device": device,
+    }
     if torch.compiler.is_compiling():  # what is traced into a graph must not stay behind in the kept layouts
-        return _make_layout_after_history(*arguments)
-    return _kept_layout_after_history(*arguments, in_inference_mode=torch.is_inference_mode_enabled())
+        return _make_layout_after_history(num_past_frames, num_clean_frames, **rest)
+    rest["in_inference_mode"] = torch.is_inference_mode_enabled()
+    return _kept_layout_after_history(num_past_frames, num_clean_frames, **rest)
 
 
 @lru_cache(maxsize=4)
-def _kept_layout_after_history(*arguments, in_inference_mode: bool) -> ClipLayout:
+def _kept_layout_after_history(num_past: int, num_clean: int, *, in_inference_mode: bool, **rest) -> ClipLayout:
     """`in_inference_mode` keeps two kinds apart: a backward pass can't save tensors that were made in inference mode."""
-    return _make_layout_after_history(*arguments)
+    return _make_layout_after_history(num_past, num_clean, **rest)
 
 
 def _make_layout_after_history(

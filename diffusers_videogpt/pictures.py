@@ -41,7 +41,7 @@ def name_of(source: Path | bytes) -> str:
     return f"video of {len(source)} bytes" if isinstance(source, bytes) else printable_name(str(source))
 
 
-def check_frame_size(source: Path | bytes, width: int, *, height: int) -> None:
+def check_frame_size(source: Path | bytes, *, width: int, height: int) -> None:
     """Raises a [`VideoReadError`] for a frame of more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`, 89 million: a damaged
     header can name any size, and the decoder would fill the memory with it."""
     if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -51,7 +51,7 @@ def check_frame_size(source: Path | bytes, width: int, *, height: int) -> None:
         )
 
 
-def too_long(path: Path | bytes, begin: float, *, end: float) -> VideoReadError:
+def too_long(path: Path | bytes, *, begin: float, end: float) -> VideoReadError:
     return VideoReadError(
         f"{name_of(path)}: the frame at {begin:g} s would be shown until {end:g} s, longer than {MAX_GAP:g} s: the timestamps "
         "are damaged; mend the video by encoding it anew, or leave it out."
@@ -175,7 +175,7 @@ def open_picture(
     durations = {0: math.inf}  # of each frame
     try:
         with opened_picture(source) as image:
-            check_frame_size(source, *image.size)
+            check_frame_size(source, width=image.width, height=image.height)
             # An animated PNG may begin with a picture for who does not know the format, which is not part of the film.
             first = 1 if image.info.get("default_image") else 0
             num_frames = getattr(image, "n_frames", 1)
@@ -187,7 +187,7 @@ def open_picture(
                     durations[index] = (image.info["duration"] or 100) / 1000
                     if durations[index] > MAX_GAP:
                         end = sum(durations.values())
-                        raise too_long(source, end - durations[index], end=end)
+                        raise too_long(source, begin=end - durations[index], end=end)
     except Image.UnidentifiedImageError:
         return None
     rate = None if len(durations) == 1 else len(durations) / sum(durations.values())

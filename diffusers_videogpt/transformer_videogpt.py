@@ -440,11 +440,7 @@ class VideoGPTTransformerModel(
         is_clip_alone = all(x is None for x in (clean_hidden_states, clip_layout, conditions, kv_cache))
         if clip_layout is None:
             clip_layout, conditions = self._default_layout(
-                hidden_states,
-                clean_hidden_states,
-                conditions=conditions,
-                encoder_attention_mask=encoder_attention_mask,
-                kv_cache=kv_cache,
+                hidden_states, clean_hidden_states, conditions=conditions, mask=encoder_attention_mask, cache=kv_cache
             )
         elif kv_cache is not None and hidden_states is not None and not clip_layout.has_one_clip:
             raise ValueError("After a `kv_cache`, one noisy clip is predicted at a time: `clip_layout` has several.")
@@ -452,23 +448,17 @@ class VideoGPTTransformerModel(
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
-        flex = (attention_kwargs or {}).get("kernel_options")
+        how = {"conditions": conditions, "clip_layout": clip_layout}
+        how["kernel_options"] = (attention_kwargs or {}).get("kernel_options")
         if hidden_states is None:
-            sample = self._encode_history(
-                clean_hidden_states,
-                clean_actions,
-                conditions=conditions,
-                clip_layout=clip_layout,
-                kv_cache=kv_cache,
-                kernel_options=flex,
-            )
+            sample = self._encode_history(clean_hidden_states, clean_actions, kv_cache=kv_cache, **how)
         elif kv_cache is not None or is_clip_alone:
             sample = self._denoise_clip(
                 hidden_states, timestep, actions=actions, clip_layout=clip_layout, kv_cache=kv_cache
             )
         else:
-            inputs = (hidden_states, timestep, actions, clean_hidden_states, clean_actions)
-            sample = self._denoise_under_mask(*inputs, conditions, clip_layout, flex)
+            clean = {"clean_hidden_states": clean_hidden_states, "clean_actions": clean_actions}
+            sample = self._denoise_under_mask(hidden_states, timestep, actions=actions, **clean, **how)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
     def _denoise_under_mask(
@@ -489,18 +479,14 @@ class VideoGPTTransformerModel(
         if clean_hidden_states is not None:
             tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, actions=clean_actions)
         time_proj = self._embed_timestep(timestep, hidden_states)
-        tokens = self._join(
-            tokens + self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions)
-        )
+        tokens += self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions)
         mask, output_mask = masks_for_attention(clip_layout, self._own_backend, kernel_options=kernel_options)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
 
         for block in self.transformer_blocks[:-1]:
             tokens = self._run_block(block, tokens, mask, rotary_emb, None, None, shares)
-        num_outputs = (shares or clip_layout).num_outputs
-        tokens = self._run_block(
-            self.transformer_blocks[-1], tokens, output_mask, rotary_emb, None, None, shares, num_outputs
-        )
+        last, num_outputs = self.transformer_blocks[-1], (shares or clip_layout).num_outputs
+        tokens = self._run_block(last, tokens, output_mask, rotary_emb, None, None, shares, num_outputs)
 
         return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
 
@@ -518,7 +504,6 @@ class VideoGPTTransformerModel(
         tokens = [] if conditions is None else [conditions]
         pos_embed = self._padded_pos_embed(clip_layout)
         tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, actions=clean_actions)
-        tokens = self._join(tokens)
         how = {"num_cached": kv_cache.num_tokens, "kernel_options": kernel_options}
         mask, _ = masks_for_attention(clip_layout, self._own_backend, **how)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
@@ -543,7 +528,7 @@ class VideoGPTTransformerModel(
         """One noisy clip after the history that a cache holds; without a cache, the clip alone."""
         time_proj = self._embed_timestep(timestep, hidden_states)
         pos_embed = self._padded_pos_embed(clip_layout)
-        tokens = self._join(self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions))
+        tokens = self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions)
         tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
         layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
         num_frames, num_patches = hidden_states.shape[2], clip_layout.num_outputs
@@ -553,9 +538,8 @@ class VideoGPTTransformerModel(
 
         for block, layer_cache in zip(self.transformer_blocks[:-1], layer_caches[:-1], strict=True):
             tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, rank_lengths, shares)
-        last_block_args = (None, rotary_emb, layer_caches[-1], (num_patches,), shares)
-        num_outputs = (shares or clip_layout).num_outputs
-        tokens = self._run_block(self.transformer_blocks[-1], tokens, *last_block_args, num_outputs)
+        last, num_outputs = self.transformer_blocks[-1], (shares or clip_layout).num_outputs
+        tokens = self._run_block(last, tokens, None, rotary_emb, layer_caches[-1], (num_patches,), shares, num_outputs)
 
         return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
 
@@ -581,10 +565,8 @@ class VideoGPTTransformerModel(
             )
         self._check_latents(clean_hidden_states)
         num_frames = clean_hidden_states.shape[2]
-        clip_layout, _ = self._default_layout(
-            None, clean_hidden_states, conditions=None, encoder_attention_mask=None, kv_cache=None
-        )
-        tokens = self._join(self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout)))
+        clip_layout, _ = self._default_layout(None, clean_hidden_states)
+        tokens = self._embed_clean_frames(clean_hidden_states, self._padded_pos_embed(clip_layout))
         mask, _ = masks_for_attention(clip_layout, self._own_backend)
         tokens, rotary_emb, _ = self._prepare_tokens(tokens, clip_layout)
 
@@ -645,23 +627,23 @@ class VideoGPTTransformerModel(
         layout.check_inputs((num_conditions, num_clean, num_noisy, self._patch_grid(latents)), latents.shape[0])
 
     def _default_layout(
-        self, hidden_states, clean_hidden_states, *, conditions, encoder_attention_mask, kv_cache
+        self, hidden_states, clean_hidden_states, *, conditions=None, mask=None, cache=None
     ) -> tuple[ClipLayout, torch.Tensor | None]:
         """What is cached, then the clean frames as one clip, then the noisy frames as one; and the conditions, cut to the
-        longest text of the batch."""
+        longest text of the batch, whose real tokens `mask` marks."""
         latents = clean_hidden_states if hidden_states is None else hidden_states
         num_clean, num_noisy = (0 if x is None else x.shape[2] for x in (clean_hidden_states, hidden_states))
         condition_lengths = 0 if conditions is None else conditions.shape[1]
-        if encoder_attention_mask is not None:
-            num_padding = (~encoder_attention_mask.bool()).sum(1)
+        if mask is not None:
+            num_padding = (~mask.bool()).sum(1)
             condition_lengths = tuple((condition_lengths - num_padding).tolist())
             conditions = conditions[:, : max(condition_lengths)]
         samples = {}
-        if kv_cache is not None and hidden_states is not None:
-            num_with_past = kv_cache.batch_size
+        if cache is not None and hidden_states is not None:
+            num_with_past = cache.batch_size
             samples = {"num_with_past": num_with_past, "num_alone": latents.shape[0] - num_with_past}
         layout = layout_after_history(
-            0 if kv_cache is None else kv_cache.next_frame,
+            0 if cache is None else cache.next_frame,
             num_clean,
             num_noisy_frames=num_noisy,
             patch_grid=self._patch_grid(latents),
@@ -712,17 +694,11 @@ class VideoGPTTransformerModel(
         timestep = timestep if timestep.ndim == 2 else timestep.reshape(-1, 1)
         return self.time_proj(timestep.expand(hidden_states.shape[0], hidden_states.shape[2]).flatten())
 
-    def _embed_patches(
-        self, patch_embed: nn.Conv2d, latents: torch.Tensor, *, pos_embed: torch.Tensor
-    ) -> torch.Tensor:
+    def _embed_patches(self, embed: nn.Conv2d, latents: torch.Tensor, *, pos_embed: torch.Tensor) -> torch.Tensor:
         """(B, C, F, H, W) latents → (B, F P, D) tokens with their place in the frame."""
-        patches = patch_embed(latents.transpose(1, 2).flatten(0, 1))  # (B F, D, rows, columns)
+        patches = embed(latents.transpose(1, 2).flatten(0, 1))  # (B F, D, rows, columns)
         patches = patches.permute(0, 2, 3, 1).unflatten(0, (latents.shape[0], -1))  # (B, F, rows, columns, D)
         return (patches + pos_embed[:, None]).flatten(1, 3)
-
-    def _join(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        """Puts groups of tokens one after another, (B, T, D), in the dtype of the last group: under autocast the groups differ."""
-        return torch.cat([group.to(tokens[-1].dtype) for group in tokens], dim=1)
 
     def _project_out(
         self, patches: torch.Tensor, time_proj: torch.Tensor, *, hidden_states: torch.Tensor
@@ -755,12 +731,14 @@ class VideoGPTTransformerModel(
         return getattr(self.transformer_blocks[0].attn.processor, "_attention_backend", None)
 
     def _prepare_tokens(
-        self, tokens: torch.Tensor, layout: ClipLayout
+        self, groups: list[torch.Tensor], layout: ClipLayout
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], TokenShares | None]:
         """The tokens as the first block takes them, (B, T, D), their rotary tables and, in context parallelism, the shares.
 
+        The groups stand one after another, in the dtype of the last group: under autocast they differ.
         The tables are in the dtype of queries and keys, rounded once for all layers.
         """
+        tokens = torch.cat([group.to(groups[-1].dtype) for group in groups], dim=1)
         device = tokens.device.type
         in_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on "meta"
         dtype = torch.get_autocast_dtype(device) if in_autocast else tokens.dtype

@@ -221,7 +221,7 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
             stamps = np.unique([stamp for stamp in stamps if stamp >= first.pts])
             times = stamps * tick - first.pts * tick
             for gap in np.flatnonzero(np.diff(times) > MAX_GAP):
-                raise too_long(path, times[gap], end=times[gap + 1])
+                raise too_long(path, begin=times[gap], end=times[gap + 1])
             return VideoInfo(*size, times, first.pts * tick)
     sizes = []
 
@@ -317,7 +317,7 @@ def _open_container(path: Path | bytes):
         ) from error
     try:
         stream = _video_stream(path, container)
-        check_frame_size(path, stream.codec_context.width, height=stream.codec_context.height)
+        check_frame_size(path, width=stream.codec_context.width, height=stream.codec_context.height)
     except VideoReadError:
         container.close()
         raise
@@ -419,7 +419,7 @@ def _open_video(
                 # A frame replaced at the very time of its own is never on screen.
                 if held is not None and held[0] < time:
                     if time - held[0] > MAX_GAP:
-                        raise too_long(path, held[0], end=time)
+                        raise too_long(path, begin=held[0], end=time)
                     yield held[0], time, held[2]
                 time = time or 0.0
                 held = time, time + min((frame.duration or 0) * tick or interval, MAX_GAP), frame

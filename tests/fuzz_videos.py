@@ -54,7 +54,7 @@ def scan(path: Path) -> None:
     info, reason = check_usable(path, sampling)
     if info is None:
         raise VideoReadError(reason)
-    sampling.read(path, info, window=sampling.window_at(info, 0.5, start_share=0.5))
+    sampling.read(path, info, window=sampling.window_at(info, interval_share=0.5, start_share=0.5))
 
 
 RESIZE = partial(resize_to_cover, height=64, width=64)

@@ -87,9 +87,9 @@ def test_too_many_graphs_are_an_error(flex_on_cpu):
     mask = make_clip_layout([1, 2], GRID).block_mask
     num_tokens = mask.shape[-1]
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
-        block_attention(*torch.randn(3, 1, num_tokens, 2, 16), mask)
+        block_attention(*torch.randn(3, 1, num_tokens, 2, 16), block_mask=mask)
         with pytest.raises(FailOnRecompileLimitHit):
-            block_attention(*torch.randn(3, 1, num_tokens, 2, 16).double(), mask)
+            block_attention(*torch.randn(3, 1, num_tokens, 2, 16).double(), block_mask=mask)
     assert not dense_calls
 
 

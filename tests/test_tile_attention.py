@@ -45,7 +45,7 @@ def random_inputs(layout, batch_size=None, dtype=torch.float32):
 def test_output_and_gradients(name, tile_size):
     layout = make_clip_layout(**LAYOUTS[name])
     inputs, grad, padding = random_inputs(layout)
-    output = tile_attention(*inputs, make_attention_tiles(layout, tile_size))
+    output = tile_attention(*inputs, tiles=make_attention_tiles(layout, tile_size))
     expected = dense_attention(*inputs, layout.dense_mask)
     torch.testing.assert_close(output, expected.masked_fill(padding, 0), atol=1e-5, rtol=0)
     grads, expected_grads = (torch.autograd.grad(o, inputs, grad) for o in (output, expected))
@@ -56,13 +56,13 @@ def test_gradients_by_finite_differences():
     layout = make_clip_layout([2, 1], (1, 2))
     inputs, _, _ = random_inputs(layout, dtype=torch.float64)
     tiles = make_attention_tiles(layout, 4)
-    assert torch.autograd.gradcheck(lambda *x: tile_attention(*x, tiles), inputs, atol=1e-7, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda *x: tile_attention(*x, tiles=tiles), inputs, atol=1e-7, fast_mode=True)
 
 
 def test_one_layout_serves_a_batch():
     layout = make_clip_layout([2, 1], (2, 2))
     inputs, _, _ = random_inputs(layout, batch_size=3)
-    output = tile_attention(*inputs, make_attention_tiles(layout))
+    output = tile_attention(*inputs, tiles=make_attention_tiles(layout))
     torch.testing.assert_close(output, dense_attention(*inputs, layout.dense_mask), atol=1e-5, rtol=0)
 
 
@@ -72,7 +72,7 @@ def test_bfloat16_is_as_near_as_dense_bfloat16():
     exact = dense_attention(*exact_inputs, layout.dense_mask)
     inputs = [x.bfloat16() for x in exact_inputs]
     dense_error = (dense_attention(*inputs, layout.dense_mask) - exact).abs().mean()
-    tile_error = (tile_attention(*inputs, make_attention_tiles(layout)) - exact).abs().mean()
+    tile_error = (tile_attention(*inputs, tiles=make_attention_tiles(layout)) - exact).abs().mean()
     assert tile_error < 1.1 * dense_error
 
 
@@ -82,7 +82,10 @@ def test_bfloat16_gradients_are_as_near_as_those_of_dense_bfloat16():
     exact_inputs, grad, _ = random_inputs(layout)
     exact = torch.autograd.grad(dense_attention(*exact_inputs, layout.dense_mask), exact_inputs, grad)
     inputs = [x.detach().bfloat16().requires_grad_() for x in exact_inputs]
-    outputs = (dense_attention(*inputs, layout.dense_mask), tile_attention(*inputs, make_attention_tiles(layout, 1)))
+    outputs = (
+        dense_attention(*inputs, layout.dense_mask),
+        tile_attention(*inputs, tiles=make_attention_tiles(layout, 1)),
+    )
     for of_dense, of_tiles, expected in zip(
         *(torch.autograd.grad(output, inputs, grad.bfloat16()) for output in outputs), exact, strict=True
     ):
@@ -96,7 +99,7 @@ def test_half_precision_is_computed_in_fp32():
     inputs, grad, _ = random_inputs(layout)
     halves, tiles = [x.detach().bfloat16().requires_grad_() for x in inputs], make_attention_tiles(layout)
     floats = [x.detach().float().requires_grad_() for x in halves]
-    output, expected = tile_attention(*halves, tiles), tile_attention(*floats, tiles)
+    output, expected = tile_attention(*halves, tiles=tiles), tile_attention(*floats, tiles=tiles)
     assert torch.equal(output, expected.bfloat16())
     grads = torch.autograd.grad(output, halves, grad.bfloat16())
     expected_grads = torch.autograd.grad(expected, floats, grad.bfloat16().float())
@@ -157,7 +160,9 @@ def test_mask_of_a_long_video_is_small():
 def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeypatch):
     latents = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     losses, grads, asked = {}, {}, []
-    monkeypatch.setattr(attention_videogpt, "tile_attention", lambda *args: asked.append(1) or tile_attention(*args))
+    monkeypatch.setattr(
+        attention_videogpt, "tile_attention", lambda *x, **y: asked.append(1) or tile_attention(*x, **y)
+    )
     for name, least in (("dense", 10_000), ("tiles", 0)):
         monkeypatch.setitem(attention_videogpt.MIN_SPARSE_TOKENS, "cpu", least)
         tiny_transformer.zero_grad()
@@ -184,7 +189,7 @@ def test_the_bundled_recipe_takes_tiles_unless_a_backend_was_set(tiny_transforme
     for name in ("fp32", "autocast", "fp32, dense", "autocast, dense"):
         asked = []
         monkeypatch.setattr(
-            attention_videogpt, "tile_attention", lambda *x, log=asked: log.append(1) or tile_attention(*x)
+            attention_videogpt, "tile_attention", lambda *x, log=asked, **y: log.append(1) or tile_attention(*x, **y)
         )
         if name.endswith("dense"):
             tiny_transformer.set_attention_backend("native")
@@ -252,7 +257,7 @@ def test_compiles_into_one_graph_for_all_partitions():
         inputs, grad, _ = random_inputs(layout)
         attention(*inputs, make_attention_tiles(layout)).backward(grad)
         expected = dense_attention(2 * inputs[0], *inputs[1:], layout.dense_mask)
-        torch.testing.assert_close(attention(*inputs, make_attention_tiles(layout)), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(attention(*inputs, tiles=make_attention_tiles(layout)), expected, atol=1e-5, rtol=0)
     assert counter.frame_count <= 2  # at most once more, when the length of the plan turns out to vary
 
 
@@ -262,7 +267,7 @@ def test_rows_of_the_output(name):
     (query, key, value), grad, padding = random_inputs(layout)
     query, grad, padding = (x[:, layout.first_output :] for x in (query.detach(), grad, padding))
     inputs = (query.requires_grad_(), key, value)
-    output = tile_attention(*inputs, layout.output_attention_tiles)
+    output = tile_attention(*inputs, tiles=layout.output_attention_tiles)
     expected = dense_attention(*inputs, layout.dense_mask[:, :, layout.first_output :])
     torch.testing.assert_close(output, expected.masked_fill(padding, 0), atol=1e-5, rtol=0)
     grads, expected_grads = (torch.autograd.grad(o, inputs, grad) for o in (output, expected))

@@ -327,7 +327,7 @@ def test_probing_finds_the_timestamps_of_decoding(tmp_path, plain, kind):
 def test_probing_decodes_one_frame(plain, monkeypatch):
     decoded = []
     decode = video_io._decode
-    monkeypatch.setattr(video_io, "_decode", lambda *args: (decoded.append(f.pts) or f for f in decode(*args)))
+    monkeypatch.setattr(video_io, "_decode", lambda *x, **y: (decoded.append(f.pts) or f for f in decode(*x, **y)))
     info = probe_video(plain)
     assert len(decoded) == 1
     decoded.clear()

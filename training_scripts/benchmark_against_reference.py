@@ -217,7 +217,7 @@ def compare_training(theirs, ours, collator, clip_lengths, size, rounds, clock, 
         ("mask", their_mask, our_mask),
     ):
         seconds = take_turns({"theirs": slow, "ours": fast}, rounds, num_warmups=1, clock=clock)
-        results[name] = speedup(seconds, "theirs", fast="ours") | {"largest_difference": difference}
+        results[name] = speedup(seconds, slow="theirs", fast="ours") | {"largest_difference": difference}
         results[name]["tokens"] = sequence.mask.shape[1]
         print(show_speedup(f"{name}, {sequence.mask.shape[1]} tokens", results[name]), f"difference {difference:.1e}")
     return results
@@ -257,7 +257,7 @@ def compare_clip(theirs, ours, num_history, num_frames, size, steps, rounds, clo
     difference = (their_clip() - our_clip()).abs().max().item()
     assert difference < 1e-3, difference
     seconds = take_turns({"theirs": their_clip, "ours": our_clip}, rounds, num_warmups=0, clock=clock)
-    result = speedup(seconds, "theirs", fast="ours") | {"largest_difference": difference}
+    result = speedup(seconds, slow="theirs", fast="ours") | {"largest_difference": difference}
     print(
         show_speedup(f"clip of {num_frames} after {num_history}, {steps} steps", result),
         f"difference {difference:.1e}",

@@ -21,13 +21,13 @@ from diffusers_videogpt.tile_attention import tile_attention
 from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
-def dense_attention(query, key, value, mask):
+def dense_attention(query, key, value, *, attn_mask):
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask).transpose(1, 2)
 
 
-def forward_and_backward(attend, inputs, mask, grad):
-    attend(*inputs, mask).backward(grad)
+def forward_and_backward(attend, inputs, *, grad):
+    attend(*inputs).backward(grad)
 
 
 def main():
@@ -48,35 +48,34 @@ def main():
     check_output(args.output.parent)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
-    sparse = block_attention if device == "cuda" else tile_attention
 
     results = []
     for seed in range(args.num_layouts):
         clips = draw_clip_lengths(args.num_frames, torch.Generator().manual_seed(seed), max_clips=args.max_clips)
         layout = make_clip_layout(clips, (args.height // 16, args.height // 16), device=device)
         began = time.perf_counter()
-        sparse_mask = layout.block_mask if device == "cuda" else layout.attention_tiles
+        if device == "cuda":
+            sparse = partial(block_attention, block_mask=layout.block_mask)
+        else:
+            sparse = partial(tile_attention, tiles=layout.attention_tiles)
         mask_seconds = time.perf_counter() - began
         dense_mask = layout.dense_mask
         shape = (args.batch_size, layout.num_tokens, args.heads, args.head_dim)
         inputs = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in range(3)]
         grad = torch.randn(shape, device=device, dtype=dtype)
 
-        variants = {"dense": (dense_attention, dense_mask), "sparse": (sparse, sparse_mask)}
-        outputs = {name: attend(*inputs, mask) for name, (attend, mask) in variants.items()}
+        variants = {"dense": partial(dense_attention, attn_mask=dense_mask), "sparse": sparse}
+        outputs = {name: attend(*inputs) for name, attend in variants.items()}
         grads = {name: torch.autograd.grad(output, inputs, grad) for name, output in outputs.items()}
         pairs = [(outputs["dense"], outputs["sparse"]), *zip(grads["dense"], grads["sparse"], strict=True)]
         difference = max((a - b).abs().max().item() for a, b in pairs)
         assert difference < (1e-5 if args.dtype == "float32" and device == "cpu" else 0.1), difference
 
         seconds = take_turns(
-            {
-                name: partial(forward_and_backward, attend, inputs, mask, grad)
-                for name, (attend, mask) in variants.items()
-            },
+            {name: partial(forward_and_backward, attend, inputs, grad=grad) for name, attend in variants.items()},
             args.rounds,
         )
-        result = speedup(seconds, "dense", fast="sparse") | {
+        result = speedup(seconds, slow="dense", fast="sparse") | {
             "clips": clips,
             "tokens": layout.num_tokens,
             "attended": dense_mask.float().mean().item(),

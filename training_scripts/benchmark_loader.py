@@ -56,8 +56,8 @@ def count_decoded_twice(table: VideoTable, windows: list[tuple[int, Window]]) ->
     """How many frames left the decoder more than once while one sample was read, over all these samples."""
     decode, stamps, num_twice = video_io._decode, Counter(), 0
 
-    def counted(path, container, stream):
-        for frame in decode(path, container, stream):
+    def counted(path, container, *, stream):
+        for frame in decode(path, container, stream=stream):
             stamps[frame.pts] += 1
             yield frame
 

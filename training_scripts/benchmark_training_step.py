@@ -108,7 +108,7 @@ def main():
             difference = max((a - b).abs().max().item() for a, b in zip(dense_grads, grads, strict=True))
             difference = max(difference, (dense_loss - loss).abs().item())
             assert difference < (1e-5 if args.dtype == "float32" and device == "cpu" else 0.1), difference
-            result = speedup(take_turns(variants, args.rounds, num_warmups=0), "dense", fast="masked")
+            result = speedup(take_turns(variants, args.rounds, num_warmups=0), slow="dense", fast="masked")
             result |= {"clips": clips, "tokens": layout.num_tokens, "largest_difference": difference}
             results.append(result)
             name = f"{num_frames} frames in {len(clips)} clips, {layout.num_tokens} tokens"

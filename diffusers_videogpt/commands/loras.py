@@ -84,7 +84,7 @@ def differences(
             asked = getattr(args, option, None)
             asked = saved.index.get(name) if asked is None else asked
             if asked is not None and learnt is not None and asked != learnt:
-                lines.append(_line(source, f"--{option.replace('_', '-')} {_short(learnt)}", now=_short(asked)))
+                lines.append(_line(source, then=f"--{option.replace('_', '-')} {_short(learnt)}", now=_short(asked)))
         lines += _other_size(args, saved, source=source, known=known)
     return lines
 
@@ -93,18 +93,22 @@ def _other_size(args: argparse.Namespace, saved: SavedModel, *, source: str, kno
     height, width = getattr(args, "height", None), getattr(args, "width", None)
     sides = [known[name] for name in ("longest_side", "height", "width") if known.get(name) is not None]
     if height is None and sides and max(sides) != saved.number("longest_side"):
-        return [_line(source, f"at most {max(sides)} pixels a side", now=f"at most {saved.number('longest_side')}")]
+        return [
+            _line(source, then=f"at most {max(sides)} pixels a side", now=f"at most {saved.number('longest_side')}")
+        ]
     if height is not None and known.get("longest_side") not in (None, max(height, width)):
-        return [_line(source, f"at most {known['longest_side']} pixels a side", now=f"{max(height, width)}")]
+        return [_line(source, then=f"at most {known['longest_side']} pixels a side", now=f"{max(height, width)}")]
     if height is not None:
         pairs = [(name, known.get(name), now) for name, now in (("height", height), ("width", width))]
         return [
-            _line(source, f"--{name} {then}", now=f"{now}") for name, then, now in pairs if then not in (None, now)
+            _line(source, then=f"--{name} {then}", now=f"{now}")
+            for name, then, now in pairs
+            if then not in (None, now)
         ]
     return []
 
 
-def _line(source: str, then: str, *, now: str) -> str:
+def _line(source: str, *, then: str, now: str) -> str:
     return f"note: {source} was trained with {then}, this is with {now}: it may do worse."
 
 

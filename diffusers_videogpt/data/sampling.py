@@ -114,9 +114,10 @@ class Sampling:
 
     def draw(self, info: VideoInfo, generator: torch.Generator) -> Window:
         """A window of a usable video: its interval uniform among those that fit, then its start."""
-        return self.window_at(info, *torch.rand(2, generator=generator, dtype=torch.float64).tolist())
+        interval_share, start_share = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        return self.window_at(info, interval_share=interval_share, start_share=start_share)
 
-    def window_at(self, info: VideoInfo, interval_share: float, *, start_share: float) -> Window:
+    def window_at(self, info: VideoInfo, *, interval_share: float, start_share: float) -> Window:
         """The window at these places, each in [0, 1), among the intervals and then the starts that fit."""
         num_frames = self.length(info)
         if self.fps is not None:

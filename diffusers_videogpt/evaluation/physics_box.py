@@ -302,7 +302,7 @@ def physics_iq_of(predictions: Sequence[np.ndarray], scenes: Sequence[BoxScene])
     """The score of Physics-IQ, and the metrics of the predictions and of the second takes against the first ones."""
     rows = []
     for frames, scene in zip(predictions, scenes, strict=True):
-        view = score_view(*scene.takes_with_masks, _with_masks(frames))
+        view = score_view(*scene.takes_with_masks, generated=_with_masks(frames))
         # One perspective, where the benchmark has three.
         columns = {f"{name}_{perspective}": value for name, value in view.items() for perspective in PERSPECTIVES}
         rows.append({"scenario": str(scene.seed), **columns})

@@ -402,7 +402,7 @@ def score_views(
                 )
                 for video, path in zip(footage, mask_paths, strict=True)
             ]
-            score = score_view(*streams)
+            score = score_view(*streams[:2], generated=streams[2])
             store.save("scores", key, value=score)
             print(f"{index + 1}/{len(views)} {view.name} scored", flush=True)
         scores.append(score)

@@ -45,7 +45,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def speedup(seconds: dict[str, list[float]], slow: str, *, fast: str) -> dict[str, float]:
+def speedup(seconds: dict[str, list[float]], *, slow: str, fast: str) -> dict[str, float]:
     """How many times faster `fast` is than `slow`, round by round: median, least and largest ratio."""
     ratios = [s / f for s, f in zip(seconds[slow], seconds[fast], strict=True)]
     return {"ratio": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}

@@ -35,7 +35,7 @@ MIXED_CHANNELS = {
 }
 
 
-def pad_same(x: torch.Tensor, kernel: tuple[int, ...], *, stride: tuple[int, ...]) -> torch.Tensor:
+def pad_same(x: torch.Tensor, *, kernel: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
     """TensorFlow's "SAME": ⌈size / stride⌉ outputs, the odd zero at the end. (B, C, F, H, W) in and out."""
     padding = []
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
@@ -44,9 +44,9 @@ def pad_same(x: torch.Tensor, kernel: tuple[int, ...], *, stride: tuple[int, ...
     return F.pad(x, padding)
 
 
-def max_pool_same(x: torch.Tensor, kernel: tuple[int, ...], *, stride: tuple[int, ...]) -> torch.Tensor:
+def max_pool_same(x: torch.Tensor, *, kernel: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
     # What is pooled has been rectified, so the zeros never win over a value.
-    return F.max_pool3d(pad_same(x, kernel, stride=stride), kernel, stride)
+    return F.max_pool3d(pad_same(x, kernel=kernel, stride=stride), kernel, stride)
 
 
 class ConvUnit(nn.Conv3d):
@@ -56,7 +56,7 @@ class ConvUnit(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(super().forward(pad_same(x, self.kernel_size, stride=self.stride)))
+        return F.relu(super().forward(pad_same(x, kernel=self.kernel_size, stride=self.stride)))
 
 
 class MixedBlock(nn.Module):
@@ -71,7 +71,7 @@ class MixedBlock(nn.Module):
         self.branch_3 = ConvUnit(in_channels, c3, kernel=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pooled = max_pool_same(x, (3, 3, 3), stride=(1, 1, 1))
+        pooled = max_pool_same(x, kernel=(3, 3, 3), stride=(1, 1, 1))
         return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(pooled)], dim=1)
 
 
@@ -107,12 +107,12 @@ class I3D(nn.Module):
             )
         if video.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D takes {MIN_FRAMES} frames or more, got {video.shape[2]}: give longer clips.")
-        x = max_pool_same(self.conv_1a(video), (1, 3, 3), stride=(1, 2, 2))
-        x = max_pool_same(self.conv_2c(self.conv_2b(x)), (1, 3, 3), stride=(1, 2, 2))
+        x = max_pool_same(self.conv_1a(video), kernel=(1, 3, 3), stride=(1, 2, 2))
+        x = max_pool_same(self.conv_2c(self.conv_2b(x)), kernel=(1, 3, 3), stride=(1, 2, 2))
         x = self.mixed_3c(self.mixed_3b(x))
-        x = max_pool_same(x, (3, 3, 3), stride=(2, 2, 2))
+        x = max_pool_same(x, kernel=(3, 3, 3), stride=(2, 2, 2))
         x = self.mixed_4f(self.mixed_4e(self.mixed_4d(self.mixed_4c(self.mixed_4b(x)))))
-        x = max_pool_same(x, (2, 2, 2), stride=(2, 2, 2))
+        x = max_pool_same(x, kernel=(2, 2, 2), stride=(2, 2, 2))
         x = self.mixed_5c(self.mixed_5b(x))
         x = F.avg_pool3d(x, (2, 7, 7), stride=1)
         return self.logits(x).flatten(2).mean(dim=2)

@@ -203,7 +203,8 @@ class RetrievalTraining(Training):
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
         """(B, E): encoded now if they are of a stream, else before the first step."""
         if isinstance(self.feed.source, StreamSource):
-            return pool_text(self.text_encoder, *encode_text(self.text_encoder, self.tokenizer, texts=captions))
+            states, mask = encode_text(self.text_encoder, self.tokenizer, texts=captions)
+            return pool_text(self.text_encoder, states, mask=mask)
         return self.features[[self.known[caption] for caption in captions]]
 
     def run_fields(self) -> dict[str, Any]:
@@ -225,7 +226,8 @@ class RetrievalTraining(Training):
         return model(**videos, text_features=self.text_features(batch.captions))
 
     def loss(self, model, batch: MicroBatch) -> torch.Tensor:
-        return contrastive_loss(*self.embed(model, batch), captions=batch.captions)
+        videos, texts, logit_scale = self.embed(model, batch)
+        return contrastive_loss(videos, texts, logit_scale=logit_scale, captions=batch.captions)
 
     def validate(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """The loss over all held-out videos as one batch, and how well their texts find them."""

@@ -272,7 +272,7 @@ class SegmentationTable(VideoTable):
         Raises:
             ValueError: more than the share `max_bad_fraction` of them are too short, too small or unreadable, or all.
         """
-        table = cls([], [], sampling, DroppedVideos(max_bad_fraction, len(videos)))
+        table = cls([], [], sampling=sampling, dropped=DroppedVideos(max_bad_fraction, len(videos)))
         for video in videos:
             reason = ""
             try:
@@ -306,7 +306,8 @@ class SegmentationTable(VideoTable):
     def read_clip(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """The window's frames, uint8 (N, h, w, 3), and their masks, (N, h, w)."""
         frames, masks = self.records[index].source.read(self.frame_indices(index, window))
-        return resize_frames(frames, *self.size(index)), resize_masks(masks, *self.size(index))
+        height, width = self.size(index)
+        return resize_frames(frames, height=height, width=width), resize_masks(masks, height=height, width=width)
 
     def read(self, index: int, window: Window) -> np.ndarray:
         """A sample, uint8 (2 N + 1, h, w, 3). Its colours follow from the video and the window."""

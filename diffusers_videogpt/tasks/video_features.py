@@ -59,7 +59,10 @@ def sampling_of(config: dict[str, Any]) -> Sampling:
 
 def spread_windows(sampling: Sampling, info: VideoInfo, *, num_clips: int) -> list[Window]:
     """`num_clips` windows evenly over a video: each in the middle of its part, frames at the middle interval."""
-    return [sampling.window_at(info, 0.5, start_share=(index + 0.5) / num_clips) for index in range(num_clips)]
+    return [
+        sampling.window_at(info, interval_share=0.5, start_share=(index + 0.5) / num_clips)
+        for index in range(num_clips)
+    ]
 
 
 def clips_of(video: str | Path | np.ndarray, sampling: Sampling, *, num_clips: int) -> np.ndarray:

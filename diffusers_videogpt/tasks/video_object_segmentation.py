@@ -98,17 +98,17 @@ def merge_markings(markings: Sequence[Marking], pictures: Sequence[np.ndarray]) 
 # Sizes: frames are stretched, not cropped, since every pixel of the video needs an id.
 
 
-def resize_frames(frames: np.ndarray, height: int, *, width: int) -> np.ndarray:
+def resize_frames(frames: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """uint8 (F, H, W, 3) → (F, height, width, 3), bicubic."""
-    return _resize(frames, height, width=width, method=Image.Resampling.BICUBIC)
+    return _resize(frames, height=height, width=width, method=Image.Resampling.BICUBIC)
 
 
-def resize_masks(masks: np.ndarray, height: int, *, width: int) -> np.ndarray:
+def resize_masks(masks: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """uint8 (F, H, W) → (F, height, width), nearest."""
-    return _resize(masks, height, width=width, method=Image.Resampling.NEAREST)
+    return _resize(masks, height=height, width=width, method=Image.Resampling.NEAREST)
 
 
-def _resize(pictures: np.ndarray, height: int, *, width: int, method: Image.Resampling) -> np.ndarray:
+def _resize(pictures: np.ndarray, *, height: int, width: int, method: Image.Resampling) -> np.ndarray:
     if pictures.shape[1:3] == (height, width):
         return pictures
     return np.stack([np.asarray(Image.fromarray(picture).resize((width, height), method)) for picture in pictures])
@@ -176,9 +176,9 @@ def segment_video(
         width, height = target_size(frames.shape[2], frames.shape[1], longest_side=pipe.config.longest_side)[1]
     check_size(height, width, multiple=pipe.size_multiple)
 
-    video = _encode(pipe, resize_frames(frames, height, width=width)[None], generator=generator)
+    video = _encode(pipe, resize_frames(frames, height=height, width=width)[None], generator=generator)
     ids = np.zeros((len(frames), height, width), np.uint8)
-    ids[0] = resize_masks(first_mask[None], height, width=width)[0]
+    ids[0] = resize_masks(first_mask[None], height=height, width=width)[0]
     last_start, num_known = len(frames) - clip, 1
     for start in [*range(0, last_start, clip - 1), last_start]:
         # What is carried over are ids, drawn anew in pure colours, not a picture with its faults.
@@ -202,7 +202,7 @@ def segment_video(
         found = merge_markings(markings, [to_uint8_frames(picture) for picture in pictures])
         ids[num_known : start + clip] = found[num_known - start :]
         num_known = start + clip
-    masks = resize_masks(ids, *frames.shape[1:3]).copy()
+    masks = resize_masks(ids, height=frames.shape[1], width=frames.shape[2]).copy()
     masks[0] = np.where(first_mask == 255, 0, first_mask)
     return masks
 

@@ -216,9 +216,8 @@ def make_noisy_clips(
     alphas, noise, retentions, clean_noise = (torch.stack(x).to(latents.device) for x in zip(*draws, strict=True))
     noisy_latents = mix_noise(target, alphas[:, None], noise=noise.to(latents))
     past = latents if history is None else history
-    clean_latents = mix_noise(past[:, :, :num_drawn], retentions[:, None], noise=clean_noise.to(latents))[
-        :, :, :num_clean
-    ]
+    clean_latents = mix_noise(past[:, :, :num_drawn], retentions[:, None], noise=clean_noise.to(latents))
+    clean_latents = clean_latents[:, :, :num_clean]
 
     patch_grid = (latents.shape[3] // patch_size, latents.shape[4] // patch_size)
     layout = make_clip_layout(

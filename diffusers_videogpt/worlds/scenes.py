@@ -313,7 +313,7 @@ def build(setup, objects):
 
     contacts = []
 
-    def note(arbiter, space, *, data):
+    def note(arbiter, space, data):
         contacts.append(tuple(sorted((index_of.get(shape, -1) for shape in arbiter.shapes), reverse=True)))
 
     space.on_collision(BALL, BALL, begin=note)

@@ -69,9 +69,9 @@ def test_a_scale_that_no_video_can_have_is_refused():
         outputs.check_scale(129, 1, height=64, width=64)
     frames = np.empty((24, 64, 64, 3), np.uint8)
     assert frames.nbytes * 120**2 <= 4 * 2**30 < frames.nbytes * 121**2
-    outputs.check_scale(120, *frames.shape[:3])
+    outputs.check_scale(120, 24, height=64, width=64)
     with pytest.raises(ValueError, match="give --scale 120 or less"):
-        outputs.check_scale(121, *frames.shape[:3])
+        outputs.check_scale(121, 24, height=64, width=64)
 
 
 def test_a_rate_that_is_not_written_is_refused(tmp_path):

@@ -207,7 +207,7 @@ def test_last_episode_of_a_file_and_frame_rates(tmp_path, fps):
     sampling = Sampling(max_num_frames=3, longest_side=32, fps=fps, frame_interval=(1, 1) if fps else (2, 2))
     table = VideoTable.from_lerobot(root, sampling, actions=ActionSpace(num_actions=12))
     frames = read_video(next((root / "videos").rglob("*.mp4"))).frames
-    window = sampling.window_at(table.infos[1], 0.0, start_share=0.0)
+    window = sampling.window_at(table.infos[1], interval_share=0.0, start_share=0.0)
     np.testing.assert_array_equal(table.read(1, window), frames[[7, 9, 11]])
     assert table.read_actions(1, window).tolist() == [-1, 8, 10]
 

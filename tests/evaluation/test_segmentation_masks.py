@@ -112,7 +112,9 @@ def test_objects_that_come_later(pipe, tmp_path):
 
 def test_objects_are_followed_once_and_later_ones_give_way(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        segmentation_masks, "segment_video", lambda pipe, frames, mask, **_: mask[None].repeat(len(frames), 0)
+        segmentation_masks,
+        "segment_video",
+        lambda pipe, frames, *, first_mask, **_: first_mask[None].repeat(len(frames), 0),
     )
     root = make_youtube_vos(tmp_path / "vos", ["v1"])
     video = read_masked_videos(root)[0]
@@ -130,9 +132,9 @@ def test_objects_are_followed_once_and_later_ones_give_way(pipe, tmp_path, monke
 def test_each_video_has_its_seed_and_the_settings(pipe, videos, tmp_path, monkeypatch):
     asked = []
 
-    def record(pipe, frames, mask, generator=None, **settings):
+    def record(pipe, frames, *, first_mask, generator=None, **settings):
         asked.append((generator.initial_seed(), settings["num_inference_steps"]))
-        return mask[None].repeat(len(frames), axis=0)
+        return first_mask[None].repeat(len(frames), axis=0)
 
     monkeypatch.setattr(segmentation_masks, "segment_video", record)
     settings = {"seed": 5, "num_inference_steps": 3}

@@ -14,8 +14,8 @@ from diffusers_videogpt.metrics.i3d import I3D, MIXED_CHANNELS, convert_i3d_weig
 def test_same_padding_puts_the_odd_zero_at_the_end(size, stride, expected):
     """Windows of 3 over 0, 1, 2, …: two of five start before the first, none of four does."""
     x = torch.arange(size).float()
-    along_time = max_pool_same(x[None, None, :, None, None], (3, 1, 1), stride=(stride, 1, 1))
-    along_width = max_pool_same(x[None, None, None, None, :], (1, 1, 3), stride=(1, 1, stride))
+    along_time = max_pool_same(x[None, None, :, None, None], kernel=(3, 1, 1), stride=(stride, 1, 1))
+    along_width = max_pool_same(x[None, None, None, None, :], kernel=(1, 1, 3), stride=(1, 1, stride))
     assert along_time.flatten().tolist() == along_width.flatten().tolist() == expected
 
 

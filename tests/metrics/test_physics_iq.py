@@ -139,7 +139,7 @@ def test_score_is_that_of_the_twin():
         for number, perspective in enumerate(PERSPECTIVES):
             seed = 3 * scenario + number
             videos = [moving_square(seed, speed) for speed in (3, 4, 5)]
-            scores = score_view(*(masked(video) for video in videos))
+            scores = score_view(masked(videos[0]), masked(videos[1]), generated=masked(videos[2]))
             row |= {f"{name}_{perspective}": value for name, value in scores.items()}
             take_1, take_2, generated = ((slow_shrink(v), slow_shrink(255 * slow_masks(v)) > 127) for v in videos)
             metrics = [slow_metrics(take_1[0], v, take_1[1], m) for v, m in (generated, take_2)]
@@ -166,7 +166,8 @@ def test_videos_without_motion_agree_fully():
 
 
 def test_takes_that_never_move_together_are_refused():
-    scores = score_view(*(masked(v) for v in (moving_square(0), np.zeros_like(moving_square(0)), moving_square(0))))
+    moving, still = moving_square(0), np.zeros_like(moving_square(0))
+    scores = score_view(masked(moving), masked(still), generated=masked(moving))
     row = {f"{name}_{perspective}": value for name, value in scores.items() for perspective in PERSPECTIVES}
     with pytest.raises(ValueError, match="spatial IoU of take 1 with take 2 is 0 over all 1 scenarios"):
         score_set([{"scenario": "trimmed-still.mp4", **row}])
@@ -264,9 +265,9 @@ def test_memory_does_not_grow_with_length():
     frame = np.zeros((540, 960, 3), np.uint8)
 
     def peak(num_frames):
-        streams = [masked_stream(frame, num_frames) for _ in range(3)]
+        take_1, take_2, generated = (masked_stream(frame, num_frames) for _ in range(3))
         tracemalloc.start()
-        score_view(*streams)
+        score_view(take_1, take_2, generated=generated)
         try:
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -290,7 +291,8 @@ def rows_of(path):
 def test_csv_and_table(tmp_path):
     rows = []
     for number in range(2):
-        scores = score_view(*(masked(moving_square(number, speed)) for speed in (3, 4, 5)))
+        take_1, take_2, generated = (masked(moving_square(number, speed)) for speed in (3, 4, 5))
+        scores = score_view(take_1, take_2, generated=generated)
         row = {f"{name}_{perspective}": value for perspective in PERSPECTIVES for name, value in scores.items()}
         rows.append({"scenario": f"trimmed-{number}.mp4", **row})
     write_csv(tmp_path / "physics_iq.csv", rows)

@@ -23,7 +23,7 @@ def test_encoder_by_itself_and_of_a_pipeline(tmp_path, make_tiny_transformer):
     expected = encode_text(text_encoder, tokenizer, texts=TEXTS)[0]
     for name in ("bert", "pipe"):
         loaded = load_text_encoder(str(tmp_path / name))
-        torch.testing.assert_close(encode_text(*loaded, TEXTS)[0], expected)
+        torch.testing.assert_close(encode_text(*loaded, texts=TEXTS)[0], expected)
         assert not any(p.requires_grad for p in loaded[0].parameters())
 
 

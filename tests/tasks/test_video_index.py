@@ -104,11 +104,11 @@ def test_killed_run_goes_on(folder, model, tmp_path, encoded, monkeypatch):
     monkeypatch.setattr(video_index, "SAVED_EVERY", 2)
     write, calls = video_index._write, []
 
-    def killed_at_the_second(*args):
+    def killed_at_the_second(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(*args)
+        write(*args, **kwargs)
 
     monkeypatch.setattr(video_index, "_write", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):

@@ -101,10 +101,10 @@ def test_more_objects_than_colours():
 
 def test_sizes():
     masks = moving_discs(2)
-    assert resize_masks(masks, 64, width=64) is masks
-    small = resize_masks(masks, 32, width=48)
+    assert resize_masks(masks, height=64, width=64) is masks
+    small = resize_masks(masks, height=32, width=48)
     assert small.shape == (2, 32, 48) and set(np.unique(small)) == set(np.unique(masks))
-    assert resize_frames(Marking((3, 8)).draw(masks), 32, width=48).shape == (2, 32, 48, 3)
+    assert resize_frames(Marking((3, 8)).draw(masks), height=32, width=48).shape == (2, 32, 48, 3)
 
 
 @pytest.mark.parametrize("num_frames", [CLIP, CLIP + 1, 3 * CLIP])
@@ -122,7 +122,7 @@ def test_every_clip_sees_its_own_frames(make_pipe, num_frames):
 
 def test_objects_in_groups_and_at_another_size(make_pipe):
     """Seven objects need two groups; 100 × 80 pixels become 64 × 48 and come back."""
-    masks = resize_masks(moving_discs(6, num_objects=7), 80, width=100)
+    masks = resize_masks(moving_discs(6, num_objects=7), height=80, width=100)
     frames = np.zeros((*masks.shape, 3), np.uint8)
     first = masks[0].copy()
     first[0] = 255  # left open

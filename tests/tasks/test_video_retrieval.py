@@ -55,11 +55,13 @@ def test_clip_is_pooled_as_it_pools_itself():
     torch.manual_seed(0)
     text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
     tokens = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    features = pool_text(text_encoder, *encode_text(text_encoder, tokenizer, texts=TEXTS))
+    states, mask = encode_text(text_encoder, tokenizer, texts=TEXTS)
+    features = pool_text(text_encoder, states, mask=mask)
     torch.testing.assert_close(features, text_encoder(**select(tokens)).pooler_output)
 
     projected = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(config | {"projection_dim": 6})).eval()
-    features = pool_text(projected, *encode_text(projected, tokenizer, texts=TEXTS))
+    states, mask = encode_text(projected, tokenizer, texts=TEXTS)
+    features = pool_text(projected, states, mask=mask)
     torch.testing.assert_close(features, projected(**select(tokens)).text_embeds)
     assert features.shape == (3, text_feature_dim(projected)) == (3, 6)
 
@@ -71,7 +73,8 @@ def select(tokens):
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_others_are_the_mean_of_their_real_tokens(kind):
     text_encoder, tokenizer = make_text_encoder(kind), make_tokenizer()
-    features = pool_text(text_encoder, *encode_text(text_encoder, tokenizer, texts=TEXTS))
+    states, mask = encode_text(text_encoder, tokenizer, texts=TEXTS)
+    features = pool_text(text_encoder, states, mask=mask)
     for text, feature in zip(TEXTS, features, strict=True):
         alone = encode_text(text_encoder, tokenizer, texts=[text])[0][0]
         torch.testing.assert_close(feature, alone.mean(0))
@@ -93,20 +96,20 @@ def slow_loss(videos, texts, scale, captions):
 def draw_embeds(num=6):
     generator = torch.Generator().manual_seed(0)
     videos, texts = (normalize(torch.randn(num, 5, generator=generator), dim=-1) for _ in range(2))
-    return videos, texts, torch.tensor(7.0)
+    return {"video_embeds": videos, "text_embeds": texts, "logit_scale": torch.tensor(7.0)}
 
 
 @pytest.mark.parametrize("captions", [list("abcdef"), list("abacbb"), list("aaaaaa")])
 def test_loss_against_loops(captions):
     embeds = draw_embeds()
-    torch.testing.assert_close(contrastive_loss(*embeds, captions=captions), slow_loss(*embeds, captions))
+    torch.testing.assert_close(contrastive_loss(**embeds, captions=captions), slow_loss(*embeds.values(), captions))
 
 
 def test_mixed_precision_leaves_the_loss_alone():
     embeds = draw_embeds()
     with torch.autocast("cpu", torch.bfloat16):
-        found = contrastive_loss(*embeds, captions=list("abacbb"))
-    assert torch.equal(found, contrastive_loss(*embeds, captions=list("abacbb")))
+        found = contrastive_loss(**embeds, captions=list("abacbb"))
+    assert torch.equal(found, contrastive_loss(**embeds, captions=list("abacbb")))
 
 
 def train_step(rows: slice):
@@ -117,7 +120,7 @@ def train_step(rows: slice):
     model = torch.nn.ModuleDict({"video": torch.nn.Linear(5, 3), "text": torch.nn.Linear(4, 3)})
     model.scale = torch.nn.Parameter(torch.tensor(5.0))
     embeds = (normalize(model[name](x[rows]), dim=-1) for name, x in (("video", features), ("text", texts)))
-    loss = contrastive_loss(*embeds, model.scale, captions=list("abcabd")[rows])
+    loss = contrastive_loss(*embeds, logit_scale=model.scale, captions=list("abcabd")[rows])
     loss.backward()
     return loss.detach(), [p.grad for p in model.parameters()]
 
@@ -160,7 +163,8 @@ def test_every_trained_weight_has_a_gradient(tiny_transformer, pooling):
     model = VideoGPTForVideoRetrieval.from_transformer(tiny_transformer, 7, projection_dim=8, pooling=pooling)
     generator = torch.Generator().manual_seed(0)
     latents, texts = torch.randn(2, 4, 3, 4, 4, generator=generator), torch.randn(2, 7, generator=generator)
-    contrastive_loss(*model(latents=latents, text_features=texts), captions=["a", "b"]).backward()
+    *embeds, logit_scale = model(latents=latents, text_features=texts)
+    contrastive_loss(*embeds, logit_scale=logit_scale, captions=["a", "b"]).backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in trained.values())
     assert {name.split(".")[0] for name in trained} == {
