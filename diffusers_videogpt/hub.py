@@ -72,7 +72,7 @@ CLASSIFICATION_EXAMPLE = """```python
 from diffusers_videogpt.tasks.video_classification import classify_videos, load_classifier
 
 model, vae = load_classifier("{model}")
-print(classify_videos(model, vae, "video.mp4"))  # pairs of class and probability, the mean over three clips
+print(classify_videos(model, vae, videos="video.mp4"))  # pairs of class and probability, the mean over three clips
 ```"""
 
 RETRIEVAL_EXAMPLE = """```python

@@ -15,7 +15,7 @@ A denoising loop that takes this scheduler as well as diffusers' own:
     timesteps, alphas = set_flow_timesteps(scheduler, num_inference_steps, device)
     for timestep, alpha in zip(timesteps, alphas):
         denoised = model(latents, alpha)
-        model_output = denoised_to_model_output(scheduler, denoised, latents, alpha)
+        model_output = denoised_to_model_output(scheduler, denoised, sample=latents, alpha=alpha)
         latents = scheduler.step(model_output, timestep, latents, return_dict=False)[0]
 """
 
@@ -334,7 +334,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
             noisy = scheduler.scale_noise(latents, (1 - alphas) * scheduler.config.num_train_timesteps, noise)
 
-        which is `mix_noise(latents, alphas, noise)` up to fp32 rounding.
+        which is `mix_noise(latents, alphas, noise=noise)` up to fp32 rounding.
 
         Args:
             sample: clean latents φ, any shape.

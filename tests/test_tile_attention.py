@@ -238,7 +238,8 @@ def test_model_takes_a_block_mask_on_a_gpu_where_there_are_many_tokens(make_tiny
         model.set_attention_backend(backend) if backend else model.reset_attention_backend()
         model.zero_grad()
         with torch.autocast("cuda", precision, enabled=precision != torch.float32):
-            next_clip_loss(model, latents, [[1, 3], [2, 2]], torch.Generator().manual_seed(0)).backward()
+            generator = torch.Generator().manual_seed(0)
+            next_clip_loss(model, latents, clip_lengths=[[1, 3], [2, 2]], generator=generator).backward()
         grads[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert len(calls) == model.config.num_layers
     errors = {name: (grads[name] - grads["exact"]).norm() / grads["exact"].norm() for name in ("dense", "sparse")}

@@ -2,7 +2,7 @@
 
     accelerate launch training_scripts/train_segmentation.py --config training_scripts/configs/segmentation.yaml \
         --instance_data_root DAVIS --pretrained_model_name_or_path MODEL --output_dir segmentation
-    ids = segment_video(pipe, frames, first_mask)
+    ids = segment_video(pipe, frames, first_mask=first_mask)
 
 `--instance_data_root` is a folder as DAVIS's (its list `--dataset_split`) or YouTube-VOS's; `--num_simulated_scenes` takes
 simulated scenes, whose masks are exact. A sample is `--max_num_frames` frames, stretched to the size, and as many marked ones.

@@ -1,10 +1,10 @@
 """Frames → latents for training: encoded once, sampled at every step, and kept in a cache of safetensors files.
 
     moments = encode_moments(vae, frames)                              # (F, c, h, w), of uint8 (F, H, W, 3)
-    latents = sample_latents(moments, vae.config, generator)           # (C, F, h, w), scaled: what the network sees
+    latents = sample_latents(moments, vae.config, generator=generator) # (C, F, h, w), scaled: what the network sees
 
     key = make_cache_key(vae, sampling, seed=0)
-    write_latent_cache("cache", table, vae, key)
+    write_latent_cache("cache", table, vae=vae, key=key)
     cache = LatentCache("cache", key)
     moments = cache.read(index=0, draw=0)                              # the very bits that `encode_moments` gave
 

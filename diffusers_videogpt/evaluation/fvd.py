@@ -2,7 +2,7 @@
 
     real = FolderClips("real", ClipSettings())
     made = FolderClips("made", ClipSettings(), is_reference=False)
-    evaluate_fvd(load_i3d(), real, made)                    # by [`metrics.frechet`]
+    evaluate_fvd(load_i3d(), real, made=made)               # by [`metrics.frechet`]
 
 A number is comparable only with one of the same setting: how many clips, of which length and rate, at which resolution, and
 whether frames were cropped or squashed to a square. [`ClipSettings`] holds all of it.

@@ -1,7 +1,7 @@
 """Video classification (paper, §4.3): one linear layer on the pooled clean tokens of a layer.
 
     model, vae = load_classifier("ucf_probe")
-    classify_videos(model, vae, "dive.mp4")                # [[("Diving", 0.93), ("CliffDiving", 0.05), …]]
+    classify_videos(model, vae, videos="dive.mp4")         # [[("Diving", 0.93), ("CliffDiving", 0.05), …]]
 
 Shapes: B clips, K classes, C latent channels, F frames, h × w latent size.
 """

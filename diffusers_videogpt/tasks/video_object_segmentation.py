@@ -1,6 +1,6 @@
 """Video object segmentation (paper, §4.3): the video and its first frame with the objects marked → all frames marked.
 
-    ids = segment_video(pipe, frames, first_mask)     # uint8 (F, H, W), the numbers of `first_mask`
+    ids = segment_video(pipe, frames, first_mask=mask)     # uint8 (F, H, W), the numbers of `mask`
 
 A marked frame is a picture of plain coloured objects on a dark background, so it is encoded as any other. The video's N
 frames and the first one marked are one clean clip, the N marked frames the clip that is predicted.

@@ -33,7 +33,7 @@ from diffusers_videogpt.tasks.video_object_segmentation import segment_video
 from diffusers_videogpt.video_io import read_video
 
 pipe = DiffusionPipeline.from_pretrained("{model}")
-ids = segment_video(pipe, read_video("video.mp4").frames, read_mask("first.png"))  # uint8 (frames, height, width)
+ids = segment_video(pipe, read_video("video.mp4").frames, first_mask=read_mask("first.png"))  # uint8 (F, H, W)
 ```"""
 
 # As it was trained, which the base's own number of frames is not.

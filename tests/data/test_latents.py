@@ -246,7 +246,8 @@ cache_dir, root, vae_dir, shard = sys.argv[1:]
 vae = AutoencoderKL.from_pretrained(vae_dir)
 sampling = Sampling(max_num_frames=5, frame_interval=(1, 2), longest_side=32)
 table = Killed.from_folder(root, sampling)
-write_latent_cache(cache_dir, table, vae, make_cache_key(vae, sampling, seed=0), num_windows=2, max_shard_size=int(shard))
+key = make_cache_key(vae, sampling, seed=0)
+write_latent_cache(cache_dir, table, vae=vae, key=key, num_windows=2, max_shard_size=int(shard))
 """
 
 

@@ -167,7 +167,7 @@ def test_wandb(pipe, tmp_path, monkeypatch):
     scores = validation_rollout(pipe, VIDEOS, folder=tmp_path / "rollout", **SETTINGS)
     accelerator = Accelerator(cpu=True, log_with="wandb")
     accelerator.init_trackers("videogpt-test")
-    log_rollout(accelerator, scores, tmp_path / "rollout", step=7, prefix="others")
+    log_rollout(accelerator, scores, folder=tmp_path / "rollout", step=7, prefix="others")
     accelerator.end_training()
     (run,) = tmp_path.glob("wandb/offline-run-*")
     media = sorted(path.name[:7] + path.suffix for path in run.glob("files/media/*/others/*"))
@@ -180,7 +180,7 @@ def test_trackio(pipe, tmp_path, monkeypatch):
     scores = validation_rollout(pipe, VIDEOS, folder=tmp_path / "rollout", **SETTINGS)
     accelerator = Accelerator(cpu=True, log_with="trackio")
     accelerator.init_trackers("videogpt-test")
-    log_rollout(accelerator, scores, tmp_path / "rollout", step=7)
+    log_rollout(accelerator, scores, folder=tmp_path / "rollout", step=7)
     accelerator.end_training()
     logged = {}
     for row in storage.get_logs("videogpt-test", storage.get_runs("videogpt-test")[0]):
