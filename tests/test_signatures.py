@@ -38,7 +38,6 @@ NAMES = {
     "WholeWeightsMixin._load_pretrained_model": "diffusers' models",
     f"{PIPELINE}.prepare_frames": "users call it so",
     "ClipPredictor.prepare_frames": "the pipeline's",
-    f"{PIPELINE}.frame_size": "users call it so",
     "convert_reference_checkpoint": "users call it so",
     "convert_to_reference_checkpoint": "users call it so",
     "_AfterImport.find_spec": "Python's finders of modules",
