@@ -29,6 +29,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from ..console import allow_any_text, printable
+from ..data.workers import worker_trouble
 from ..extras import QUANTIZERS, leave_out
 from .run_folder import release_folders
 
@@ -236,12 +237,12 @@ def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argpars
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script: what a user can mend (a missing folder, too few videos, files that don't fit, a package that is not
-    installed) is one line, not a traceback; what the run held is let go of however it ends. Names that the console has no
-    letters for are printed all the same.
+    installed, workers without memory) is one line, not a traceback; what the run held is let go of however it ends. Names that
+    the console has no letters for are printed all the same.
 
     Raises:
-        SystemExit: with the message of an `OSError`, a `ValueError` or an `ImportError`, unless the environment has
-            `VIDEOGPT_TRACEBACK`.
+        SystemExit: with the message of an `OSError`, a `ValueError` or an `ImportError`, or of [`worker_trouble`], unless the
+            environment has `VIDEOGPT_TRACEBACK`.
     """
     allow_any_text()
     try:
@@ -250,10 +251,11 @@ def run_script(main: Callable[[], None]) -> None:
         if isinstance(refusal.code, str):
             raise SystemExit(printable(refusal.code)) from None
         raise
-    except (OSError, ValueError, ImportError) as error:
-        if os.environ.get(TRACEBACK):
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        told = worker_trouble(error) if isinstance(error, RuntimeError) else error
+        if told is None or os.environ.get(TRACEBACK):
             raise
-        message = printable(" ".join(str(error).split()))
+        message = printable(" ".join(str(told).split()))
         raise SystemExit(f"{Path(sys.argv[0]).name}: {message}\n({TRACEBACK}=1 shows where it was raised)") from None
     finally:
         release_folders()
