@@ -7,10 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from .config_values import MOST_FRAMES, MOST_STEPS
-
-
-MOST_DIGITS = 30  # Python reads no number of thousands of digits
+from .config_values import MOST_DIGITS, MOST_FRAMES, MOST_STEPS
 
 
 def whole_number(*, at_least: int, at_most: int = 10**9) -> Callable[[str], int]:

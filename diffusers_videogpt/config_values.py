@@ -6,11 +6,16 @@ What is far out of range is refused before memory is taken for it.
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 
 MOST_FRAMES = 10**6  # of one call, a day of video, which keeps all of them until its end
 MOST_STEPS = 10**6  # denoising steps of a clip
+MOST_DIGITS = 30  # Python reads no number of thousands of digits
+MAX_FPS = 1000.0  # of a video
+MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
+Solver = Literal["euler", "multistep", "consistency"]  # of `NextClipFlowMatchScheduler`
+SOLVERS = get_args(Solver)
 
 
 def check_whole_number(name: str, value: Any, *, at_least: int = 1, at_most: int = 10**6) -> None:
@@ -44,7 +49,7 @@ def check_pipeline_config(config: Mapping[str, Any]) -> None:
 
 
 def check_trained_with(trained_with: Any) -> None:
-    """Raises a `ValueError` if what a model was trained with is neither `None` nor a mapping of numbers and a form of clips."""
+    """Raises a `ValueError` if what a model was trained with is neither `None` nor a mapping of what a training can have."""
     if trained_with is None:
         return
     if not isinstance(trained_with, Mapping):
@@ -55,11 +60,39 @@ def check_trained_with(trained_with: Any) -> None:
             check_whole_number(f"trained_with.{name}", trained_with[name])
     if trained_with.get("guidance_scale") is not None:
         check_finite_number("trained_with.guidance_scale", trained_with["guidance_scale"])
-    if trained_with.get("fps") is not None:
-        check_positive_number("trained_with.fps", trained_with["fps"])
+    fps, clips, solver = (trained_with.get(name) for name in ("fps", "clips", "solver"))
+    if fps is not None:
+        check_positive_number("trained_with.fps", fps)
+        if not 1 / MAX_GAP <= fps <= MAX_FPS:
+            raise ValueError(
+                f"`trained_with.fps` must be at most {MAX_FPS:g} frames a second, and at least one in {MAX_GAP:g} s, got {fps}."
+            )
     for name in ("clips", "trained_on", "solver"):
         if not isinstance(trained_with.get(name), str | None):
             raise ValueError(f"`trained_with.{name}` must be text, got {_shown(trained_with[name])}.")
+    if clips is not None:
+        try:
+            split_clips(clips)
+        except ValueError as error:
+            raise ValueError(f"`trained_with.clips`: {error}") from error
+    if solver is not None and solver not in SOLVERS:
+        raise ValueError(f"`trained_with.solver` must be one of {', '.join(SOLVERS)}, got {_shown(solver)}.")
+
+
+def split_clips(clips: str, max_clips: int | None = None) -> tuple[str, int | None]:
+    """The kind of `--clips` and its number: "random" → ("random", None), "equal:8" → ("equal", 8).
+
+    Raises:
+        ValueError: if `clips` has another form, or `max_clips` is given for a kind that is not random.
+    """
+    kind, _, number = clips.partition(":")
+    if clips == "random":
+        return clips, None
+    if kind not in ("equal", "first") or not number.isdecimal() or len(number) > MOST_DIGITS or int(number) < 1:
+        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got {_shown(clips)}.")
+    if max_clips is not None:
+        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
+    return kind, int(number)
 
 
 def check_label_names(id2label: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
+from .config_values import MAX_GAP
 from .console import printable_name
 from .orientation import orientation_of, upright
 
@@ -22,7 +23,6 @@ from .orientation import orientation_of, upright
 logger = logging.getLogger(__name__)
 
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # in Pillow's words; and AVIF, where this Pillow has it
-MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
 WHITE = (255, 255, 255)
 # FFmpeg's filters from HDR to SDR: to linear light, tone mapped, to BT.709.
 TO_SDR = (

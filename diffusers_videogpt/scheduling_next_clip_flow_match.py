@@ -25,7 +25,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +35,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .config_values import MOST_STEPS
+from .config_values import MOST_STEPS, SOLVERS, Solver
 
 
-Solver = Literal["euler", "multistep", "consistency"]
-SOLVERS = get_args(Solver)
 MAX_TRAIN_TIMESTEPS = 10**6  # a bound, because so many numbers are in memory until timesteps are set
 
 # Made for flow matching and nothing else: they take the velocity, without an option that says so.

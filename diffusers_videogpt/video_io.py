@@ -23,9 +23,9 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
+from .config_values import MAX_FPS, MAX_GAP
 from .orientation import display_turn, upright
 from .pictures import (
-    MAX_GAP,
     WHITE,
     Color,
     VideoReadError,
@@ -50,7 +50,6 @@ CONTAINERS = (
 )
 READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
 HEIF = ("avif", "avis", "heic", "heix", "hevc", "hevx", "mif1", "msf1")  # brands of HEIC and AVIF
-MAX_FPS = 1000.0
 # Titles that are not UTF-8 are no reason to refuse a video. From PyAV 19 on they never are, and it takes no such argument.
 FOREIGN_TITLES = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 

@@ -233,8 +233,31 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
             if not is_of_other_tools(keys) and not any(key.startswith(OURS) for key in keys):
                 raise ValueError(f"--lora: {_no_keys(source, keys)}")
         with told_of(f"--lora: {source}"):
-            found.append(read_trained_with(metadata))
+            try:
+                found.append(read_trained_with(metadata))
+            except json.JSONDecodeError:
+                raise
+            except ValueError as error:
+                raise ValueError(f"--lora: {source}: {error}") from error
     return found
+
+
+def _check_fit(saved: SavedModel, loras: list[tuple[str, float]]) -> None:
+    """Raises a `ValueError` that names a LoRA that does not fit the network, before its weights are read; imports PyTorch."""
+    import torch
+
+    from ..lora_videogpt import check_lora_fits
+    from ..transformer_videogpt import VideoGPTTransformerModel
+
+    with told_of(f"the model in {saved.name}"), torch.device("meta"):
+        config = {name: value for name, value in saved.transformer.items() if name != "quantization_config"}
+        network = VideoGPTTransformerModel.from_config(config)
+    for source, _ in loras:
+        with told_of(f"--lora: {source}"):
+            try:
+                check_lora_fits(network, _source_of(source))
+            except ValueError as error:
+                raise ValueError(f"--lora: {source}: {error}") from error
 
 
 def _no_keys(source: str, keys: list[str]) -> str:
@@ -262,6 +285,11 @@ def _fetched_lora(repo_id: str) -> Path | None:
         return Path(hf_hub_download(repo_id, LORA_WEIGHTS))
     except EntryNotFoundError:
         return None
+
+
+def _source_of(lora: str) -> str | Path:
+    """Where `load_lora_weights` finds it."""
+    return lora if Path(lora).exists() else _fetched_lora(lora) or lora
 
 
 def usable_device(text: str | None) -> str:
@@ -313,13 +341,14 @@ def load_pipeline(
         from ..pipeline_videogpt import VideoGPTPipeline
         from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 
+    if loras and saved.transformer:
+        _check_fit(saved, loras)
     with told_of(f"the model in {saved.name}"):
         pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)
     names = [f"lora_{index}" for index in range(len(loras))]
     for name, (source, _) in zip(names, loras, strict=True):
         with told_of(f"--lora: {source}"):
-            fetched = None if Path(source).exists() else _fetched_lora(source)
-            pipe.load_lora_weights(fetched or source, adapter_name=name)
+            pipe.load_lora_weights(_source_of(source), adapter_name=name)
             if name not in pipe.get_list_adapters().get(
                 "transformer", ()
             ):  # of another name on the Hub: not looked into before

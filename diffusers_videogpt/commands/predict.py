@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import SAMPLE_VIDEO
 from ..arguments import check_output, finite_float, number_of_frames, positive_int
+from ..config_values import SOLVERS
 from ..console import progress_options, say
 from .loras import differences, follow_lora
 from .models import SavedModel, check_loras, load_pipeline, look_at_model, note_on_training, refuse_missing
@@ -311,7 +312,7 @@ def add_predict_command(commands) -> None:
         help="guidance by class and text, 1 for none; default: the model's own",
     )
     add_steps_argument(command)
-    command.add_argument("--solver", choices=["euler", "multistep", "consistency"], help="default: the model's own")
+    command.add_argument("--solver", choices=SOLVERS, help="default: the model's own")
     command.add_argument(
         "--height",
         type=positive_int,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..arguments import finite_float, natural_int, positive_float, positive_int
+from ..config_values import split_clips
 from .arguments import option, part, share
 
 
@@ -38,22 +39,6 @@ def ema_decay(text: str) -> float:
             "an average of 1 stays the weights that training begins with: give less than 1"
         )
     return decay
-
-
-def split_clips(clips: str, max_clips: int | None = None) -> tuple[str, int | None]:
-    """The kind of `--clips` and its number: "random" → ("random", None), "equal:8" → ("equal", 8).
-
-    Raises:
-        ValueError: if `clips` has another form, or `max_clips` is given for a kind that is not random.
-    """
-    kind, _, number = clips.partition(":")
-    if clips == "random":
-        return clips, None
-    if kind not in ("equal", "first") or not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got '{clips}'.")
-    if max_clips is not None:
-        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
-    return kind, int(number)
 
 
 def hub_id(name: str | None) -> str | None:
