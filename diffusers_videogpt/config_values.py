@@ -37,15 +37,20 @@ def check_finite_number(name: str, value: Any) -> None:
 
 
 def check_pipeline_config(config: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none."""
+    """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none; those that are not there are not
+    looked for."""
     for name in ("frames_per_clip", "max_context_frames", "longest_side"):
-        check_whole_number(name, config[name])
-    if config["num_inference_steps"] is not None:
+        if name in config:
+            check_whole_number(name, config[name])
+    if config.get("num_inference_steps") is not None:
         check_whole_number("num_inference_steps", config["num_inference_steps"], at_most=MOST_STEPS)
     for name in ("guidance_scale", "condition_guidance_scale"):
-        check_finite_number(name, config[name])
-    check_label_names(config["id2label"])
-    check_trained_with(config["trained_with"])
+        if name in config:
+            check_finite_number(name, config[name])
+    check_label_names(config.get("id2label"))
+    check_trained_with(config.get("trained_with"))
+    if not isinstance(config.get("trained_on"), str | None):
+        raise ValueError(f"`trained_on` must be text, got {_shown(config['trained_on'])}.")
 
 
 def check_trained_with(trained_with: Any) -> None:
@@ -93,6 +98,17 @@ def split_clips(clips: str, max_clips: int | None = None) -> tuple[str, int | No
     if max_clips is not None:
         raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
     return kind, int(number)
+
+
+def check_scheduler_config(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the first setting of `NextClipFlowMatchScheduler` that is none."""
+    shift, solver = config.get("shift", 1.0), config.get("solver", SOLVERS[0])
+    if not isinstance(shift, Real) or not 0 < shift < math.inf:
+        raise ValueError(
+            f"`shift` is {_shown(shift)}, but must be a positive number; 1.0 leaves the times as they are."
+        )
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` is {_shown(solver)}, but must be 'euler', 'multistep' or 'consistency'.")
 
 
 def check_label_names(id2label: Any) -> None:

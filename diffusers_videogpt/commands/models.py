@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config_values import check_label_names, check_whole_number
+from ..config_values import check_pipeline_config, check_whole_number
 from ..extras import QUANTIZERS, importing_libraries, leave_out
 from ..files import read_json
 from ..registration import PACKAGE
@@ -69,7 +69,7 @@ class SavedModel:
             if self.transformer.get(setting) is not None:
                 self._check("transformer/config.json", setting, self.transformer[setting], at_most=at_most)
         try:
-            check_label_names(self.index.get("id2label"))
+            check_pipeline_config(self.index)
         except ValueError as error:
             raise ValueError(f"{self.name}: in model_index.json, {error}") from error
 
@@ -154,7 +154,7 @@ def look_at_model(name: str, wanted: str = "VideoGPTPipeline") -> SavedModel:
         ValueError: the folder holds something else than `wanted`, or a file of it is no JSON object.
         OSError: there is no such folder, and the Hub does not have it or could not be asked.
     """
-    from ..saved_models import refuse_other_kinds, refuse_unreachable
+    from ..saved_models import check_autoencoder_config, refuse_other_kinds, refuse_unreachable
 
     refuse_unreachable(name)
     with told_of(f"the model in {name}"):
@@ -162,6 +162,7 @@ def look_at_model(name: str, wanted: str = "VideoGPTPipeline") -> SavedModel:
         saved = SavedModel(name, *(_read_json(name, file) for file in files))
         refuse_other_kinds(name, wanted)
     saved.check_settings()
+    check_autoencoder_config(saved.vae, where=f"{name}: vae/config.json")
     return saved
 
 

@@ -93,6 +93,18 @@ MISTAKES = {
     ),
     "patches of nothing": (["predict", "--model", "no_patches"], "config.json is 0, not a whole number in 1..64"),
     "numbers for names": (["predict", "--model", "numbered"], "`id2label` must map numbers to names, got '0': 7"),
+    "guidance by a word": (
+        ["predict", "--model", "guided"],
+        "guided: in model_index.json, --guidance-scale must be a finite",
+    ),
+    "a rate that no video has": (
+        ["predict", "--model", "hasty"],
+        "`trained_with.fps` must be at most 1000 frames a second",
+    ),
+    "an autoencoder without end": (
+        ["predict", "--model", "endless"],
+        "endless: vae/config.json: `layers_per_block` must be a whole number in 1..100, got 1000000000",
+    ),
     "a size beyond the model's": (
         ["predict", "--height", "16000000", "--width", "16000000"],
         "whose frames have at most 256 pixels along each side: give a smaller --height",
@@ -162,6 +174,9 @@ def folder(tmp_path):
         "many_classes": json.dumps(index),
         "no_patches": json.dumps(index),
         "numbered": json.dumps(index | {"id2label": {"0": 7}}),
+        "guided": json.dumps(index | {"guidance_scale": "much"}),
+        "hasty": json.dumps(index | {"trained_with": {"fps": 5000.0}}),
+        "endless": json.dumps(index),
     }
     for name, text in indices.items():
         (tmp_path / name / "transformer").mkdir(parents=True)
@@ -173,6 +188,8 @@ def folder(tmp_path):
     }
     for name, network in networks.items():
         (tmp_path / name / "transformer" / "config.json").write_text(json.dumps(network))
+    (tmp_path / "endless" / "vae").mkdir()
+    (tmp_path / "endless" / "vae" / "config.json").write_text(json.dumps({"layers_per_block": 10**9}))
     return tmp_path
 
 
