@@ -151,16 +151,18 @@ def look_at_model(name: str, wanted: str = "VideoGPTPipeline") -> SavedModel:
     """Reads the JSON files of a model; those of one on the Hub are fetched, which are small.
 
     Raises:
-        ValueError: the folder holds something else than `wanted`, or a file of it is no JSON object.
+        ValueError: the folder holds something else than `wanted`, or nothing that is known, or a file of it is no JSON object.
         OSError: there is no such folder, and the Hub does not have it or could not be asked.
     """
-    from ..saved_models import check_autoencoder_config, refuse_other_kinds, refuse_unreachable
+    from ..saved_models import check_autoencoder_config, kind_of, refuse_other_kinds, refuse_unreachable
 
     refuse_unreachable(name)
     with told_of(f"the model in {name}"):
         files = ("model_index.json", "transformer/config.json", "vae/config.json")
         saved = SavedModel(name, *(_read_json(name, file) for file in files))
         refuse_other_kinds(name, wanted)
+        if Path(name).is_dir() and kind_of(Path(name)) is None:
+            raise ValueError(f"'{name}' holds no {wanted}: name the folder that its model_index.json is in.")
     saved.check_settings()
     check_autoencoder_config(saved.vae, where=f"{name}: vae/config.json")
     return saved
@@ -212,19 +214,25 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ..saved_models import OURS, is_of_other_tools, kind_of, read_trained_with, refuse_unreachable
+    from ..saved_models import LORA_WEIGHTS, OURS, is_of_other_tools, kind_of, read_trained_with, refuse_unreachable
 
     found = []
     for source, _ in loras:
         path, metadata = Path(source), None
         if path.is_dir() and kind_of(path) not in ("LoRA", None):
             raise ValueError(f"--lora: '{source}' is a {kind_of(path)}, not a LoRA.")
+        is_here = path.exists()
         if not path.is_file():
             try:
                 refuse_unreachable(source)
             except OSError as error:
                 raise OSError(f"--lora: {error}") from error
             path = _lora_in(path) if path.is_dir() else _fetched_lora(source) or path
+        if is_here and not (path.suffix == ".safetensors" and path.is_file()):
+            raise ValueError(
+                f"--lora: '{source}' is not a safetensors file, nor a folder with one (of several, the one that is named "
+                f"{LORA_WEIGHTS}); pickles (.bin, .pt) are never loaded: they can run code."
+            )
         if path.suffix == ".safetensors" and path.is_file():
             try:
                 with safe_open(path, "numpy") as file:

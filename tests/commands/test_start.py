@@ -80,6 +80,28 @@ MISTAKES = {
     "settings of another kind": (["predict", "--model", "strange"], "`longest_side` in model_index.json is 'wide'"),
     "no such LoRA": (["predict", "--lora", "./nowhere:0.5"], "--lora: './nowhere' is no folder here"),
     "no LoRA": (["predict", "--lora", "notes.safetensors"], "is not a safetensors file"),
+    "a folder of nothing for a LoRA": (
+        ["predict", "--lora", "empty:0.5"],
+        "--lora: 'empty' is not a safetensors file, nor",
+    ),
+    "a pickle for a LoRA": (["predict", "--lora", "pickled"], "pickles (.bin, .pt) are never loaded"),
+    "a text for a LoRA": (
+        ["predict", "--lora", "notes.mp4"],
+        "--lora: 'notes.mp4' is not a safetensors file, nor a folder",
+    ),
+    "a folder of nothing": (
+        ["predict", "--model", "empty"],
+        "'empty' holds no VideoGPTPipeline: name the folder that",
+    ),
+    "the folder of nothing that no name is": (["predict", "--model", ""], "'' holds no VideoGPTPipeline"),
+    "the video itself": (
+        ["predict", "scene.gif", "--output", "./scene.gif"],
+        "--output scene.gif is the video that is given, which it would replace",
+    ),
+    "guidance by nothing": (
+        ["predict", "--condition-guidance-scale", "2"],
+        "--condition-guidance-scale needs --class-label or --prompt",
+    ),
     "a model for a LoRA": (["predict", "--lora", BUNDLED_MODEL], "is a VideoGPTPipeline, not a LoRA"),
     "an output": (["predict", "--output", "notes.mp4/out"], "notes.mp4/out cannot be written"),
     "a GIF too fast": (["predict", "--fps", "90", "--output", "a.gif"], "a GIF shows at most 50 frames a second"),
@@ -164,6 +186,10 @@ def folder(tmp_path):
     """Files and models that something is wrong with."""
     (tmp_path / "notes.mp4").write_text("This is no video.")
     (tmp_path / "notes.safetensors").write_text("These are no weights.")
+    (tmp_path / "scene.gif").write_text("This is no video either.")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "adapter_model.bin").write_text("These are no weights.")
     index = {"_class_name": "VideoGPTPipeline"}
     indices = {
         "of_classes": json.dumps(index | {"id2label": {"0": "run", "1": "jump"}}),
