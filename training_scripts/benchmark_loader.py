@@ -29,7 +29,7 @@ from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loade
 from diffusers_videogpt.data.sampling import Sampling, Window
 from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.files import write_json
-from diffusers_videogpt.training.arguments import add_options, make_parser, read_options, run_script
+from diffusers_videogpt.training.arguments import add_options, make_parser, read_options, run_script, share
 from diffusers_videogpt.training.loading import make_sampling
 from diffusers_videogpt.training.settings import SamplingSettings
 
@@ -86,7 +86,7 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("--instance_data_root", type=Path, required=True, help="folder of videos")
     parser.add_argument(
-        "--max_bad_fraction", type=float, default=0.5, help="a larger share of unusable videos ends it"
+        "--max_bad_fraction", type=share, default=0.5, help="a larger share of unusable videos ends it"
     )
     # Without `target_fps`, as the bare loop takes every Nth frame
     add_options(parser, SamplingSettings, without=["target_fps"], max_num_frames=16)

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
-from diffusers_videogpt.arguments import check_output, natural_int, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, natural_int, positive_int
 from diffusers_videogpt.diffusers_internals import cast_as_loaded
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--ffn_dim", type=positive_int, default=1024)
     parser.add_argument("--height", type=positive_int, default=128, help="pixels; a frame has (height / 16)² patches")
     parser.add_argument("--steps", type=positive_int, default=50)
-    parser.add_argument("--guidance_scale", type=float, default=3.0)
+    parser.add_argument("--guidance_scale", type=finite_float, default=3.0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
         "--cases", type=parse_case, nargs="+", default=[(16, 16), (64, 16), (16, 1)], metavar="HISTORY:CLIP"

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diffusers_videogpt import VideoGPTPipeline
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import refuse_missing, usable_device
 from diffusers_videogpt.evaluation.condition_following import (
     evaluate_classes,
@@ -34,7 +34,7 @@ def parse_args():
     parser.add_argument("--data_root", type=Path, help="folder a class of real videos; default: simulated scenes")
     parser.add_argument("--num_prompts", type=positive_int, default=64, help="and as many of held-out combinations")
     parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
-    parser.add_argument("--condition_guidance_scale", type=float, help="default: the model's own")
+    parser.add_argument("--condition_guidance_scale", type=finite_float, help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diffusers_videogpt import VideoGPTPipeline
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import check_loras, usable_device
 from diffusers_videogpt.evaluation.motions import (
     evaluate_motion,
@@ -56,7 +56,7 @@ def parse_args():
         "--num_frames", type=positive_int, default=24, help="of an animation, the given one among them"
     )
     parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
-    parser.add_argument("--guidance_scale", type=float, help="history guidance; default: the model's own")
+    parser.add_argument("--guidance_scale", type=finite_float, help="history guidance; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the picture that is mixed on")
     parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import usable_device
 from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering
 from diffusers_videogpt.files import write_json
@@ -41,8 +41,8 @@ def parse_args():
     parser.add_argument("--steps", type=positive_int, default=8, help="denoising steps")
     parser.add_argument("--num_history_frames", type=positive_int, default=8)
     parser.add_argument("--frames_per_step", type=positive_int, default=1)
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--action_guidance_scale", type=float, default=1.0)
+    parser.add_argument("--guidance_scale", type=finite_float, default=1.0)
+    parser.add_argument("--action_guidance_scale", type=finite_float, default=1.0)
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()
 
