@@ -41,7 +41,7 @@ WITH_NUMPY = {"evaluate_motions.py", "make_motions.py", "simulate_steered_world.
 
 def run(commands, folder):
     result = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True, cwd=folder
+        [sys.executable, "-c", RUN, json.dumps(commands)], capture_output=True, text=True, cwd=folder, timeout=120
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
