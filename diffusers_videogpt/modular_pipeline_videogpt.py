@@ -58,7 +58,6 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from .attention_videogpt import usable_attention_kwargs
 from .conditions import Conditions, class_numbers
-from .denoising import denoise_steps
 from .diffusers_internals import execution_device
 from .frame_latents import check_size, decode_latents, encode_given, get_vae_scale_factor
 from .guidance_next_clip import NextClipGuidance, check_interval, check_scale, guider_for_call
@@ -75,7 +74,7 @@ from .pipeline_inputs import (
     num_steps_of,
     window_of,
 )
-from .pipeline_videogpt import VideoGPTPipeline
+from .pipeline_videogpt import VideoGPTPipeline, denoise_steps
 from .rollout import (
     OneCallAtATime,
     encode_asked,

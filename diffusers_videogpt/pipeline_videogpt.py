@@ -1,11 +1,12 @@
 """Clip after clip: given frames become history, noise becomes the next clip, which becomes history.
 
-[`VideoGPTPipeline.__call__`] is the loop over the clips; the loop over the steps of a clip is
-[`~denoising.denoise_steps`].
+In the order of work: [`VideoGPTPipeline.__call__`] is the loop over the clips, [`denoise_steps`] the loop over the steps of a
+clip, [`predict_clean`] the guidance of a step. The last two are plain functions, which the modular blocks run too.
 
 Shapes: B videos, C latent channels, F frames, H × W pixels, h × w latent size.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +23,13 @@ from .actions import Actions
 from .attention_videogpt import usable_attention_kwargs
 from .conditions import ConditionEncoder, PreTrainedModel, PreTrainedTokenizerBase, class_numbers
 from .config_values import check_pipeline_config
-from .denoising import denoise_steps
-from .diffusers_internals import execution_device, refuse_incomplete_vae, refuse_unread_tensors
+from .diffusers_internals import (
+    execution_device,
+    guidance_pass_name,
+    refuse_incomplete_vae,
+    refuse_unread_tensors,
+    reset_block_caches,
+)
 from .frame_latents import (
     VideoInput,
     decode_latents,
@@ -35,19 +41,16 @@ from .frame_latents import (
 from .guidance_next_clip import guider_for_call
 from .history import History
 from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
-from .pipeline_inputs import CallInputs, clip_lengths_of, frame_size_of, num_steps_of, window_of
+from .pipeline_inputs import CallInputs, clip_lengths_of, num_steps_of, window_of
 from .pipeline_output import VideoGPTPipelineOutput
-from .rollout import (
-    OneCallAtATime,
-    Rollout,
-    make_condition_encoder,
-    prepare_noise,
-    prepare_rollout,
-)
+from .rollout import OneCallAtATime, Rollout, encode_history, make_condition_encoder, prepare_noise, prepare_rollout
 from .saved_models import refuse_what_is_not
-from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, set_flow_timesteps
+from .scheduling_next_clip_flow_match import NextClipFlowMatchScheduler, denoised_to_model_output, set_flow_timesteps
 from .stream import VideoGPTStream
 from .transformer_videogpt import VideoGPTTransformerModel
+
+
+StepCallback = Callable[[int, int, dict], None] | PipelineCallback | MultiPipelineCallbacks
 
 
 class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
@@ -274,19 +277,6 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             device=execution_device(self),
         )
 
-    def frame_size(
-        self, latents: torch.Tensor | None, height: int | None = None, width: int | None = None
-    ) -> tuple[int, int]:
-        """Height and width in pixels of what is predicted: see [`~pipeline_inputs.frame_size_of`]."""
-        return frame_size_of(
-            latents,
-            height=height,
-            width=width,
-            longest_side=self.config.longest_side,
-            vae_scale_factor=self.vae_scale_factor,
-            multiple=self.size_multiple,
-        )
-
     # Classes and prompts
 
     @property
@@ -379,31 +369,10 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             generator=generator,
             latents=noise,
         )
-        return self.denoise_clip(
-            latents,
-            rollout.history,
-            num_inference_steps=rollout.num_inference_steps,
-            actions=actions,
-            on_step_end=on_step_end,
-            generator=generator,
-        )
-
-    def denoise_clip(
-        self,
-        latents: torch.Tensor,
-        history: History,
-        *,
-        num_inference_steps: int,
-        actions: torch.Tensor | None = None,
-        on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> torch.Tensor:
-        """Noise (B, C, F, h, w) → the clean latents of one clip, by `num_inference_steps` steps of the scheduler: see
-        [`~denoising.denoise_steps`]."""
-        timesteps, alphas = set_flow_timesteps(self.scheduler, num_inference_steps, device=latents.device)
+        timesteps, alphas = set_flow_timesteps(self.scheduler, rollout.num_inference_steps, device=latents.device)
         return denoise_steps(
             latents,
-            history,
+            rollout.history,
             timesteps=timesteps,
             alphas=alphas,
             transformer=self.transformer,
@@ -453,10 +422,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         output_type: str = "pil",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: Callable[[int, int, dict], None]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> VideoGPTPipelineOutput | tuple:
         """Predicts the frames that follow.
@@ -564,14 +530,13 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
                 for clip_length in clip_lengths:
                     first = sum(clip.shape[2] for clip in clips)
                     noise = None if latents is None else latents[:, :, first : first + clip_length]
-                    clip_actions = rollout.actions_of(first, clip_length)
-                    given = {"noise": noise, "actions": clip_actions}
-                    clip = self.predict_clip(rollout, clip_length, **given, on_step_end=on_step_end)
+                    taken = rollout.actions_of(first, clip_length)
+                    clip = self.predict_clip(rollout, clip_length, noise=noise, actions=taken, on_step_end=on_step_end)
                     clips.append(clip)
                     if self.interrupt:
                         break
                     if len(clips) < len(clip_lengths):
-                        rollout.remember(clip, clip_actions)
+                        rollout.remember(clip, taken)
 
             # 3. Decode
             frames = self.decode_latents(torch.cat(clips, dim=2), output_type)
@@ -621,12 +586,11 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         real frames.
         """
         is_endless = num_frames is None
-        default = self.config.frames_per_clip
-        clip_length = default if frames_per_clip is None else frames_per_clip
+        clip_length = self.config.frames_per_clip if frames_per_clip is None else frames_per_clip
         clip_lengths = clip_lengths_of(
             2 * clip_length if is_endless else num_frames,
             frames_per_clip=frames_per_clip,
-            default_frames_per_clip=default,
+            default_frames_per_clip=self.config.frames_per_clip,
         )
         inputs = CallInputs(
             clip_lengths=clip_lengths, num_frames=num_frames, video=video, image=image, video_latents=video_latents,
@@ -647,3 +611,140 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             raise
         lengths = itertools.repeat(clip_length) if is_endless else iter(clip_lengths)
         return VideoGPTStream(self, rollout, clip_lengths=lengths)
+
+
+@torch.no_grad()
+def denoise_steps(
+    latents: torch.Tensor,
+    history: History,
+    *,
+    timesteps: torch.Tensor,
+    alphas: torch.Tensor,
+    transformer: VideoGPTTransformerModel,
+    scheduler: NextClipFlowMatchScheduler | KarrasDiffusionSchedulers,
+    guider: BaseGuidance,
+    is_interrupted: Callable[[], bool],
+    actions: torch.Tensor | None = None,
+    attention_kwargs: dict[str, Any] | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    on_step_end: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Noise → the clean latents of one clip, step by step.
+
+    Args:
+        latents: noise (B, C, F, h, w).
+        history: what came before; its caches are brought up to date.
+        timesteps, alphas: (T,), of [`~scheduling_next_clip_flow_match.set_flow_timesteps`], which has set up `scheduler`.
+        transformer, scheduler, guider: of the pipeline, the last as set up for the call.
+        is_interrupted: asked before each step; `True` ends the clip there.
+        actions: of the clip, as in [`predict_clean`].
+        attention_kwargs: of the transformer.
+        generator: of the noise that some schedulers add in a step.
+        on_step_end: called as `on_step_end(timestep, latents)` after each step; returns the latents to go on with.
+
+    Raises:
+        ValueError: if the clip comes out with NaN or infinite values.
+    """
+    encode_history(history, transformer, attention_kwargs=attention_kwargs)
+    if transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
+        reset_block_caches(transformer)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    step_kwargs = {"generator": generator} if takes_generator else {}
+    for step, (timestep, alpha) in enumerate(zip(timesteps, alphas, strict=True)):
+        if is_interrupted():
+            break
+        guider.set_state(step=step, num_inference_steps=len(timesteps), timestep=timestep)
+        denoised = predict_clean(
+            latents,
+            alpha,
+            history=history,
+            transformer=transformer,
+            guider=guider,
+            actions=actions,
+            attention_kwargs=attention_kwargs,
+        )
+        model_output = denoised_to_model_output(scheduler, denoised, latents, alpha)
+        latents = scheduler.step(model_output, timestep, latents, **step_kwargs, return_dict=False)[0]
+        if on_step_end is not None:
+            latents = on_step_end(timestep, latents)
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            "The predicted clip has NaN or infinite values. In float16, load the transformer in bfloat16 or float32; "
+            "else look for them in its weights and in the history."
+        )
+    return latents
+
+
+def predict_clean(
+    latents: torch.Tensor,
+    alpha: torch.Tensor,
+    *,
+    history: History,
+    transformer: VideoGPTTransformerModel,
+    guider: BaseGuidance,
+    actions: torch.Tensor | None = None,
+    attention_kwargs: dict[str, Any] | None = None,
+) -> torch.Tensor:
+    """One guided prediction of the clean clip from the noisy one.
+
+    `guider` chooses among four predictions, and combines what it chose: conditioned (after the history, with what is asked
+    for), without history (the clip alone, never padded to the history's length), led away from (after the history,
+    with the negative conditions), and without action (after the history and its actions). [`~guidance_next_clip.NextClipGuidance`] has the formula.
+
+    Args:
+        latents: noisy clip (B, C, F, h, w).
+        alpha: its share of signal, a scalar in [0, 1).
+        history: frames before it, and conditions; its caches are filled. Without frames, the clip is predicted alone.
+        transformer, guider: as in [`denoise_steps`]; the guider's state is set to the step.
+        actions: that lead to the frames of the clip, (B, F) or (B, F, D) of [`~actions.ActionSpace.encode`].
+        attention_kwargs: of the transformer.
+
+    Returns:
+        (B, C, F, h, w) in fp32.
+    """
+    has_history = history.num_frames > 0
+    past = history.latents.to(transformer.dtype) if has_history else None
+    cache, negative_cache = (history.kv_cache, history.negative_kv_cache) if has_history else (None, None)
+    inputs = {
+        "conditions": (
+            history.conditions,
+            history.conditions if has_history else None,
+            history.negative_conditions,
+            None if actions is None else history.conditions,
+        ),
+        "past": (past, None, past, past),
+        "kv_cache": (cache, None, negative_cache, cache),
+        "actions": (actions, actions, actions, None),
+    }
+
+    def predict(name: str, latents: torch.Tensor, **model_inputs) -> torch.Tensor:
+        model_inputs |= {"attention_kwargs": attention_kwargs, "return_dict": False}
+        with transformer.cache_context(name):
+            return transformer(latents.to(transformer.dtype), alpha, **model_inputs)[0].float()
+
+    passes = guider.prepare_inputs(inputs)
+    # A guider of diffusers may ask for the pass with negative conditions in a call that has none: then one pass is all.
+    if any(one.conditions is None for one in passes):
+        passes = passes[:1]
+    names = [guidance_pass_name(one) for one in passes]
+    # Some guiders change the model between the passes (skip a layer, for example): then they can't share one batch.
+    changes_model = type(guider).prepare_models is not BaseGuidance.prepare_models
+    if names == ["pred_cond", "pred_uncond"] and cache is not None and not history.conditions and not changes_model:
+        # Both passes in one batch, so that the weights are read once. Its second half has no history.
+        both_actions = None if actions is None else torch.cat([actions, actions])
+        both = predict("both", torch.cat([latents, latents]), kv_cache=cache, actions=both_actions)
+        passes[0].noise_pred, passes[1].noise_pred = both.chunk(2)
+    else:
+        for name, one in zip(names, passes, strict=True):
+            if one.kv_cache is not None:  # it holds the history and the conditions
+                model_inputs = {"kv_cache": one.kv_cache}
+            else:
+                model_inputs = dict(one.conditions)
+                if one.past is not None:
+                    model_inputs |= {"clean_hidden_states": one.past, "clean_actions": history.actions}
+            guider.prepare_models(transformer)
+            one.noise_pred = predict(name, latents, actions=one.actions, **model_inputs)
+            guider.cleanup_models(transformer)
+    if len(passes) != guider.num_conditions:
+        return passes[0].noise_pred
+    return guider(passes)[0]

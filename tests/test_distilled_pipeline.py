@@ -102,13 +102,13 @@ def test_number_of_steps_in_a_config_that_is_none(make_tiny_pipe, value):
 def test_command_line_takes_the_steps_and_guidance_of_the_model(distilled, tmp_path, monkeypatch):
     distilled.save_pretrained(tmp_path / "model")
     video = write_video(tmp_path / "video.mp4", np.zeros((4, 32, 32, 3), np.uint8), fps=8)
-    steps, denoise_clip = [], VideoGPTPipeline.denoise_clip
+    steps, predict_clip = [], VideoGPTPipeline.predict_clip
 
-    def denoise(pipe, *args, num_inference_steps, **kwargs):
-        steps.append((num_inference_steps, pipe.guidance_scale, pipe.scheduler.config.solver))
-        return denoise_clip(pipe, *args, num_inference_steps=num_inference_steps, **kwargs)
+    def watched(pipe, rollout, *args, **kwargs):
+        steps.append((rollout.num_inference_steps, pipe.guidance_scale, pipe.scheduler.config.solver))
+        return predict_clip(pipe, rollout, *args, **kwargs)
 
-    monkeypatch.setattr(VideoGPTPipeline, "denoise_clip", denoise)
+    monkeypatch.setattr(VideoGPTPipeline, "predict_clip", watched)
     words = ["predict", str(video), "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
     main([*words, "--num-frames", "2"])
     main([*words, "--num-frames", "2", "--steps", "3", "--guidance-scale", "2", "--solver", "euler"])

@@ -45,7 +45,6 @@ FLOORS = {
     "core": {
         "attention_videogpt",
         "convert_checkpoint",
-        "denoising",
         "frame_latents",
         "guidance_next_clip",
         "history",

@@ -22,7 +22,7 @@ from tiny_models import tiny_autoencoder_of
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, denoising
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, pipeline_videogpt
 from diffusers_videogpt.history import History
 from diffusers_videogpt.rollout import prepare_noise
 from diffusers_videogpt.video_io import VideoReadError, read_video, write_video
@@ -314,26 +314,26 @@ def test_rolling_cache_is_filled_anew_before_its_positions_are_far(pipe, history
     torch.testing.assert_close(predict(pipe, rolling_cache=True, **arguments), expected)
 
     monkeypatch.setattr("diffusers_videogpt.history.MAX_PAST_FRAMES", 8)
-    positions, encode = [], denoising.encode_history
+    positions, encode = [], pipeline_videogpt.encode_history
 
     def record(history: History, transformer, **kwargs):
         encode(history, transformer, **kwargs)
         positions.append(history.kv_cache.next_frame)
 
-    monkeypatch.setattr(denoising, "encode_history", record)
+    monkeypatch.setattr(pipeline_videogpt, "encode_history", record)
     predict(pipe, rolling_cache=True, **arguments)
     assert positions == [3, 5, 7, 9, 5, 7, 9, 5, 7, 9]
 
 
 def test_cache_memory_does_not_grow_with_the_video(pipe, history, monkeypatch):
     sizes = []
-    encode = denoising.encode_history
+    encode = pipeline_videogpt.encode_history
 
     def record(history: History, transformer, **kwargs):
         encode(history, transformer, **kwargs)
         sizes.append(sum(layer.keys.numel() + layer.values.numel() for layer in history.kv_cache.layers))
 
-    monkeypatch.setattr(denoising, "encode_history", record)
+    monkeypatch.setattr(pipeline_videogpt, "encode_history", record)
     predict(pipe, video_latents=history, num_frames=12, num_inference_steps=1)
     assert len(sizes) == 6 and len(set(sizes)) == 1
 

@@ -11,15 +11,8 @@ generated ones, and writes both, for `videogpt evaluate fvd --data classes/real 
 from dataclasses import asdict
 from pathlib import Path
 
-from diffusers_videogpt import VideoGPTPipeline
 from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import refuse_missing, usable_device
-from diffusers_videogpt.evaluation.condition_following import (
-    evaluate_classes,
-    evaluate_prompts,
-    format_classes,
-    format_prompts,
-)
 from diffusers_videogpt.files import write_json
 from diffusers_videogpt.training.arguments import make_parser, run_script
 
@@ -44,6 +37,15 @@ def main():
     args = parse_args()
     check_output(args.output)
     refuse_missing(args.data_root, "--data_root")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt import VideoGPTPipeline
+    from diffusers_videogpt.evaluation.condition_following import (
+        evaluate_classes,
+        evaluate_prompts,
+        format_classes,
+        format_prompts,
+    )
+
     device = usable_device(args.device)
     pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -17,49 +17,12 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers import AutoencoderKL
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader, Dataset
-
 from diffusers_videogpt.arguments import natural_float, natural_int, positive_int, set_seed_int, whole_number
-from diffusers_videogpt.data.videos import content_digest
-from diffusers_videogpt.data.workers import check_shared_memory, until_timeout, worker_options
-from diffusers_videogpt.evaluation.autoencoder import (
-    add_latent_noise,
-    correlation_penalty,
-    encode_videos,
-    failed_gates,
-    format_report,
-    judge_latents,
-    latent_statistics,
-)
 from diffusers_videogpt.files import hash_json, read_json, write_json
-from diffusers_videogpt.frame_latents import load_autoencoder
 from diffusers_videogpt.training.arguments import ema_decay, grad_norm, make_parser, run_script
-from diffusers_videogpt.training.checkpoints import refuse_existing, refuse_other_run
-from diffusers_videogpt.training.loop import hold_process_group
-from diffusers_videogpt.training.run_folder import hold_folder
 from diffusers_videogpt.training.settings import SCHEDULES
-from diffusers_videogpt.weights import hash_weights
 
 
-FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
-LOG_EVERY = 20
-LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
-EMA = "ema.pt"
-RUN = "run.json"  # in a checkpoint: what a run that goes on from it must agree with
-# Of the options; the rest may differ, or is told by the autoencoder, the videos and the number of samples a step.
-MUST_AGREE = ("resolution", "decoder_only", "frames_per_video", "learning_rate", "mse_weight", "kl_weight")
-MUST_AGREE += ("latent_noise", "correlation_weight", "foreground_weight", "ema_decay", "seed")
-REPORT = "latents.json"
-LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 channels = whole_number(at_least=1, at_most=10**5)
 
 
@@ -151,6 +114,50 @@ def parse_args():
     if args.resolution % down:
         parser.error(f"--resolution {args.resolution} must be divisible by {down}, by which the autoencoder shrinks")
     return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, Dataset
+
+from diffusers_videogpt.data.videos import content_digest
+from diffusers_videogpt.data.workers import check_shared_memory, until_timeout, worker_options
+from diffusers_videogpt.evaluation.autoencoder import (
+    add_latent_noise,
+    correlation_penalty,
+    encode_videos,
+    failed_gates,
+    format_report,
+    judge_latents,
+    latent_statistics,
+)
+from diffusers_videogpt.frame_latents import load_autoencoder
+from diffusers_videogpt.training.checkpoints import refuse_existing, refuse_other_run
+from diffusers_videogpt.training.loop import hold_process_group
+from diffusers_videogpt.training.run_folder import hold_folder
+from diffusers_videogpt.weights import hash_weights
+
+
+FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
+LOG_EVERY = 20
+LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
+EMA = "ema.pt"
+RUN = "run.json"  # in a checkpoint: what a run that goes on from it must agree with
+# Of the options; the rest may differ, or is told by the autoencoder, the videos and the number of samples a step.
+MUST_AGREE = ("resolution", "decoder_only", "frames_per_video", "learning_rate", "mse_weight", "kl_weight")
+MUST_AGREE += ("latent_noise", "correlation_weight", "foreground_weight", "ema_decay", "seed")
+REPORT = "latents.json"
+LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 
 
 class SimulatedVideos(Dataset):
@@ -381,8 +388,7 @@ def report_and_save(vae, videos, output_dir, *, simulated, whiten):
     print(f"saved in {output_dir}")
 
 
-def main():
-    args = parse_args()
+def main(args):
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     hold_process_group()
     set_seed(args.seed)
@@ -492,4 +498,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

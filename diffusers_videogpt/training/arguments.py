@@ -286,10 +286,12 @@ def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argpars
     return parser.parse_args([*from_file, *command_line])
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Runs a script: what a user can mend (a missing folder, too few videos, files that don't fit, a package that is not
-    installed, workers without memory) is one line, not a traceback; what the run held is let go of however it ends. Names that
-    the console has no letters for are printed all the same.
+def run_script(main: Callable[..., T], *args: Any) -> T:
+    """Runs a script, or its first part, the reading of its arguments: returns what `main(*args)` returns.
+
+    What a user can mend (a missing folder, too few videos, files that don't fit, a package that is not installed, workers
+    without memory) is one line, not a traceback; what the run held is let go of however it ends. Names that the console has no
+    letters for are printed all the same.
 
     Raises:
         SystemExit: with the message of an `OSError`, a `ValueError` or an `ImportError`, or of [`worker_trouble`], unless the
@@ -297,7 +299,7 @@ def run_script(main: Callable[[], None]) -> None:
     """
     allow_any_text()
     try:
-        main()
+        return main(*args)
     except SystemExit as refusal:  # a sentence of the run itself, or a status
         if isinstance(refusal.code, str):
             raise SystemExit(printable(refusal.code)) from None

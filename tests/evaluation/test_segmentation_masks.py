@@ -23,8 +23,8 @@ from diffusers_videogpt.tasks.segmentation_data import read_mask, read_masked_vi
 class RepeatMarked(VideoGPTPipeline):
     """Answers with the first marked frame again and again."""
 
-    def denoise_clip(self, latents, history, num_inference_steps, actions=None, on_step_end=None, generator=None):
-        return history.latents[:, :, -1:].expand_as(latents)
+    def predict_clip(self, rollout, num_frames, **_):
+        return rollout.history.latents[:, :, -1:].expand(-1, -1, num_frames, -1, -1)
 
 
 @pytest.fixture

@@ -29,16 +29,16 @@ CLIP = 4
 class CopyVideo(VideoGPTPipeline):
     """Answers with the frames of the video itself: right for a video that is marked already."""
 
-    def denoise_clip(self, latents, history, num_inference_steps, actions=None, on_step_end=None, generator=None):
-        assert history.num_frames == latents.shape[2] + 1
-        return history.latents[:, :, :-1]
+    def predict_clip(self, rollout, num_frames, **_):
+        assert rollout.history.num_frames == num_frames + 1
+        return rollout.history.latents[:, :, :-1]
 
 
 class RepeatMarked(VideoGPTPipeline):
     """Answers with the first marked frame again and again."""
 
-    def denoise_clip(self, latents, history, num_inference_steps, actions=None, on_step_end=None, generator=None):
-        return history.latents[:, :, -1:].expand_as(latents)
+    def predict_clip(self, rollout, num_frames, **_):
+        return rollout.history.latents[:, :, -1:].expand(-1, -1, num_frames, -1, -1)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def test_what_is_known_of_a_clip_stays(make_pipe):
     answers = iter((RepeatMarked, CopyVideo))
 
     class OneAfterTheOther(VideoGPTPipeline):
-        def denoise_clip(self, *args, **kwargs):
-            return next(answers).denoise_clip(self, *args, **kwargs)
+        def predict_clip(self, *args, **kwargs):
+            return next(answers).predict_clip(self, *args, **kwargs)
 
     masks = moving_discs(CLIP + 2)
     found = segment_video(make_pipe(OneAfterTheOther), Marking((3, 8)).draw(masks), masks[0], num_inference_steps=1)

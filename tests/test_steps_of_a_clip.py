@@ -6,9 +6,9 @@ from diffusers.guiders import ClassifierFreeGuidance
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTTransformerModel
-from diffusers_videogpt.denoising import denoise_steps
 from diffusers_videogpt.history import History
 from diffusers_videogpt.kv_cache import VideoGPTKVCache
+from diffusers_videogpt.pipeline_videogpt import denoise_steps
 from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
 
 
