@@ -7,10 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from .config_values import MOST_FRAMES, MOST_STEPS
-
-
-MOST_DIGITS = 30  # Python reads no number of thousands of digits
+from .config_values import MOST_DIGITS, MOST_FRAMES, MOST_STEPS
 
 
 def whole_number(*, at_least: int, at_most: int = 10**9) -> Callable[[str], int]:
@@ -39,6 +36,7 @@ positive_int = whole_number(at_least=1)
 natural_int = whole_number(at_least=0)
 number_of_frames = whole_number(at_least=1, at_most=MOST_FRAMES)
 number_of_steps = whole_number(at_least=1, at_most=MOST_STEPS)
+set_seed_int = whole_number(at_least=0, at_most=2**32 - 1)  # what NumPy's, and so accelerate's `set_seed` takes
 any_seed = whole_number(at_least=-(2**63), at_most=2**63 - 1)  # what PyTorch's generators take
 
 
@@ -52,6 +50,12 @@ def _number(text: str) -> float:
 def positive_float(text: str) -> float:
     if not 0 < _number(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"{_cut(text)} is not a number above 0")
+    return float(text)
+
+
+def natural_float(text: str) -> float:
+    if not 0 <= _number(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{_cut(text)} is not a finite number of 0 or more")
     return float(text)
 
 

@@ -6,11 +6,16 @@ What is far out of range is refused before memory is taken for it.
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 
 MOST_FRAMES = 10**6  # of one call, a day of video, which keeps all of them until its end
 MOST_STEPS = 10**6  # denoising steps of a clip
+MOST_DIGITS = 30  # Python reads no number of thousands of digits
+MAX_FPS = 1000.0  # of a video
+MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
+Solver = Literal["euler", "multistep", "consistency"]  # of `NextClipFlowMatchScheduler`
+SOLVERS = get_args(Solver)
 
 
 def check_whole_number(name: str, value: Any, *, at_least: int = 1, at_most: int = 10**6) -> None:
@@ -32,19 +37,24 @@ def check_finite_number(name: str, value: Any) -> None:
 
 
 def check_pipeline_config(config: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none."""
+    """Raises a `ValueError` that names the first setting of `VideoGPTPipeline` that is none; those that are not there are not
+    looked for."""
     for name in ("frames_per_clip", "max_context_frames", "longest_side"):
-        check_whole_number(name, config[name])
-    if config["num_inference_steps"] is not None:
+        if name in config:
+            check_whole_number(name, config[name])
+    if config.get("num_inference_steps") is not None:
         check_whole_number("num_inference_steps", config["num_inference_steps"], at_most=MOST_STEPS)
     for name in ("guidance_scale", "condition_guidance_scale"):
-        check_finite_number(name, config[name])
-    check_label_names(config["id2label"])
-    check_trained_with(config["trained_with"])
+        if name in config:
+            check_finite_number(name, config[name])
+    check_label_names(config.get("id2label"))
+    check_trained_with(config.get("trained_with"))
+    if not isinstance(config.get("trained_on"), str | None):
+        raise ValueError(f"`trained_on` must be text, got {_shown(config['trained_on'])}.")
 
 
 def check_trained_with(trained_with: Any) -> None:
-    """Raises a `ValueError` if what a model was trained with is neither `None` nor a mapping of numbers and a form of clips."""
+    """Raises a `ValueError` if what a model was trained with is neither `None` nor a mapping of what a training can have."""
     if trained_with is None:
         return
     if not isinstance(trained_with, Mapping):
@@ -55,11 +65,50 @@ def check_trained_with(trained_with: Any) -> None:
             check_whole_number(f"trained_with.{name}", trained_with[name])
     if trained_with.get("guidance_scale") is not None:
         check_finite_number("trained_with.guidance_scale", trained_with["guidance_scale"])
-    if trained_with.get("fps") is not None:
-        check_positive_number("trained_with.fps", trained_with["fps"])
+    fps, clips, solver = (trained_with.get(name) for name in ("fps", "clips", "solver"))
+    if fps is not None:
+        check_positive_number("trained_with.fps", fps)
+        if not 1 / MAX_GAP <= fps <= MAX_FPS:
+            raise ValueError(
+                f"`trained_with.fps` must be at most {MAX_FPS:g} frames a second, and at least one in {MAX_GAP:g} s, got {fps}."
+            )
     for name in ("clips", "trained_on", "solver"):
         if not isinstance(trained_with.get(name), str | None):
             raise ValueError(f"`trained_with.{name}` must be text, got {_shown(trained_with[name])}.")
+    if clips is not None:
+        try:
+            split_clips(clips)
+        except ValueError as error:
+            raise ValueError(f"`trained_with.clips`: {error}") from error
+    if solver is not None and solver not in SOLVERS:
+        raise ValueError(f"`trained_with.solver` must be one of {', '.join(SOLVERS)}, got {_shown(solver)}.")
+
+
+def split_clips(clips: str, max_clips: int | None = None) -> tuple[str, int | None]:
+    """The kind of `--clips` and its number: "random" → ("random", None), "equal:8" → ("equal", 8).
+
+    Raises:
+        ValueError: if `clips` has another form, or `max_clips` is given for a kind that is not random.
+    """
+    kind, _, number = clips.partition(":")
+    if clips == "random":
+        return clips, None
+    if kind not in ("equal", "first") or not number.isdecimal() or len(number) > MOST_DIGITS or int(number) < 1:
+        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got {_shown(clips)}.")
+    if max_clips is not None:
+        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
+    return kind, int(number)
+
+
+def check_scheduler_config(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the first setting of `NextClipFlowMatchScheduler` that is none."""
+    shift, solver = config.get("shift", 1.0), config.get("solver", SOLVERS[0])
+    if not isinstance(shift, Real) or not 0 < shift < math.inf:
+        raise ValueError(
+            f"`shift` is {_shown(shift)}, but must be a positive number; 1.0 leaves the times as they are."
+        )
+    if solver not in SOLVERS:
+        raise ValueError(f"`solver` is {_shown(solver)}, but must be 'euler', 'multistep' or 'consistency'.")
 
 
 def check_label_names(id2label: Any) -> None:

@@ -225,7 +225,9 @@ def encode_frames(
         return torch.cat(latents)
     latents = []
     for pixels in frames.flatten(0, 1).split(FRAMES_PER_VAE_CALL):
-        encoded = vae.encode(pixels.to(vae.device if device is None else device, vae.dtype))
+        # Channels last in memory, here and in `decode_latents`: the order in which convolutions compute fastest.
+        pixels = pixels.to(vae.device if device is None else device, vae.dtype, memory_format=torch.channels_last)
+        encoded = vae.encode(pixels)
         if hasattr(encoded, "latent_dist"):
             # In fp32, as all noise: in half precision a seed draws other numbers from one version of PyTorch to the next.
             posterior = DiagonalGaussianDistribution(encoded.latent_dist.parameters.float())
@@ -284,7 +286,7 @@ def decode_latents(vae: AutoencoderKL | AutoencoderTiny | None, latents: torch.T
     batch_size = latents.shape[0]
     latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     frames = [
-        vae.decode(chunk.to(vae.dtype), return_dict=False)[0].float()
+        vae.decode(chunk.to(vae.dtype, memory_format=torch.channels_last), return_dict=False)[0].float()
         for chunk in latents.transpose(1, 2).flatten(0, 1).split(FRAMES_PER_VAE_CALL)
     ]
     frames = torch.cat(frames)

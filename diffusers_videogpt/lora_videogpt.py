@@ -317,6 +317,19 @@ def _check_hotswap(
     check_hotswap_configs_compatible(configs[adapter_name], LoraConfig(**config))
 
 
+def check_lora_fits(transformer: VideoGPTTransformerModel, source: str | Path) -> None:
+    """Raises the `ValueError` of [`~VideoGPTLoraLoaderMixin.load_lora_weights`] for a LoRA that does not fit. Of the transformer
+    only the layers' shapes are looked at: it may be one without memory, so that weights are read only for a LoRA that fits.
+
+    Args:
+        source: a safetensors file, a folder with one, or a Hub id.
+    """
+    state_dict, metadata = VideoGPTLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True)
+    layers = _split_by_layer(state_dict)
+    _check_fit(transformer, layers)
+    _config_and_training(layers, metadata)
+
+
 def refuse_lora_layers(transformer: VideoGPTTransformerModel | None) -> None:
     """Raises a `ValueError` while LoRAs are loaded, for a pipeline that is to be saved whole."""
     if transformer is not None and any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):

@@ -13,15 +13,16 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import Image, features
 
+from .config_values import MAX_GAP
 from .console import printable_name
+from .orientation import orientation_of, upright
 
 
 logger = logging.getLogger(__name__)
 
 PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # in Pillow's words; and AVIF, where this Pillow has it
-MAX_GAP = 3600.0  # seconds that one frame may be shown: a longer time comes from damaged timestamps
 WHITE = (255, 255, 255)
 # FFmpeg's filters from HDR to SDR: to linear light, tone mapped, to BT.709.
 TO_SDR = (
@@ -153,8 +154,7 @@ def upright_size(source: Path | bytes) -> tuple[int, int]:
     """(height, width) of what [`read_picture`] gives. A PNG is decoded for it, since it may tell of turning at its end."""
     try:
         with opened_picture(source) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return image.size if is_turned else image.size[::-1]
+            return image.size if orientation_of(image) >= 5 else image.size[::-1]
     except Image.UnidentifiedImageError as error:
         raise _no_picture(source) from error
 
@@ -201,7 +201,7 @@ def _frames(
     with opened_picture(source) as image:
         for index, duration in durations.items():
             image.seek(index)
-            picture = ImageOps.exif_transpose(image)
+            picture = upright(image)
             if picture.mode == "I":  # older versions of Pillow open grey PNG of 16 bits so
                 picture = Image.fromarray(np.asarray(picture).astype(np.uint16))
             yield begin, begin + duration, picture_to_rgb(picture, background)

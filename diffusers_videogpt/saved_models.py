@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from .config_values import check_trained_with, check_whole_number
+from .config_values import check_pipeline_config, check_scheduler_config, check_trained_with, check_whole_number
 from .files import read_json
 
 
@@ -176,9 +176,10 @@ def refuse_what_is_not(
 
 
 def refuse_damaged_files(folder: Path) -> None:
-    """Raises a `ValueError` for a saved pipeline whose parts are not named, whose configurations are no JSON objects, or whose
-    weights are cut off. Of these only the headers are read."""
-    for name, value in _read_json(folder / "model_index.json").items():
+    """Raises a `ValueError` for a saved pipeline whose parts are not named, whose configurations are no JSON objects or have
+    values that nobody can mean, or whose weights are cut off. Of these only the headers are read."""
+    index = _read_json(folder / "model_index.json")
+    for name, value in index.items():
         if name in ("vae", "transformer", "scheduler", "text_encoder", "tokenizer", "guider"):
             is_pair = isinstance(value, list) and len(value) == 2
             if not is_pair or not all(part is None or isinstance(part, str) for part in value):
@@ -186,6 +187,11 @@ def refuse_damaged_files(folder: Path) -> None:
                     f"{folder / 'model_index.json'}: `{name}` must name a library and a class, got {value!r}: copy the "
                     "file again."
                 )
+    if index.get("_class_name") == "VideoGPTPipeline":
+        try:
+            check_pipeline_config(index)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'model_index.json'}: {error}") from error
     for name in ("vae/config.json", "transformer/config.json", "scheduler/scheduler_config.json"):
         _read_json(folder / name)
     _check_scheduler(folder)
@@ -209,12 +215,14 @@ def _check_scheduler(folder: Path) -> None:
             f"{path} is of {found!r}, and model_index.json names {named[1]} as the scheduler: copy both files from the same "
             "model, or set another scheduler in Python and save the pipeline."
         )
-    num_timesteps = _read_json(path).get("num_train_timesteps")
-    if num_timesteps is not None:  # diffusers' schedulers make a table of them, however many
-        try:
+    try:
+        if named and named[1] == "NextClipFlowMatchScheduler":
+            check_scheduler_config(_read_json(path))
+        num_timesteps = _read_json(path).get("num_train_timesteps")
+        if num_timesteps is not None:  # diffusers' schedulers make a table of them, however many
             check_whole_number("num_train_timesteps", num_timesteps)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 # Of diffusers' autoencoders: numbers, or lists of them, that say how much is built → the most that any could mean.

@@ -20,12 +20,11 @@ A denoising loop that takes this scheduler as well as diffusers' own:
 """
 
 import inspect
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +34,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .config_values import MOST_STEPS
+from .config_values import MOST_STEPS, Solver, check_scheduler_config
 
 
-Solver = Literal["euler", "multistep", "consistency"]
-SOLVERS = get_args(Solver)
 MAX_TRAIN_TIMESTEPS = 10**6  # a bound, because so many numbers are in memory until timesteps are set
 
 # Made for flow matching and nothing else: they take the velocity, without an option that says so.
@@ -183,10 +180,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         shift: float = 1.0,
         solver: Solver = "euler",
     ):
-        if not isinstance(shift, Real) or not 0 < shift < math.inf:
-            raise ValueError(f"`shift` is {shift!r}, but must be a positive number; 1.0 leaves the times as they are.")
-        if solver not in SOLVERS:
-            raise ValueError(f"`solver` is {solver!r}, but must be 'euler', 'multistep' or 'consistency'.")
+        check_scheduler_config({"shift": shift, "solver": solver})
         if not isinstance(num_train_timesteps, Integral) or not 1 <= num_train_timesteps <= MAX_TRAIN_TIMESTEPS:
             raise ValueError(
                 f"`num_train_timesteps` is {num_train_timesteps!r}, but must be a whole number in 1..{MAX_TRAIN_TIMESTEPS}."

@@ -19,14 +19,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.sidedata.sidedata import SideDataContainer
-from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
+from .config_values import MAX_FPS, MAX_GAP
+from .orientation import display_turn, upright
 from .pictures import (
-    MAX_GAP,
     WHITE,
     Color,
     VideoReadError,
@@ -51,7 +50,6 @@ CONTAINERS = (
 )
 READABLE = "MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG, BMP or WebP"
 HEIF = ("avif", "avis", "heic", "heix", "hevc", "hevx", "mif1", "msf1")  # brands of HEIC and AVIF
-MAX_FPS = 1000.0
 # Titles that are not UTF-8 are no reason to refuse a video. From PyAV 19 on they never are, and it takes no such argument.
 FOREIGN_TITLES = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
@@ -213,7 +211,7 @@ def probe_video(path: str | Path | bytes) -> VideoInfo:
             first = next(_decode(path, container, stream=stream), None)
             if first is None:
                 raise _no_frame(path)
-            is_turned, *_ = _orientation(first)
+            is_turned, *_ = display_turn(first)
             size = (first.width, first.height) if is_turned else (first.height, first.width)
             tick = float(stream.time_base)
         stamps = _packet_stamps(path)
@@ -464,24 +462,6 @@ def _decode(path: Path | bytes, container, *, stream) -> Iterator[av.VideoFrame]
             decoder.flush_buffers()
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """How the display matrix turns a stored frame upright: rows and columns change places; then it is mirrored along x;
-    along y. FFmpeg's `rotation` alone does not tell of mirroring."""
-    # Not `frame.side_data`, which keeps the frame and its decoder in a circle of references.
-    try:
-        data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
-    except ValueError:  # there is side data that PyAV has no name for, such as EXIF; then it tells of turns alone
-        turn = math.radians(frame.rotation)  # counterclockwise
-        a, b, c, d = math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
-    else:
-        if data is None:
-            return False, False, False
-        # x' = a x + c y, y' = b x + d y
-        a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
-    is_turned = abs(b) > abs(a)
-    return (True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)
-
-
 def _to_rgb(path: Path | bytes, frame: av.VideoFrame, *, size: tuple[int, int], background: Color) -> np.ndarray:
     has_opacity = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     # Streams may change their size on the way; everything comes in the size of the first frame.
@@ -494,7 +474,7 @@ def _to_rgb(path: Path | bytes, frame: av.VideoFrame, *, size: tuple[int, int], 
         ) from error
     if has_opacity:
         pixels = lay_on_background(pixels, background)
-    is_turned, mirror_x, mirror_y = _orientation(frame)
+    is_turned, mirror_x, mirror_y = display_turn(frame)
     if is_turned:
         pixels = pixels.transpose(1, 0, 2)
     return np.ascontiguousarray(pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1])
@@ -504,9 +484,9 @@ def to_uint8_frames(video, background: Color = WHITE) -> np.ndarray:
     """Frames in any of diffusers' forms → `uint8` array (F, H, W, 3).
 
     Args:
-        video: a path; one PIL image or a list of them; an array (F, H, W, 3) or a list of (H, W, 3); a tensor
-            (F, 3, H, W) or a list of (3, H, W). Arrays and tensors are `uint8`, or floating point in [0, 1], which is
-            scaled by 255 and rounded (half to even). A fourth channel is opacity.
+        video: a path; one PIL image or a list of them, turned upright by their EXIF; an array (F, H, W, 3) or a list of
+            (H, W, 3); a tensor (F, 3, H, W) or a list of (3, H, W). Arrays and tensors are `uint8`, or floating point in
+            [0, 1], which is scaled by 255 and rounded (half to even). A fourth channel is opacity.
         background: red, green and blue, 0 to 255, behind what is transparent.
 
     Raises:
@@ -519,7 +499,7 @@ def to_uint8_frames(video, background: Color = WHITE) -> np.ndarray:
     if isinstance(video, Image.Image):
         video = [video]
     if isinstance(video, list | tuple):
-        frames = [picture_to_rgb(f, background) if isinstance(f, Image.Image) else f for f in video]
+        frames = [picture_to_rgb(upright(f), background) if isinstance(f, Image.Image) else f for f in video]
         if not frames:
             raise ValueError("The video has no frames; give at least one.")
         has_tensors = _is_tensor(frames[0])

@@ -38,6 +38,7 @@ def change(path, **values):
         (NETWORK, {"rope_theta": None}, "`rope_theta` must be a finite number above 0"),
         (NETWORK, {"rope_long_factor": "abc"}, "`rope_long_factor` must be a list of numbers"),
         (STEPS, {"shift": float("nan"), "flow_shift": None}, "`shift` is nan"),
+        (STEPS, {"solver": "rk4"}, "`solver` is 'rk4', but must be 'euler', 'multistep' or 'consistency'"),
         (
             STEPS,
             {"num_train_timesteps": 10**12},
@@ -47,6 +48,9 @@ def change(path, **values):
         (INDEX, {"max_context_frames": -3}, "`max_context_frames` must be a whole number"),
         (INDEX, {"longest_side": 0}, "`longest_side` must be a whole number"),
         (INDEX, {"guidance_scale": [1]}, "`guidance_scale` must be a finite number"),
+        (INDEX, {"trained_on": ["balls"]}, "`trained_on` must be text"),
+        (INDEX, {"trained_with": {"solver": "rk4"}}, "`trained_with.solver` must be one of euler"),
+        (INDEX, {"num_inference_steps": 10**9}, "`num_inference_steps` must be a whole number"),
         (INDEX, {"id2label": {"x": "a"}}, "`id2label` must map numbers to names"),
         (INDEX, {"id2label": ["a", "b", "c"]}, "`id2label` must map numbers to names"),
         (INDEX, {"transformer": 5}, "`transformer` must name a library and a class, got 5"),
@@ -56,6 +60,8 @@ def change(path, **values):
 )
 def test_configurations(folder, file, values, message):
     change(folder / file, **values)
+    if file != NETWORK:  # before weights are read
+        (folder / WEIGHTS).unlink()
     start = time.monotonic()
     with pytest.raises(ValueError, match=message):
         VideoGPTPipeline.from_pretrained(folder)

@@ -143,12 +143,11 @@ def parser_of(monkeypatch):
         raise Parsing(parser)
 
     def parser_of(script: str) -> argparse.ArgumentParser:
-        main = runpy.run_path(str(SCRIPTS / script))["main"]
         with monkeypatch.context() as patch, pytest.raises(Parsing) as parsing:
             patch.setattr("sys.argv", [script])
             patch.setattr(argparse.ArgumentParser, "parse_args", stop)
             patch.setattr(SettingsParser, "parse_args", stop)
-            main()
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
         return parsing.value.args[0]
 
     return parser_of

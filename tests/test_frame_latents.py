@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.commands.main import main
-from diffusers_videogpt.frame_latents import load_autoencoder
+from diffusers_videogpt.data.latents import encode_moments
+from diffusers_videogpt.frame_latents import decode_latents, encode_frames, load_autoencoder
 from diffusers_videogpt.tasks.video_classification import load_classifier
 from diffusers_videogpt.training.loading import load_vae
 from diffusers_videogpt.training.settings import AutoencoderSettings
@@ -100,3 +101,30 @@ def test_what_is_no_autoencoder(saved, tmp_path):
     (saved / "vae" / "config.json").write_text("[")
     with pytest.raises(ValueError, match="no JSON can be read here"):
         load_autoencoder(saved, subfolder="vae")
+
+
+def test_the_order_in_memory_changes_the_speed_alone(monkeypatch):
+    """Channels last is what convolutions get; the result is that of a picture after a picture."""
+    vae = load_autoencoder(BUNDLED_MODEL, subfolder="vae")
+    frames = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = frames.permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+    posterior = vae.encode(pixels).latent_dist
+    expected = posterior.sample(torch.Generator().manual_seed(1)) * vae.config.scaling_factor
+    decoded = vae.decode(expected / vae.config.scaling_factor).sample
+
+    def watch(name):
+        plain = getattr(vae, name)
+
+        def checked(batch, *args, **kwargs):
+            assert batch.is_contiguous(memory_format=torch.channels_last)
+            return plain(batch, *args, **kwargs)
+
+        monkeypatch.setattr(vae, name, checked)
+
+    watch("encode")
+    watch("decode")
+    torch.testing.assert_close(encode_moments(vae, frames.numpy()), posterior.parameters, atol=1e-5, rtol=1e-5)
+    latents = encode_frames(vae, pixels[None], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(latents[0].transpose(0, 1), expected, atol=1e-5, rtol=1e-5)
+    again = decode_latents(vae, expected.transpose(0, 1)[None])
+    torch.testing.assert_close(again[0].transpose(0, 1), decoded, atol=1e-5, rtol=1e-5)

@@ -33,6 +33,7 @@ FLOORS = {
         "film_strips",
         "hub",
         "kv_cache",
+        "orientation",
         "pictures",
         "reference_names",
         "registration",

@@ -14,8 +14,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from diffusers_videogpt.config_values import SOLVERS
 from diffusers_videogpt.scheduling_next_clip_flow_match import (
-    SOLVERS,
     NextClipFlowMatchScheduler,
     NextClipFlowMatchSchedulerOutput,
     denoised_to_model_output,

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from diffusers_videogpt import video_io
+from diffusers_videogpt import pictures, video_io
 from diffusers_videogpt.video_io import (
     VideoReadError,
     probe_video,
@@ -233,8 +233,8 @@ def test_gif_and_webp(tmp_path):
 
 def test_frames_of_webp_are_made_when_they_are_taken(tmp_path, monkeypatch):
     """A long film in a small file must not fill the memory."""
-    made, upright = [], ImageOps.exif_transpose
-    monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: made.append(image.tell()) or upright(image))
+    made, upright = [], pictures.upright
+    monkeypatch.setattr(pictures, "upright", lambda image: made.append(image.tell()) or upright(image))
     frames = [Image.fromarray(numbered_frame(i)) for i in range(40)]
     frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], duration=50)
     assert numbers(read_video(tmp_path / "film.webp", max_frames=3).frames) == [0, 1, 2]

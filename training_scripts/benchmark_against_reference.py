@@ -14,17 +14,45 @@ import time
 import types
 from pathlib import Path
 
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.training.arguments import make_parser, run_script
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument("--reference", type=Path, required=True, help="a checkout of the authors' repository")
+    parser.add_argument("--layers", type=positive_int, default=2)
+    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
+    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
+    parser.add_argument("--height", type=positive_int, default=128, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument(
+        "--clips", type=positive_int, nargs="+", default=[3, 1, 4, 2, 6], help="lengths, of a training step"
+    )
+    parser.add_argument("--autocast", action="store_true", help="the training step under bf16 autocast")
+    parser.add_argument(
+        "--history", type=positive_int, nargs="*", default=[16, 64], help="frames before a clip; none: no clips"
+    )
+    parser.add_argument("--clip_frames", type=positive_int, default=16)
+    parser.add_argument("--steps", type=positive_int, default=10, help="denoising steps; the authors: 50")
+    parser.add_argument("--rounds", type=positive_int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("against_reference.json"))
+    args = parser.parse_args()
+    check_output(args.output.parent)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
 import torch
 from diffusers import AutoencoderTiny
 from transformers import Phi3Config
 
 from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
-from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.clips import CLEAN, CONDITION, NOISY, TokenMeta, attends
 from diffusers_videogpt.convert_checkpoint import convert_config, convert_state_dict
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
 from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
-from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
 HINTS = (3, 4, 5)  # rows of <img>, </img>, <|diffusion|> in the token table of this benchmark
@@ -265,26 +293,7 @@ def compare_clip(theirs, ours, num_history, num_frames, size, steps, rounds, clo
     return result
 
 
-def main():
-    parser = make_parser(__doc__)
-    parser.add_argument("--reference", type=Path, required=True, help="a checkout of the authors' repository")
-    parser.add_argument("--layers", type=positive_int, default=2)
-    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
-    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
-    parser.add_argument("--height", type=positive_int, default=128, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument(
-        "--clips", type=positive_int, nargs="+", default=[3, 1, 4, 2, 6], help="lengths, of a training step"
-    )
-    parser.add_argument("--autocast", action="store_true", help="the training step under bf16 autocast")
-    parser.add_argument(
-        "--history", type=positive_int, nargs="*", default=[16, 64], help="frames before a clip; none: no clips"
-    )
-    parser.add_argument("--clip_frames", type=positive_int, default=16)
-    parser.add_argument("--steps", type=positive_int, default=10, help="denoising steps; the authors: 50")
-    parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("against_reference.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
+def main(args):
     reference = import_reference(args.reference)
     theirs, ours = make_models(reference, args.layers, args.heads, args.ffn_dim)
     size = args.height // 8
@@ -300,4 +309,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

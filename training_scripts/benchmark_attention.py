@@ -11,26 +11,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from diffusers_videogpt.arguments import check_output, positive_int
-from diffusers_videogpt.attention_videogpt import block_attention
-from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
-from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
-from diffusers_videogpt.tile_attention import tile_attention
 from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
-def dense_attention(query, key, value, *, attn_mask):
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask).transpose(1, 2)
-
-
-def forward_and_backward(attend, inputs, *, grad):
-    attend(*inputs).backward(grad)
-
-
-def main():
+def parse_args():
     parser = make_parser(__doc__)
     parser.add_argument(
         "--num_frames", type=positive_int, default=16, help="of a sample; the paper trains with 48 and 80"
@@ -46,6 +31,30 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("attention.json"))
     args = parser.parse_args()
     check_output(args.output.parent)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
+import torch
+
+from diffusers_videogpt.attention_videogpt import block_attention
+from diffusers_videogpt.clips import draw_clip_lengths, make_clip_layout
+from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
+from diffusers_videogpt.tile_attention import tile_attention
+
+
+def dense_attention(query, key, value, *, attn_mask):
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask).transpose(1, 2)
+
+
+def forward_and_backward(attend, inputs, *, grad):
+    attend(*inputs).backward(grad)
+
+
+def main(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
 
@@ -91,4 +100,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

@@ -19,19 +19,47 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.training.arguments import add_options, make_parser, read_options, run_script, share
+from diffusers_videogpt.training.settings import SamplingSettings
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument("--instance_data_root", type=Path, required=True, help="folder of videos")
+    parser.add_argument(
+        "--max_bad_fraction", type=share, default=0.5, help="a larger share of unusable videos ends it"
+    )
+    # Without `target_fps`, as the bare loop takes every Nth frame
+    add_options(parser, SamplingSettings, without=["target_fps"], max_num_frames=16)
+    parser.add_argument("--train_batch_size", type=positive_int, default=2)
+    parser.add_argument("--dataloader_num_workers", type=positive_int, default=os.cpu_count())
+    parser.add_argument("--steps", type=positive_int, default=32, help="batches of a round")
+    parser.add_argument("--rounds", type=positive_int, default=5)
+    parser.add_argument("--output_json", type=Path)
+    args = parser.parse_args()
+    if args.output_json is not None:
+        check_output(args.output_json.parent, "--output_json")
+    try:
+        args.sampling = read_options(args, SamplingSettings)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
 import av
 import numpy as np
 import torch
 
 from diffusers_videogpt import video_io
-from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.data.sampling import Sampling, Window
 from diffusers_videogpt.data.videos import VideoTable
 from diffusers_videogpt.files import write_json
-from diffusers_videogpt.training.arguments import add_options, make_parser, read_options, run_script
 from diffusers_videogpt.training.loading import make_sampling
-from diffusers_videogpt.training.settings import SamplingSettings
 
 
 def bare_loop(work: tuple[Path, float, float, Window, Sampling]) -> int:
@@ -82,28 +110,10 @@ def ratio(rates: list[float], others: list[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in summary.items()}
 
 
-def main():
-    parser = make_parser(__doc__)
-    parser.add_argument("--instance_data_root", type=Path, required=True, help="folder of videos")
-    parser.add_argument(
-        "--max_bad_fraction", type=float, default=0.5, help="a larger share of unusable videos ends it"
-    )
-    # Without `target_fps`, as the bare loop takes every Nth frame
-    add_options(parser, SamplingSettings, without=["target_fps"], max_num_frames=16)
-    parser.add_argument("--train_batch_size", type=positive_int, default=2)
-    parser.add_argument("--dataloader_num_workers", type=positive_int, default=os.cpu_count())
-    parser.add_argument("--steps", type=positive_int, default=32, help="batches of a round")
-    parser.add_argument("--rounds", type=positive_int, default=5)
-    parser.add_argument("--output_json", type=Path)
-    args = parser.parse_args()
-    if args.output_json is not None:
-        check_output(args.output_json.parent, "--output_json")
-    try:
-        sampling = make_sampling(read_options(args, SamplingSettings))
-    except ValueError as error:
-        parser.error(str(error))
+def main(args):
     torch.set_num_threads(1)
 
+    sampling = make_sampling(args.sampling)
     table = VideoTable.from_folder(args.instance_data_root, sampling, max_bad_fraction=args.max_bad_fraction)
     print(table.dropped.summary(), flush=True)
     plan = BatchPlan(table, args.train_batch_size, seed=args.seed)
@@ -165,4 +175,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

@@ -22,6 +22,26 @@ that one process of a group of `--context_parallel_size` keeps, counted as above
 import itertools
 from pathlib import Path
 
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.training.arguments import make_parser, run_script
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument("--frames", type=positive_int, nargs="+", default=[16, 48, 80])
+    parser.add_argument("--measure", action="store_true", help="run the steps too (needs a GPU)")
+    parser.add_argument(
+        "--adapter_of", metavar="PIPELINE", help="only count and measure a LoRA of this small pipeline"
+    )
+    parser.add_argument("--output", type=Path, default=Path("memory.json"))
+    args = parser.parse_args()
+    check_output(args.output.parent)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
 import torch
 from diffusers import ContextParallelConfig
 from peft import LoraConfig
@@ -30,10 +50,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
-from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.evaluation.timing import write_results
 from diffusers_videogpt.training.adapter import ATTENTION, MLP, add_adapter
-from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.objective import next_clip_loss
 from diffusers_videogpt.training.settings import AdapterSettings
 
@@ -234,16 +252,7 @@ def measured_peak(transformer, num_frames: int, height: int, width: int) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def main():
-    parser = make_parser(__doc__)
-    parser.add_argument("--frames", type=positive_int, nargs="+", default=[16, 48, 80])
-    parser.add_argument("--measure", action="store_true", help="run the steps too (needs a GPU)")
-    parser.add_argument(
-        "--adapter_of", metavar="PIPELINE", help="only count and measure a LoRA of this small pipeline"
-    )
-    parser.add_argument("--output", type=Path, default=Path("memory.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
+def main(args):
     if args.adapter_of is not None:
         write_results(args.output, check_adapter(args.adapter_of))
         return
@@ -288,4 +297,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

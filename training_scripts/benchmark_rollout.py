@@ -12,15 +12,7 @@ import statistics
 import time
 from pathlib import Path
 
-import psutil
-import torch
-from diffusers import AutoencoderTiny
-
-from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
-from diffusers_videogpt.arguments import check_output, natural_int, positive_int
-from diffusers_videogpt.diffusers_internals import cast_as_loaded
-from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
-from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
+from diffusers_videogpt.arguments import check_output, finite_float, natural_int, positive_int
 from diffusers_videogpt.training.arguments import make_parser, run_script
 
 
@@ -28,6 +20,39 @@ def parse_case(text: str) -> tuple[int, int]:
     """ "64:16" → 64 frames of history, a clip of 16."""
     num_history, num_frames = text.split(":")
     return int(num_history), int(num_frames)
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument("--layers", type=positive_int, default=2)
+    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
+    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
+    parser.add_argument("--height", type=positive_int, default=128, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument("--steps", type=positive_int, default=50)
+    parser.add_argument("--guidance_scale", type=finite_float, default=3.0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--cases", type=parse_case, nargs="+", default=[(16, 16), (64, 16), (16, 1)], metavar="HISTORY:CLIP"
+    )
+    parser.add_argument("--rounds", type=positive_int, default=3)
+    parser.add_argument("--long_frames", type=natural_int, default=1000, help="of the long rollout; 0 for none")
+    parser.add_argument("--output", type=Path, default=Path("rollout.json"))
+    args = parser.parse_args()
+    check_output(args.output.parent)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
+import psutil
+import torch
+from diffusers import AutoencoderTiny
+
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline, VideoGPTTransformerModel, make_clip_layout
+from diffusers_videogpt.diffusers_internals import cast_as_loaded
+from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
+from diffusers_videogpt.scheduling_next_clip_flow_match import set_flow_timesteps
 
 
 @torch.no_grad()
@@ -90,23 +115,7 @@ def long_rollout(pipe, num_frames, height, frames_per_clip=4, window=16, num_com
     ]
 
 
-def main():
-    parser = make_parser(__doc__)
-    parser.add_argument("--layers", type=positive_int, default=2)
-    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
-    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
-    parser.add_argument("--height", type=positive_int, default=128, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument("--steps", type=positive_int, default=50)
-    parser.add_argument("--guidance_scale", type=float, default=3.0)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument(
-        "--cases", type=parse_case, nargs="+", default=[(16, 16), (64, 16), (16, 1)], metavar="HISTORY:CLIP"
-    )
-    parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--long_frames", type=natural_int, default=1000, help="of the long rollout; 0 for none")
-    parser.add_argument("--output", type=Path, default=Path("rollout.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
+def main(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     transformer = VideoGPTTransformerModel(
@@ -155,4 +164,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

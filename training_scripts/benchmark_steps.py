@@ -10,14 +10,31 @@ their objects, and how far the first clip is from the one that 50 Euler steps ma
 
 from pathlib import Path
 
+from diffusers_videogpt import BUNDLED_MODEL
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.training.arguments import make_parser, run_script
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default=BUNDLED_MODEL)
+    parser.add_argument("--num_scenes", type=positive_int, default=32)
+    parser.add_argument("--steps", type=positive_int, nargs="+", default=[4, 8, 12, 16, 25, 50])
+    parser.add_argument("--output", type=Path, default=Path("steps"), help="folder")
+    args = parser.parse_args()
+    check_output(args.output)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
 import numpy as np
 import torch
 
-from diffusers_videogpt import BUNDLED_MODEL, NextClipFlowMatchScheduler, VideoGPTPipeline
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt import NextClipFlowMatchScheduler, VideoGPTPipeline
 from diffusers_videogpt.evaluation.timing import write_results
 from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame, score
-from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds import simulate
 
 
@@ -52,15 +69,7 @@ def predict(pipe, scenes, num_steps, solver="euler", shift=1.0, guidance_interva
     return (frames * 255).round().astype(np.uint8)
 
 
-def main():
-    parser = make_parser(__doc__)
-    parser.add_argument("--model", default=BUNDLED_MODEL)
-    parser.add_argument("--num_scenes", type=positive_int, default=32)
-    parser.add_argument("--steps", type=positive_int, nargs="+", default=[4, 8, 12, 16, 25, 50])
-    parser.add_argument("--output", type=Path, default=Path("steps"), help="folder")
-    args = parser.parse_args()
-
-    check_output(args.output)
+def main(args):
     pipe = VideoGPTPipeline.from_pretrained(args.model).to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     size, clip = pipe.config.longest_side, pipe.config.frames_per_clip
@@ -111,4 +120,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

@@ -11,13 +11,39 @@ of 48 frames in stage 3 and of 80 in stage 4; on a CPU fewer of them, of the sam
 from functools import partial
 from pathlib import Path
 
+from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.training.arguments import make_parser, run_script
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--num_frames", type=positive_int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80"
+    )
+    parser.add_argument("--num_layouts", type=positive_int, default=3, help="random partitions into clips")
+    parser.add_argument("--layers", type=positive_int, default=4)
+    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
+    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
+    parser.add_argument("--height", type=positive_int, default=256, help="pixels; a frame has (height / 16)² patches")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights, and of autocast"
+    )
+    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--rounds", type=positive_int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("training_step.json"))
+    args = parser.parse_args()
+    check_output(args.output.parent)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
 import torch
 
 from diffusers_videogpt import VideoGPTTransformerModel, draw_clip_lengths, make_clip_layout
-from diffusers_videogpt.arguments import check_output, positive_int
 from diffusers_videogpt.diffusers_internals import cast_as_loaded
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, take_turns, write_results
-from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.training.objective import next_clip_loss
 
 
@@ -58,24 +84,7 @@ def dense_step(transformer, layout, latents, clips):
         return step(transformer, latents, clips)
 
 
-def main():
-    parser = make_parser(__doc__)
-    parser.add_argument(
-        "--num_frames", type=positive_int, nargs="+", default=[16], help="of a sample; the paper: 48 and 80"
-    )
-    parser.add_argument("--num_layouts", type=positive_int, default=3, help="random partitions into clips")
-    parser.add_argument("--layers", type=positive_int, default=4)
-    parser.add_argument("--heads", type=positive_int, default=4, help="of 96 channels each")
-    parser.add_argument("--ffn_dim", type=positive_int, default=1024)
-    parser.add_argument("--height", type=positive_int, default=256, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights, and of autocast"
-    )
-    parser.add_argument("--gradient_checkpointing", action="store_true")
-    parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("training_step.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
+def main(args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     generator = torch.Generator().manual_seed(0)
@@ -117,4 +126,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

@@ -76,7 +76,12 @@ def main():
     from diffusers_videogpt.training.run_folder import hold_folder
 
     sampling, cache = settings.sampling, settings.cache
-    max_shard_size = convert_file_size_to_int(cache.max_shard_size)
+    try:
+        max_shard_size = convert_file_size_to_int(cache.max_shard_size)
+    except ValueError as error:
+        raise ValueError(
+            f"--max_shard_size {cache.max_shard_size!r}: give a number and a unit, such as 512MB"
+        ) from error
     accelerator = Accelerator()
     if accelerator.is_main_process:
         hold_folder(cache.output_dir)

@@ -11,15 +11,8 @@ generated ones, and writes both, for `videogpt evaluate fvd --data classes/real 
 from dataclasses import asdict
 from pathlib import Path
 
-from diffusers_videogpt import VideoGPTPipeline
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import refuse_missing, usable_device
-from diffusers_videogpt.evaluation.condition_following import (
-    evaluate_classes,
-    evaluate_prompts,
-    format_classes,
-    format_prompts,
-)
 from diffusers_videogpt.files import write_json
 from diffusers_videogpt.training.arguments import make_parser, run_script
 
@@ -34,7 +27,7 @@ def parse_args():
     parser.add_argument("--data_root", type=Path, help="folder a class of real videos; default: simulated scenes")
     parser.add_argument("--num_prompts", type=positive_int, default=64, help="and as many of held-out combinations")
     parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
-    parser.add_argument("--condition_guidance_scale", type=float, help="default: the model's own")
+    parser.add_argument("--condition_guidance_scale", type=finite_float, help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()
@@ -44,6 +37,15 @@ def main():
     args = parse_args()
     check_output(args.output)
     refuse_missing(args.data_root, "--data_root")
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt import VideoGPTPipeline
+    from diffusers_videogpt.evaluation.condition_following import (
+        evaluate_classes,
+        evaluate_prompts,
+        format_classes,
+        format_prompts,
+    )
+
     device = usable_device(args.device)
     pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -14,17 +14,9 @@ and after they were unloaded.
 from dataclasses import asdict
 from pathlib import Path
 
-from diffusers_videogpt import VideoGPTPipeline
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import check_loras, usable_device
-from diffusers_videogpt.evaluation.motions import (
-    evaluate_motion,
-    format_motion_scores,
-    mix_adapters,
-    train_motion_classifier,
-)
 from diffusers_videogpt.files import write_json
-from diffusers_videogpt.film_strips import write_film_strip
 from diffusers_videogpt.training.arguments import make_parser, run_script
 from diffusers_videogpt.worlds.motions import MOTIONS, animate
 
@@ -56,7 +48,7 @@ def parse_args():
         "--num_frames", type=positive_int, default=24, help="of an animation, the given one among them"
     )
     parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
-    parser.add_argument("--guidance_scale", type=float, help="history guidance; default: the model's own")
+    parser.add_argument("--guidance_scale", type=finite_float, help="history guidance; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the picture that is mixed on")
     parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args()
@@ -70,6 +62,16 @@ def main():
     args = parse_args()
     check_output(args.output)
     check_loras([(source, 1.0) for _, source in args.lora])
+    # Imported only now: torch takes seconds, and wrong options are told at once.
+    from diffusers_videogpt import VideoGPTPipeline
+    from diffusers_videogpt.evaluation.motions import (
+        evaluate_motion,
+        format_motion_scores,
+        mix_adapters,
+        train_motion_classifier,
+    )
+    from diffusers_videogpt.film_strips import write_film_strip
+
     device = usable_device(args.device)
     pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -9,21 +9,13 @@
 judges both in the simulator. `speed` counts steps a second of `VideoGPTEnv`.
 """
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from diffusers_videogpt.arguments import check_output, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import usable_device
-from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering
 from diffusers_videogpt.files import write_json
-from diffusers_videogpt.tasks.environment import VideoGPTEnv
-from diffusers_videogpt.tasks.world_model import WorldModel
 from diffusers_videogpt.training.arguments import make_parser, run_script
-from diffusers_videogpt.worlds import reach_target, steer
 
 
 def parse_args():
@@ -41,30 +33,10 @@ def parse_args():
     parser.add_argument("--steps", type=positive_int, default=8, help="denoising steps")
     parser.add_argument("--num_history_frames", type=positive_int, default=8)
     parser.add_argument("--frames_per_step", type=positive_int, default=1)
-    parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--action_guidance_scale", type=float, default=1.0)
+    parser.add_argument("--guidance_scale", type=finite_float, default=1.0)
+    parser.add_argument("--action_guidance_scale", type=finite_float, default=1.0)
     parser.add_argument("--device", help="default: a GPU if there is one")
     return parser.parse_args()
-
-
-def measure_speed(world: dict, num_steps: int) -> dict[str, float]:
-    """Steps a second of one environment, and of a step the median and the slowest of a hundred, in milliseconds."""
-    scene = steer(0, world["num_history_frames"])
-    env = VideoGPTEnv(videos=[(scene.frames, scene.actions)], reward=reach_target, horizon=num_steps + 5, **world)
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(0)
-    seconds = []
-    for number in range(num_steps):
-        began = time.perf_counter()
-        env.step(number % 5)
-        seconds.append(time.perf_counter() - began)
-    return {
-        "steps_per_second": num_steps / sum(seconds),
-        "median_ms": 1000 * float(np.median(seconds)),
-        "p99_ms": 1000 * float(np.quantile(seconds, 0.99)),
-        "num_threads": torch.get_num_threads(),
-    }
 
 
 def main():
@@ -81,18 +53,20 @@ def main():
         "device": device,
     }
     record = {"what": args.what, "world": world}
+    # Imported only now: torch takes seconds, and wrong options are told at once. Each of the three needs other libraries.
     if args.what == "moves":
+        from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering, plain_move
+        from diffusers_videogpt.tasks.world_model import WorldModel
+
         scores, moves = evaluate_steering(WorldModel(**world), args.num_scenes or 64, num_steps=args.num_steps or 4)
-        record |= {
-            "scores": asdict(scores),
-            "moves": [{name: without_nan(x) for name, x in asdict(move).items()} for move in moves],
-        }
+        record |= {"scores": asdict(scores), "moves": [plain_move(move) for move in moves]}
         table = format_steering(scores)
     elif args.what == "speed":
+        from diffusers_videogpt.evaluation.steered_speed import measure_speed
+
         record["scores"] = measure_speed(world, args.num_steps or 100)
         table = ", ".join(f"{name} {value:.4g}" for name, value in record["scores"].items())
     else:
-        # Needs a library that nothing else does.
         from diffusers_videogpt.evaluation.steered_policies import compare_policies, format_policies
 
         scores = compare_policies(
@@ -110,11 +84,6 @@ def main():
         table = format_policies(scores)
     write_json(args.output / f"{args.what}.json", record)
     print(table)
-
-
-def without_nan(value):
-    """An array as a list with `None` for NaN, which JSON does not have; anything else as it is."""
-    return [None if np.isnan(x) else float(x) for x in value] if isinstance(value, np.ndarray) else value
 
 
 def plain(scores):

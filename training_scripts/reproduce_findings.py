@@ -21,27 +21,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
-from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
+from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.arguments import check_output, positive_int
-from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
 from diffusers_videogpt.files import Store, write_json
 from diffusers_videogpt.training.arguments import make_parser, run_script
-
-
-try:
-    from matplotlib.figure import Figure
-
-    from diffusers_videogpt.evaluation.physics_box import (
-        RolloutSettings,
-        make_scenes,
-        predict_scenes,
-        score_predictions,
-    )
-except ImportError as error:
-    raise SystemExit(f'reproduce_findings.py: {error}; pip install ".[eval]" in the repository has all') from error
 
 
 SCRIPTS = Path(__file__).parent
@@ -136,6 +119,41 @@ PRESETS = {
         options={},
     ),
 }
+
+
+def parse_args(command_line: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="night")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max_train_steps", type=positive_int, help="of each model, instead of the preset's")
+    parser.add_argument("--pretrained_vae_path", default=str(Path(BUNDLED_MODEL) / "vae"), help="at the preset's size")
+    parser.add_argument("--output_dir", type=Path, default=Path("findings"))
+    args = parser.parse_args(command_line)
+    check_output(args.output_dir, "--output_dir")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
+import numpy as np
+import torch
+
+from diffusers_videogpt import VideoGPTPipeline
+from diffusers_videogpt.evaluation.world_prediction import repeat_last_frame
+
+
+try:
+    from matplotlib.figure import Figure
+
+    from diffusers_videogpt.evaluation.physics_box import (
+        RolloutSettings,
+        make_scenes,
+        predict_scenes,
+        score_predictions,
+    )
+except ImportError as error:
+    raise SystemExit(f'reproduce_findings.py: {error}; pip install ".[eval]" in the repository has all') from error
 
 
 # What is trained
@@ -445,22 +463,10 @@ def report(preset: Preset, seeds: dict[int, dict[Point, dict]], folder: Path) ->
     return text
 
 
-def parse_args(command_line: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="night")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max_train_steps", type=positive_int, help="of each model, instead of the preset's")
-    parser.add_argument("--pretrained_vae_path", default=str(Path(BUNDLED_MODEL) / "vae"), help="at the preset's size")
-    parser.add_argument("--output_dir", type=Path, default=Path("findings"))
-    return parser.parse_args(command_line)
-
-
-def main(command_line: list[str] | None = None):
-    args = parse_args(command_line)
+def main(args: argparse.Namespace) -> None:
     preset, folder = PRESETS[args.preset], args.output_dir
     if args.max_train_steps is not None:
         preset = replace(preset, num_steps=args.max_train_steps)
-    check_output(folder, "--output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     kept, is_what = folder / "preset.json", json.loads(json.dumps(asdict(preset) | {"vae": args.pretrained_vae_path}))
     if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != is_what:
@@ -482,4 +488,4 @@ def main(command_line: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

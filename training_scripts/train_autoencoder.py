@@ -17,49 +17,13 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from diffusers import AutoencoderKL
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader, Dataset
-
-from diffusers_videogpt.arguments import positive_int
-from diffusers_videogpt.data.videos import content_digest
-from diffusers_videogpt.data.workers import check_shared_memory, until_timeout, worker_options
-from diffusers_videogpt.evaluation.autoencoder import (
-    add_latent_noise,
-    correlation_penalty,
-    encode_videos,
-    failed_gates,
-    format_report,
-    judge_latents,
-    latent_statistics,
-)
+from diffusers_videogpt.arguments import natural_float, natural_int, positive_int, set_seed_int, whole_number
 from diffusers_videogpt.files import hash_json, read_json, write_json
-from diffusers_videogpt.frame_latents import load_autoencoder
-from diffusers_videogpt.training.arguments import make_parser, run_script
-from diffusers_videogpt.training.checkpoints import refuse_existing, refuse_other_run
-from diffusers_videogpt.training.loop import hold_process_group
-from diffusers_videogpt.training.run_folder import hold_folder
-from diffusers_videogpt.training.settings import SCHEDULES, ema_decay
-from diffusers_videogpt.weights import hash_weights
+from diffusers_videogpt.training.arguments import ema_decay, grad_norm, make_parser, run_script
+from diffusers_videogpt.training.settings import SCHEDULES
 
 
-FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
-LOG_EVERY = 20
-LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
-EMA = "ema.pt"
-RUN = "run.json"  # in a checkpoint: what a run that goes on from it must agree with
-# Of the options; the rest may differ, or is told by the autoencoder, the videos and the number of samples a step.
-MUST_AGREE = ("resolution", "decoder_only", "frames_per_video", "learning_rate", "mse_weight", "kl_weight")
-MUST_AGREE += ("latent_noise", "correlation_weight", "foreground_weight", "ema_decay", "seed")
-REPORT = "latents.json"
-LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
+channels = whole_number(at_least=1, at_most=10**5)
 
 
 def parse_args():
@@ -74,7 +38,9 @@ def parse_args():
         default="physics",
         help="scenes of five kinds, or of balls and boxes made to order, for text to video",
     )
-    parser.add_argument("--resolution", type=int, default=64, help="frames are made square, this many pixels a side")
+    parser.add_argument(
+        "--resolution", type=positive_int, default=64, help="frames are made square, this many pixels a side"
+    )
     parser.add_argument(
         "--pretrained_model_name_or_path",
         help="a saved AutoencoderKL to go on from; its sizes hold, not those below, but for --latent_channels: with another "
@@ -85,43 +51,47 @@ def parse_args():
         action="store_true",
         help="leave the pretrained model's latents as they are, so that what was trained on them goes with the new decoder",
     )
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 32, 64, 64])
-    parser.add_argument("--layers_per_block", type=int, default=1)
+    parser.add_argument("--block_out_channels", type=channels, nargs="+", default=[32, 32, 64, 64])
+    parser.add_argument("--layers_per_block", type=whole_number(at_least=1, at_most=100), default=1)
     parser.add_argument("--latent_channels", type=positive_int, help="default: 4, or the pretrained model's")
-    parser.add_argument("--norm_num_groups", type=int, default=8)
+    parser.add_argument("--norm_num_groups", type=channels, default=8)
     parser.add_argument(
         "--frames_per_video", type=positive_int, default=4, help="frames taken from a video each time it is drawn"
     )
     parser.add_argument("--train_batch_size", type=positive_int, default=4, help="videos a batch")
     parser.add_argument("--max_train_steps", type=positive_int, default=6000)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=natural_float, default=1e-3)
     parser.add_argument("--lr_scheduler", choices=SCHEDULES, default="cosine")
-    parser.add_argument("--lr_warmup_steps", type=int, default=100)
-    parser.add_argument("--max_grad_norm", type=float, default=1.0)
-    parser.add_argument("--mse_weight", type=float, default=4.0, help="weight of the squared error; L1 has weight 1")
-    parser.add_argument("--kl_weight", type=float, default=1e-6, help="weight of the KL term, a mean over the latents")
+    parser.add_argument("--lr_warmup_steps", type=natural_int, default=100)
+    parser.add_argument("--max_grad_norm", type=grad_norm, default=1.0)
+    parser.add_argument(
+        "--mse_weight", type=natural_float, default=4.0, help="weight of the squared error; L1 has weight 1"
+    )
+    parser.add_argument(
+        "--kl_weight", type=natural_float, default=1e-6, help="weight of the KL term, a mean over the latents"
+    )
     parser.add_argument(
         "--latent_noise",
-        type=float,
+        type=natural_float,
         default=0.6,
         help="largest noise on the latents that are decoded, in standard deviations of each channel; uniform from 0 on",
     )
     parser.add_argument(
         "--correlation_weight",
-        type=float,
+        type=natural_float,
         default=1e-2,
         help="weight of the squared correlations of the channels, summed over all pairs in both orders",
     )
     parser.add_argument(
         "--foreground_weight",
-        type=float,
+        type=natural_float,
         default=10.0,
         help="extra weight of pixels unlike the background, and of those beside them; 0 for none",
     )
     parser.add_argument("--ema_decay", type=ema_decay, default=0.999)
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], default="no")
-    parser.add_argument("--dataloader_num_workers", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dataloader_num_workers", type=natural_int, default=0)
+    parser.add_argument("--seed", type=set_seed_int, default=0)
     parser.add_argument("--checkpointing_steps", type=positive_int, default=1000)
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint-N folder, or 'latest'")
     parser.add_argument(
@@ -133,10 +103,61 @@ def parse_args():
         parser.error(
             "--decoder_only keeps the latents of --pretrained_model_name_or_path: give it, and no --latent_channels"
         )
+    if args.instance_data_root is not None and not args.instance_data_root.is_dir():
+        parser.error(f"--instance_data_root {args.instance_data_root}: there is no such folder")
+    odd = [width for width in args.block_out_channels if width % args.norm_num_groups]
+    if odd and args.pretrained_model_name_or_path is None:
+        parser.error(
+            f"--block_out_channels {odd[0]} cannot be cut into --norm_num_groups {args.norm_num_groups} groups"
+        )
     down = 2 ** (len(args.block_out_channels) - 1)
     if args.resolution % down:
         parser.error(f"--resolution {args.resolution} must be divisible by {down}, by which the autoencoder shrinks")
     return args
+
+
+if __name__ == "__main__":
+    ARGS = run_script(parse_args)  # before torch is imported, which takes seconds: wrong options are told at once
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, Dataset
+
+from diffusers_videogpt.data.videos import content_digest
+from diffusers_videogpt.data.workers import check_shared_memory, until_timeout, worker_options
+from diffusers_videogpt.evaluation.autoencoder import (
+    add_latent_noise,
+    correlation_penalty,
+    encode_videos,
+    failed_gates,
+    format_report,
+    judge_latents,
+    latent_statistics,
+)
+from diffusers_videogpt.frame_latents import load_autoencoder
+from diffusers_videogpt.training.checkpoints import refuse_existing, refuse_other_run
+from diffusers_videogpt.training.loop import hold_process_group
+from diffusers_videogpt.training.run_folder import hold_folder
+from diffusers_videogpt.weights import hash_weights
+
+
+FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
+VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
+LOG_EVERY = 20
+LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
+EMA = "ema.pt"
+RUN = "run.json"  # in a checkpoint: what a run that goes on from it must agree with
+# Of the options; the rest may differ, or is told by the autoencoder, the videos and the number of samples a step.
+MUST_AGREE = ("resolution", "decoder_only", "frames_per_video", "learning_rate", "mse_weight", "kl_weight")
+MUST_AGREE += ("latent_noise", "correlation_weight", "foreground_weight", "ema_decay", "seed")
+REPORT = "latents.json"
+LEAST_LOG_VARIANCE = -30.0  # at which `DiagonalGaussianDistribution` clamps
 
 
 class SimulatedVideos(Dataset):
@@ -367,8 +388,7 @@ def report_and_save(vae, videos, output_dir, *, simulated, whiten):
     print(f"saved in {output_dir}")
 
 
-def main():
-    args = parse_args()
+def main(args):
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     hold_process_group()
     set_seed(args.seed)
@@ -478,4 +498,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, ARGS)

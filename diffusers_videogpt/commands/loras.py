@@ -36,12 +36,17 @@ def follow_lora(
         saved: the base.
         trained_with: of each LoRA, from [`~models.check_loras`].
         options: rate and size, as far as the command has them and the first LoRA tells them.
+
+    Raises:
+        ValueError: the model has no frames of the LoRA's size.
     """
     if not trained_with:
         return saved
     first = trained_with[0]
     has_size = first.get("height") is not None and first.get("width") is not None
     asks_for_size = getattr(args, "height", None) is not None or getattr(args, "width", None) is not None
+    if not asks_for_size:
+        _check_its_size(args.lora[0][0], first, saved, has_size=has_size)
     for option in options:
         is_size = option in ("height", "width")
         if getattr(args, option) is None and not (is_size and (asks_for_size or not has_size)):
@@ -50,6 +55,16 @@ def follow_lora(
     if has_size:  # where frames keep a shape of their own, this side is what can be as in training
         settings["longest_side"] = max(first["height"], first["width"])
     return replace(saved, index=saved.index | settings, settings=settings)
+
+
+def _check_its_size(source: str, known: dict[str, Any], *, saved: SavedModel, *, has_size: bool) -> None:
+    try:
+        if has_size:
+            saved.check_size(known["height"], known["width"])
+        elif (side := known.get("longest_side") or saved.size_multiple) < saved.size_multiple:
+            raise ValueError(f"a longest side of {side} pixels is less than the {saved.size_multiple} of a patch.")
+    except ValueError as error:
+        raise ValueError(f"--lora: {source} was trained at a size that the model cannot have: {error}") from error
 
 
 def differences(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config_values import check_label_names, check_whole_number
+from ..config_values import check_pipeline_config, check_whole_number
 from ..extras import QUANTIZERS, importing_libraries, leave_out
 from ..files import read_json
 from ..registration import PACKAGE
@@ -69,7 +69,7 @@ class SavedModel:
             if self.transformer.get(setting) is not None:
                 self._check("transformer/config.json", setting, value=self.transformer[setting], at_most=at_most)
         try:
-            check_label_names(self.index.get("id2label"))
+            check_pipeline_config(self.index)
         except ValueError as error:
             raise ValueError(f"{self.name}: in model_index.json, {error}") from error
 
@@ -151,17 +151,20 @@ def look_at_model(name: str, wanted: str = "VideoGPTPipeline") -> SavedModel:
     """Reads the JSON files of a model; those of one on the Hub are fetched, which are small.
 
     Raises:
-        ValueError: the folder holds something else than `wanted`, or a file of it is no JSON object.
+        ValueError: the folder holds something else than `wanted`, or nothing that is known, or a file of it is no JSON object.
         OSError: there is no such folder, and the Hub does not have it or could not be asked.
     """
-    from ..saved_models import refuse_other_kinds, refuse_unreachable
+    from ..saved_models import check_autoencoder_config, kind_of, refuse_other_kinds, refuse_unreachable
 
     refuse_unreachable(name)
     with told_of(f"the model in {name}"):
         files = ("model_index.json", "transformer/config.json", "vae/config.json")
         saved = SavedModel(name, *(_read_json(name, file) for file in files))
         refuse_other_kinds(name, wanted)
+        if Path(name).is_dir() and kind_of(Path(name)) is None:
+            raise ValueError(f"'{name}' holds no {wanted}: name the folder that its model_index.json is in.")
     saved.check_settings()
+    check_autoencoder_config(saved.vae, where=f"{name}: vae/config.json")
     return saved
 
 
@@ -211,19 +214,25 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from ..saved_models import OURS, is_of_other_tools, kind_of, read_trained_with, refuse_unreachable
+    from ..saved_models import LORA_WEIGHTS, OURS, is_of_other_tools, kind_of, read_trained_with, refuse_unreachable
 
     found = []
     for source, _ in loras:
         path, metadata = Path(source), None
         if path.is_dir() and kind_of(path) not in ("LoRA", None):
             raise ValueError(f"--lora: '{source}' is a {kind_of(path)}, not a LoRA.")
+        is_here = path.exists()
         if not path.is_file():
             try:
                 refuse_unreachable(source)
             except OSError as error:
                 raise OSError(f"--lora: {error}") from error
             path = _lora_in(path) if path.is_dir() else _fetched_lora(source) or path
+        if is_here and not (path.suffix == ".safetensors" and path.is_file()):
+            raise ValueError(
+                f"--lora: '{source}' is not a safetensors file, nor a folder with one (of several, the one that is named "
+                f"{LORA_WEIGHTS}); pickles (.bin, .pt) are never loaded: they can run code."
+            )
         if path.suffix == ".safetensors" and path.is_file():
             try:
                 with safe_open(path, "numpy") as file:
@@ -233,8 +242,31 @@ def check_loras(loras: list[tuple[str, float]]) -> list[dict[str, Any]]:
             if not is_of_other_tools(keys) and not any(key.startswith(OURS) for key in keys):
                 raise ValueError(f"--lora: {_no_keys(source, keys)}")
         with told_of(f"--lora: {source}"):
-            found.append(read_trained_with(metadata))
+            try:
+                found.append(read_trained_with(metadata))
+            except json.JSONDecodeError:
+                raise
+            except ValueError as error:
+                raise ValueError(f"--lora: {source}: {error}") from error
     return found
+
+
+def _check_fit(saved: SavedModel, loras: list[tuple[str, float]]) -> None:
+    """Raises a `ValueError` that names a LoRA that does not fit the network, before its weights are read; imports PyTorch."""
+    import torch
+
+    from ..lora_videogpt import check_lora_fits
+    from ..transformer_videogpt import VideoGPTTransformerModel
+
+    with told_of(f"the model in {saved.name}"), torch.device("meta"):
+        config = {name: value for name, value in saved.transformer.items() if name != "quantization_config"}
+        network = VideoGPTTransformerModel.from_config(config)
+    for source, _ in loras:
+        with told_of(f"--lora: {source}"):
+            try:
+                check_lora_fits(network, _source_of(source))
+            except ValueError as error:
+                raise ValueError(f"--lora: {source}: {error}") from error
 
 
 def _no_keys(source: str, keys: list[str]) -> str:
@@ -262,6 +294,11 @@ def _fetched_lora(repo_id: str) -> Path | None:
         return Path(hf_hub_download(repo_id, LORA_WEIGHTS))
     except EntryNotFoundError:
         return None
+
+
+def _source_of(lora: str) -> str | Path:
+    """Where `load_lora_weights` finds it."""
+    return lora if Path(lora).exists() else _fetched_lora(lora) or lora
 
 
 def usable_device(text: str | None) -> str:
@@ -313,13 +350,14 @@ def load_pipeline(
         from ..pipeline_videogpt import VideoGPTPipeline
         from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 
+    if loras and saved.transformer:
+        _check_fit(saved, loras)
     with told_of(f"the model in {saved.name}"):
         pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)
     names = [f"lora_{index}" for index in range(len(loras))]
     for name, (source, _) in zip(names, loras, strict=True):
         with told_of(f"--lora: {source}"):
-            fetched = None if Path(source).exists() else _fetched_lora(source)
-            pipe.load_lora_weights(fetched or source, adapter_name=name)
+            pipe.load_lora_weights(_source_of(source), adapter_name=name)
             if name not in pipe.get_list_adapters().get(
                 "transformer", ()
             ):  # of another name on the Hub: not looked into before

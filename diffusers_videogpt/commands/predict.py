@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import SAMPLE_VIDEO
 from ..arguments import check_output, finite_float, number_of_frames, positive_int
+from ..config_values import SOLVERS
 from ..console import progress_options, say
 from .loras import differences, follow_lora
 from .models import SavedModel, check_loras, load_pipeline, look_at_model, note_on_training, refuse_missing
@@ -89,6 +90,8 @@ def read_conditions(args: argparse.Namespace, saved: SavedModel) -> dict[str, An
         raise ValueError("--negative-prompt needs --prompt, which may be ''.")
     if args.prompt is not None:
         saved.check_text()
+    if args.condition_guidance_scale is not None and args.prompt is None and args.class_label is None:
+        raise ValueError("--condition-guidance-scale needs --class-label or --prompt, which it is the guidance by.")
     return {
         "class_labels": None if args.class_label is None else saved.read_class(args.class_label),
         "prompt": args.prompt,
@@ -181,6 +184,10 @@ def predict(args: argparse.Namespace) -> None:
         num_history = SAMPLE_HISTORY if num_history is None else num_history
     check_output(args.output.parent if is_video_file(args.output) else args.output)
     refuse_missing(source, "--image" if args.image else "video")
+    if source is not None and args.output.is_file() and args.output.samefile(source):
+        raise ValueError(
+            f"--output {args.output} is the video that is given, which it would replace: name another file."
+        )
     saved = look_at_model(args.model)
     saved.check_size(args.height, args.width)
     conditions = read_conditions(args, saved)
@@ -316,7 +323,7 @@ def add_predict_command(commands) -> None:
         help="guidance by class and text, 1 for none; default: the model's own",
     )
     add_steps_argument(command)
-    command.add_argument("--solver", choices=["euler", "multistep", "consistency"], help="default: the model's own")
+    command.add_argument("--solver", choices=SOLVERS, help="default: the model's own")
     command.add_argument(
         "--height",
         type=positive_int,

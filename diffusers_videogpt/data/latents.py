@@ -91,8 +91,8 @@ def encode_moments(vae, frames: torch.Tensor | np.ndarray, *, batch_size: int = 
     for chunk in torch.from_numpy(distinct).split(batch_size):
         # Convolutions round differently when the number of frames differs: every call has `batch_size` of them.
         full = chunk[torch.arange(batch_size).clamp(max=len(chunk) - 1)].to(vae.device)
-        pixels = full.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-        encoded = vae.encode(pixels.to(vae.dtype))
+        pixels = full.permute(0, 3, 1, 2).float() / 127.5 - 1
+        encoded = vae.encode(pixels.to(vae.dtype, memory_format=torch.channels_last))
         posterior = getattr(encoded, "latent_dist", None)
         encoded = encoded.latents if posterior is None else posterior.parameters
         moments.append(encoded[: len(chunk)].float())

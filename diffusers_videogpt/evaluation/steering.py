@@ -4,7 +4,8 @@ For each unseen scene the simulator goes on under each of the five actions, and 
 frames. `commanded` is how far the steered ball moves in the simulator, walls and the target included.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -168,6 +169,14 @@ def evaluate_steering(
     for scene in range(first_scene, first_scene + num_scenes):
         moves += steer_scene(world, scene, num_steps=num_steps)
     return summarize(moves), moves
+
+
+def plain_move(move: Move) -> dict[str, Any]:
+    """A move as JSON has it: arrays as lists, with `None` for NaN."""
+    return {
+        name: [None if np.isnan(x) else float(x) for x in value] if isinstance(value, np.ndarray) else value
+        for name, value in asdict(move).items()
+    }
 
 
 def format_steering(scores: SteeringScores) -> str:

@@ -24,6 +24,7 @@ from ..data.sampling import Sampling, Window, seeded_generator
 from ..data.tables import read_text
 from ..data.videos import FIRST_TRAINING_SEED, DroppedVideos, VideoRecord, VideoTable, report_dropped
 from ..files import hash_file, hash_json, path_inside, read_json
+from ..orientation import upright
 from ..pictures import opened_picture, read_picture, upright_size
 from ..training.feed import CachedWindows, LatentFeed, PlannedBatches, split_off, write_run_cache
 from ..training.loading import make_sampling
@@ -85,7 +86,7 @@ def read_mask(path: Path) -> np.ndarray:
     """
     try:
         with opened_picture(path) as image:
-            mode, ids = image.mode, np.asarray(image)
+            mode, ids = image.mode, np.asarray(upright(image))
     except UnidentifiedImageError as error:
         raise VideoReadError(f"{path} does not decode ({error}): copy it again.") from error
     if mode not in ("P", "L"):

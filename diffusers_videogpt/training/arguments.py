@@ -28,7 +28,9 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from ..arguments import positive_float
 from ..console import allow_any_text, printable
+from ..data.workers import worker_trouble
 from ..extras import QUANTIZERS, leave_out
 from .run_folder import release_folders
 
@@ -48,15 +50,44 @@ def share(text: str) -> float:
     return number
 
 
-def option(default: Any = dataclasses.MISSING, help: str | None = None, **details) -> Any:
+def ema_decay(text: str) -> float:
+    """The decay of an average of the weights, from 0 to below 1."""
+    decay = share(text)
+    if decay == 1:
+        raise argparse.ArgumentTypeError(
+            "an average of 1 stays the weights that training begins with: give less than 1"
+        )
+    return decay
+
+
+def moment_decay(text: str) -> float:
+    """The decay of an average of gradients, from 0 to below 1."""
+    if share(text) == 1:
+        raise argparse.ArgumentTypeError("an average of 1 takes in no gradient: give less than 1")
+    return float(text)
+
+
+def grad_norm(text: str) -> float:
+    """The largest norm of a gradient: above 0, `inf` for any."""
+    return float("inf") if text.strip().lower() == "inf" else positive_float(text)
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str | None = None,
+    *,
+    reads: Literal["file", "folder"] | None = None,
+    **details,
+) -> Any:
     """A field of settings that is an option.
 
     Args:
         default: without one, the option has to be given.
         help: what `--help` says.
+        reads: it is a path, and this is what has to be there before a script begins.
         details: `type`, a function that reads the text, where the field's own type says too little; `metavar`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "details": details})
+    return dataclasses.field(default=default, metadata={"help": help, "reads": reads, "details": details})
 
 
 def part(without: Iterable[str] | Mapping[str, str] = (), **defaults) -> Any:
@@ -158,8 +189,11 @@ def parse_settings(
     Args:
         settings: a dataclass; its fields are dataclasses, made by [`part`], or options.
         doc: the script's docstring.
-        command_line: by default the program's.
+        command_line: by default the program's, and what it names to be read must be there.
         what: what the script trains, in errors; by default the name of the script.
+
+    Raises:
+        OSError: a file or folder to be read is not there.
     """
     parser = make_parser(doc)
     parser.what = what or parser.prog
@@ -184,8 +218,22 @@ def parse_settings(
         read = settings(**values)
     except ValueError as error:
         parser.error(str(error))
+    if command_line is None:
+        refuse_missing_paths(read)
     leave_out(unused_quantizers(plain_values(read)))
     return read
+
+
+def refuse_missing_paths(settings) -> None:
+    """Raises an `OSError` that names the first option whose file or folder, which is to be read, is not there."""
+    for field in dataclasses.fields(settings):
+        value, reads = getattr(settings, field.name), field.metadata.get("reads")
+        if dataclasses.is_dataclass(value):
+            refuse_missing_paths(value)
+        elif value is not None and reads == "folder" and not value.is_dir():
+            raise NotADirectoryError(f"{value} is no folder: give one that is there by --{field.name}")
+        elif value is not None and reads == "file" and not value.is_file():
+            raise FileNotFoundError(f"{value} is no file: give one that is there by --{field.name}")
 
 
 def unused_quantizers(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -216,46 +264,53 @@ def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argpars
         return parser.parse_args(command_line)
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        parser.error(f"--config {config}: {error}")
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that there is not
+        parser.error(f"--config {config}: {' '.join(str(error).split())}")
+    except RecursionError:
+        parser.error(f"--config {config}: it is nested too deeply to be meant")
     if not isinstance(values, dict):
         parser.error(f"--config {config}: it holds {type(values).__name__}, not names of arguments with values")
     actions = {action.dest: action for action in parser._actions}
     from_file = []
     for name, value in values.items():
-        if name not in actions or name in ("config", "help"):
+        if name == "config":
+            parser.error(f"--config {config}: a file of options cannot name another one")
+        if name not in actions or name == "help":
             parser.error(f"--config {config}: there is no argument '{name}' ({parser.explain_absent(str(name))})")
         if isinstance(actions[name], argparse.BooleanOptionalAction):
             if not isinstance(value, bool):
                 parser.error(f"--config {config}: '{name}' is true or false, got {value!r}")
             from_file.append(f"--{name}" if value else f"--no-{name}")
         elif value is not None:
-            items = value if isinstance(value, list) else [value]
-            from_file += [f"--{name}", *(str(item) for item in items)]
+            # With "=", a text that begins with "-" is not taken for an option.
+            from_file += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     # Placed before the command line, they go through the same checks and are overridden by it.
     return parser.parse_args([*from_file, *command_line])
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Runs a script: what a user can mend (a missing folder, too few videos, files that don't fit, a package that is not
-    installed) is one line, not a traceback; what the run held is let go of however it ends. Names that the console has no
+def run_script(main: Callable[..., T], *args: Any) -> T:
+    """Runs a script, or its first part, the reading of its arguments: returns what `main(*args)` returns.
+
+    What a user can mend (a missing folder, too few videos, files that don't fit, a package that is not installed, workers
+    without memory) is one line, not a traceback; what the run held is let go of however it ends. Names that the console has no
     letters for are printed all the same.
 
     Raises:
-        SystemExit: with the message of an `OSError`, a `ValueError` or an `ImportError`, unless the environment has
-            `VIDEOGPT_TRACEBACK`.
+        SystemExit: with the message of an `OSError`, a `ValueError` or an `ImportError`, or of [`worker_trouble`], unless the
+            environment has `VIDEOGPT_TRACEBACK`.
     """
     allow_any_text()
     try:
-        main()
+        return main(*args)
     except SystemExit as refusal:  # a sentence of the run itself, or a status
         if isinstance(refusal.code, str):
             raise SystemExit(printable(refusal.code)) from None
         raise
-    except (OSError, ValueError, ImportError) as error:
-        if os.environ.get(TRACEBACK):
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        told = worker_trouble(error) if isinstance(error, RuntimeError) else error
+        if told is None or os.environ.get(TRACEBACK):
             raise
-        message = printable(" ".join(str(error).split()))
+        message = printable(" ".join(str(told).split()))
         raise SystemExit(f"{Path(sys.argv[0]).name}: {message}\n({TRACEBACK}=1 shows where it was raised)") from None
     finally:
         release_folders()

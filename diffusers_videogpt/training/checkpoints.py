@@ -165,6 +165,8 @@ def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
         refuse_existing(output_dir)
         return None
     path = Path(wanted) if Path(wanted).exists() else output_dir / wanted
+    if not path.is_dir():
+        raise SystemExit(f"--resume_from_checkpoint {wanted}: there is no such folder, here or in {output_dir}.")
     if path.resolve() not in [found.resolve() for found in _checkpoints(output_dir)]:
         refuse_existing(output_dir)
     elif latest is not None and _step(path) < _step(latest):

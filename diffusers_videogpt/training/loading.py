@@ -14,7 +14,7 @@ from ..data.videos import VideoTable
 from ..files import read_json
 from ..frame_latents import load_autoencoder
 from ..pipeline_videogpt import VideoGPTPipeline
-from ..saved_models import refuse_other_kinds
+from ..saved_models import refuse_other_kinds, refuse_what_is_not
 from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 from ..transformer_videogpt import VideoGPTTransformerModel
 from .phi3 import load_phi3_decoder
@@ -69,7 +69,7 @@ def settle_from_base(
     """
     base, config = model.pretrained_model_name_or_path, {}
     if base is not None:
-        refuse_other_kinds(base, VideoGPTPipeline.__name__)
+        refuse_what_is_not(VideoGPTPipeline.__name__, base, revision=model.revision)
         config = VideoGPTPipeline.load_config(base, revision=model.revision)
     trained_with = config.get("trained_with") or {}
     check_trained_with(trained_with)

@@ -11,9 +11,10 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 
 from ..clips import ClipLayout, draw_clip_lengths, equal_clip_lengths, make_clip_layout
 from ..conditions import condition_lengths
+from ..config_values import split_clips
 from ..scheduling_next_clip_flow_match import mix_noise, sample_alphas, sample_retentions
 from ..transformer_videogpt import VideoGPTTransformerModel
-from .settings import ObjectiveSettings, split_clips
+from .settings import ObjectiveSettings
 
 
 def parse_clips(clips: str, max_clips: int | None = None) -> Callable[[int, torch.Generator | None], list[int]]:

@@ -4,15 +4,15 @@ The option of a field has its name: `--max_train_steps 10` is `LoopSettings(max_
 refused when the dataclass is made. Nothing heavy is imported here, so that a script's `--help` answers at once.
 """
 
-import argparse
 import re
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..arguments import finite_float, natural_int, positive_float, positive_int
-from .arguments import option, part, share
+from ..arguments import finite_float, natural_float, natural_int, positive_float, positive_int, set_seed_int
+from ..config_values import MAX_FPS, MAX_GAP, split_clips
+from .arguments import ema_decay, grad_norm, moment_decay, option, part, share
 
 
 # Of diffusers' schedules, those that need nothing but the numbers of steps.
@@ -28,32 +28,6 @@ NO_RESAMPLING = dict.fromkeys(
     ("resampled_history", "resampled_steps"),
     "the past is predicted from clips alone, without a class, a text or a marked first frame: leave it out",
 )
-
-
-def ema_decay(text: str) -> float:
-    """The decay of an average of the weights, from 0 to below 1."""
-    decay = share(text)
-    if decay == 1:
-        raise argparse.ArgumentTypeError(
-            "an average of 1 stays the weights that training begins with: give less than 1"
-        )
-    return decay
-
-
-def split_clips(clips: str, max_clips: int | None = None) -> tuple[str, int | None]:
-    """The kind of `--clips` and its number: "random" → ("random", None), "equal:8" → ("equal", 8).
-
-    Raises:
-        ValueError: if `clips` has another form, or `max_clips` is given for a kind that is not random.
-    """
-    kind, _, number = clips.partition(":")
-    if clips == "random":
-        return clips, None
-    if kind not in ("equal", "first") or not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got '{clips}'.")
-    if max_clips is not None:
-        raise ValueError(f"A largest number of clips ({max_clips}) belongs to clips='random', got '{clips}'.")
-    return kind, int(number)
 
 
 def hub_id(name: str | None) -> str | None:
@@ -129,7 +103,9 @@ class AutoencoderSettings:
 class ModelSettings(AutoencoderSettings):
     """The pipeline to train, or a new one around an autoencoder."""
 
-    transformer_config: Path | None = option(None, "JSON arguments of a transformer to train from nothing")
+    transformer_config: Path | None = option(
+        None, "JSON arguments of a transformer to train from nothing", reads="file"
+    )
     pretrained_phi3_path: str | None = option(None, "a Phi-3 checkpoint whose decoder a new transformer starts from")
     frames_per_clip: int | None = option(
         None,
@@ -137,7 +113,7 @@ class ModelSettings(AutoencoderSettings):
         type=positive_int,
     )
     guidance_scale: float | None = option(
-        None, "at inference: kept in the saved pipeline; default: the model's own, of a new one 3"
+        None, "at inference: kept in the saved pipeline; default: the model's own, of a new one 3", type=finite_float
     )
 
     def __post_init__(self):
@@ -182,8 +158,8 @@ class AdapterSettings:
     """A LoRA adapter and what it adapts beside the attention."""
 
     rank: int = option(16, type=positive_int)
-    lora_alpha: float | None = option(None, "default: the rank")
-    lora_dropout: float = option(0.0)
+    lora_alpha: float | None = option(None, "default: the rank", type=positive_float)
+    lora_dropout: float = option(0.0, type=share)
     train_mlp: bool = option(False, "adapt the MLPs too")
     train_patch_embeddings: bool = option(False, "adapt the patch embeddings too")
     use_dora: bool = option(False)
@@ -197,10 +173,14 @@ class AdapterSettings:
 class VideoSettings:
     """Where the videos come from."""
 
-    instance_data_root: Path | None = option(None, "folder of videos, or the folder that a table's paths start from")
-    dataset_file: Path | None = option(None, "CSV or JSONL table with a column of paths; or UCF-101's trainlist01.txt")
+    instance_data_root: Path | None = option(
+        None, "folder of videos, or the folder that a table's paths start from", reads="folder"
+    )
+    dataset_file: Path | None = option(
+        None, "CSV or JSONL table with a column of paths; or UCF-101's trainlist01.txt", reads="file"
+    )
     dataset_name: str | None = option(None, "Hub dataset, or a local folder that `datasets` loads (also WebDataset)")
-    lerobot_root: Path | None = option(None, "folder of a LeRobot dataset, formats v2 and v3")
+    lerobot_root: Path | None = option(None, "folder of a LeRobot dataset, formats v2 and v3", reads="folder")
     lerobot_camera: str | None = option(
         None, "of --lerobot_root: the feature whose videos are taken, if there are several"
     )
@@ -289,7 +269,9 @@ class SamplingSettings:
         "source frames a step: N, or MIN MAX; default: the frame rate of the pipeline to start from, where it tells one, else 1",
         metavar="N",
     )
-    target_fps: float | None = option(None, "frames a second of a sample, instead of --frame_interval")
+    target_fps: float | None = option(
+        None, "frames a second of a sample, instead of --frame_interval", type=positive_float
+    )
     longest_side: int | None = option(
         None,
         "size in pixels; the aspect ratio is kept; default: that of the pipeline to start from, of a new one 320",
@@ -299,7 +281,7 @@ class SamplingSettings:
         None, "with --width: a fixed size, multiples of 16, instead of --longest_side", type=positive_int
     )
     width: int | None = option(None, type=positive_int)
-    seed: int = option(0, "of windows, clips, noise and new weights")
+    seed: int = option(0, "of windows, clips, noise and new weights", type=set_seed_int)
 
     def __post_init__(self):
         if (self.height is None) != (self.width is None):
@@ -309,6 +291,14 @@ class SamplingSettings:
         interval = self.frame_interval or (1,)
         if len(interval) > 2 or min(interval) < 1 or tuple(sorted(interval)) != interval:
             raise ValueError(f"--frame_interval takes one number or a range MIN MAX, got {list(interval)}")
+        if self.target_fps is not None and not 1 / MAX_GAP <= self.target_fps <= MAX_FPS:
+            raise ValueError(
+                f"--target_fps {self.target_fps:g} must be at most {MAX_FPS:g}, and at least one frame in {MAX_GAP:g} s"
+            )
+        if self.longest_side is not None and self.longest_side < 16:
+            raise ValueError(f"--longest_side {self.longest_side} is too small: frames are cut to multiples of 16")
+        if None not in (self.min_num_frames, self.max_num_frames) and self.min_num_frames > self.max_num_frames:
+            raise ValueError(f"--min_num_frames {self.min_num_frames} is above --max_num_frames {self.max_num_frames}")
         if self.target_fps is not None and self.frame_interval is not None:
             raise ValueError("--target_fps and --frame_interval both set the rate: give one")
 
@@ -334,7 +324,7 @@ class SamplingSettings:
 class LatentSettings:
     """How videos become latents, and which are kept for validation."""
 
-    cached_latents: Path | None = option(None, "folder that cache_latents.py wrote, instead of videos")
+    cached_latents: Path | None = option(None, "folder that cache_latents.py wrote, instead of videos", reads="folder")
     windows_per_video: int | None = option(
         None,
         "encode so many samples of each video into output_dir/latents before the first step, and train on these",
@@ -352,7 +342,7 @@ class LatentSettings:
         "videos kept from training for validation; default: 8, and of fewer than 40 videos a fifth",
         type=natural_int,
     )
-    validation_data_root: Path | None = option(None, "folder of other videos for validation, instead")
+    validation_data_root: Path | None = option(None, "folder of other videos for validation, instead", reads="folder")
 
     def check_videos(self, videos: VideoSettings) -> None:
         """
@@ -406,9 +396,9 @@ class ObjectiveSettings:
     weighting_scheme: Literal["none", "logit_normal", "mode"] = option(
         "none", "which noise levels α are drawn: none for uniform ones, as the paper; 1 is clean"
     )
-    logit_mean: float = option(0.0, "of logit_normal: above 0 for less noise")
-    logit_std: float = option(1.0, "of logit_normal")
-    mode_scale: float = option(1.29, "of mode: above 0 for more levels in the middle")
+    logit_mean: float = option(0.0, "of logit_normal: above 0 for less noise", type=finite_float)
+    logit_std: float = option(1.0, "of logit_normal", type=positive_float)
+    mode_scale: float = option(1.29, "of mode: above 0 for more levels in the middle", type=finite_float)
     uniform_share: float = option(
         0.0, "share of the clips whose level is uniform whatever the scheme: a mixture", type=share
     )
@@ -472,6 +462,12 @@ class ObjectiveSettings:
             raise ValueError(
                 "--clips random cuts a sample into 2 clips at least: single frames are trained by --clips equal:1"
             )
+        kind, size = split_clips(self.clips or "random", self.max_clips)
+        if kind == "first" and size >= sampling.num_frames:
+            raise ValueError(
+                f"--clips {self.clips} gives {size} frames, and samples have at most {sampling.num_frames}: none is left to "
+                "predict. Give fewer, or more by --max_num_frames"
+            )
 
 
 @dataclass(kw_only=True)
@@ -522,14 +518,14 @@ class OptimizerSettings:
 
     optimizer: Literal["adamw", "muon"] = option("adamw")
     use_8bit_adam: bool = option(False, "AdamW with 8-bit state, by bitsandbytes")
-    learning_rate: float = option(1e-4)
+    learning_rate: float = option(1e-4, type=natural_float)
     lr_scheduler: Schedule = option("constant_with_warmup")
     lr_warmup_steps: int = option(1000, type=natural_int)
-    adam_beta1: float = option(0.9)
-    adam_beta2: float = option(0.95)
-    adam_weight_decay: float = option(0.1)
-    adam_epsilon: float = option(1e-5)
-    max_grad_norm: float = option(1.0)
+    adam_beta1: float = option(0.9, type=moment_decay)
+    adam_beta2: float = option(0.95, type=moment_decay)
+    adam_weight_decay: float = option(0.1, type=natural_float)
+    adam_epsilon: float = option(1e-5, type=positive_float)
+    max_grad_norm: float = option(1.0, "inf not to clip", type=grad_norm)
     ema_decay: float = option(0.0, "0 for no moving average of the weights", type=ema_decay)
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..arguments import natural_int, positive_int
+from ..arguments import natural_float, natural_int, positive_int
 from .arguments import option
 from .settings import LoopSettings, OptimizerSettings, RolloutSettings
 
@@ -41,7 +41,9 @@ class SmallSetLoopSettings(LoopSettings):
 class AdapterOptimizerSettings(OptimizerSettings):
     """The optimizer of an adapter."""
 
-    learning_rate: float | None = option(None, "default: 5e-4 for a model 2000 wide, and more for narrower ones")
+    learning_rate: float | None = option(
+        None, "default: 5e-4 for a model 2000 wide, and more for narrower ones", type=natural_float
+    )
 
     def settle(self, width: int) -> None:
         """Sets a rate that was not given by the width of the model.

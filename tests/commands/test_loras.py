@@ -1,11 +1,14 @@
 """Commands do as a LoRA was trained, or say what differs."""
 
 import argparse
+import json
+import re
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.commands.loras import differences, follow_lora
@@ -75,6 +78,73 @@ def save_lora(folder, transformer, **trained_with):
 @pytest.fixture(scope="module")
 def bundled():
     return VideoGPTPipeline.from_pretrained(BUNDLED_MODEL).transformer
+
+
+def write_lora(path, *, rank=2, size=256, **metadata):
+    """One that the bundled model, of width 256, can take, whose metadata is not looked at when it is saved."""
+    layer = "transformer.transformer_blocks.0.attn.to_v"
+    layers = {f"{layer}.lora_A.weight": torch.zeros(rank, size), f"{layer}.lora_B.weight": torch.zeros(256, rank)}
+    save_file(layers, path, metadata={"lora_adapter_metadata": json.dumps(metadata)})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "known, message",
+    [
+        ({"solver": "rk4"}, "trained_with.solver` must be one of euler, multistep, consistency, got 'rk4'"),
+        ({"solver": 3}, "trained_with.solver` must be text, got 3"),
+        ({"num_inference_steps": 0}, "num_inference_steps` must be a whole number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale` must be a finite number, got nan"),
+        ({"frames_per_clip": 1.5}, "frames_per_clip` must be a whole number"),
+        ({"fps": -1}, "fps` must be a finite number above 0"),
+        ({"fps": 1e9}, "fps` must be at most 1000 frames a second"),
+        (
+            {"clips": "nonsense"},
+            "clips`: Clips are 'random', 'equal:N' or 'first:N' with N at least 1, got 'nonsense'",
+        ),
+        ({"clips": "first:0"}, "with N at least 1, got 'first:0'"),
+        ({"clips": f"first:{'9' * 5000}"}, "with N at least 1, got 'first:9999"),
+        ({"height": 63, "width": 64}, "was trained at a size that the model cannot have: .* divisible by 16, got 63"),
+        ({"height": 10**5, "width": 10**5}, "was trained at a size that the model cannot have: .* too large"),
+        ({"longest_side": 3}, "was trained at a size that the model cannot have: .* 3 pixels is less than the 16"),
+    ],
+    ids=str,
+)
+def test_nonsense_that_a_lora_was_trained_with_is_told_before_a_model_is_loaded(tmp_path, monkeypatch, known, message):
+    def load(*args, **kwargs):
+        raise AssertionError("the base was loaded")
+
+    monkeypatch.setattr("diffusers_videogpt.commands.predict.load_pipeline", load)
+    lora = write_lora(
+        tmp_path / "lora.safetensors", **{f"trained_with.{name}": value for name, value in known.items()}
+    )
+    with pytest.raises(SystemExit, match=f"videogpt predict: --lora: {re.escape(lora)}.*{message}"):
+        main(["predict", "--lora", lora, "--output", str(tmp_path / "out")])
+
+
+def test_another_size_is_asked_for_than_the_model_can_have_from_the_lora():
+    args, trained_with = arguments("a", height=32, width=32), [{"height": 63, "width": 9}]
+    assert follow_lora(args, look_at_model(BUNDLED_MODEL), trained_with=trained_with)
+
+
+@pytest.mark.parametrize(
+    "details, message",
+    [
+        ({"size": 8}, r"does not fit the transformer.*lora_A.weight is \(2, 8\), not \(2, 256\)"),
+        ({"transformer.r": 7}, "metadata says rank 7, its tensors differ"),
+        ({"transformer.lora_alpha": "x"}, "`lora_alpha` must be a finite number, got 'x'"),
+        ({"rank": 0}, "does not fit"),
+    ],
+    ids=str,
+)
+def test_a_lora_that_does_not_fit_is_told_before_weights_are_read(tmp_path, monkeypatch, details, message):
+    def load(*args, **kwargs):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(VideoGPTPipeline, "from_pretrained", load)
+    lora = write_lora(tmp_path / "lora.safetensors", **details)
+    with pytest.raises(SystemExit, match=f"--lora: {re.escape(lora)}: .*{message}"):
+        main(["predict", "--lora", lora, "--output", str(tmp_path / "out")])
 
 
 def test_the_page_begins_as_the_lora_was_trained(bundled, tmp_path, monkeypatch, capsys):

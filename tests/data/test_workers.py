@@ -1,9 +1,12 @@
 """Loader workers whose shared memory is too small, or that give nothing."""
 
 import ast
+import os
 import shutil
+import signal
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from diffusers_videogpt.data import workers
 from diffusers_videogpt.data.batches import BatchPlan, WindowDataset, make_loader
 from diffusers_videogpt.data.sampling import Sampling
 from diffusers_videogpt.data.videos import VideoTable
+from diffusers_videogpt.pictures import VideoReadError
 from diffusers_videogpt.tasks.video_features import read_clips
+from diffusers_videogpt.training.arguments import run_script
 
 
 @pytest.fixture
@@ -70,8 +75,71 @@ def test_workers_that_give_nothing_are_told_with_the_cure(monkeypatch):
     monkeypatch.setattr(workers, "TIMEOUT", 2.0)
     batches = workers.until_timeout(DataLoader(Stuck(), **workers.worker_options(1)))
     assert next(batches).shape == (1, 1)
-    with pytest.raises(RuntimeError, match="gave no batch for 2 s.*--shm-size=8g"):
+    with pytest.raises(TimeoutError, match="gave no batch for 2 s.*--shm-size=8g"):
         next(batches)
+
+
+class Failing(Dataset):
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.zeros(1) if index == 0 else self.fail()
+
+
+def killed_by(number):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def damaged():
+    try:
+        int("a ValueError: b")
+    except ValueError as error:
+        raise VideoReadError("a.mp4: is damaged;\nleave it out.") from error
+
+
+@pytest.mark.parametrize(
+    "fail, kind, words",
+    [
+        (partial(killed_by, signal.SIGBUS), OSError, "shared memory is full .*--shm-size=8g"),
+        (partial(killed_by, signal.SIGKILL), OSError, "was killed from outside.*--dataloader_num_workers"),
+        (damaged, VideoReadError, r"^a.mp4: is damaged;\nleave it out.$"),
+        (partial(open, "/nowhere"), FileNotFoundError, r"^\[Errno 2\] No such file or directory: '/nowhere'$"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_from_a_worker_too(fail, kind, words):
+    def main():
+        list(workers.until_timeout(DataLoader(Failing(fail), batch_size=None, **workers.worker_options(1))))
+
+    with pytest.raises(kind, match=words):
+        main()
+    with pytest.raises(SystemExit) as refused:
+        run_script(main)
+    assert "Traceback" not in refused.value.code and refused.value.code.count("\n") == 1
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_one_line():
+    def main():
+        loader = iter(
+            DataLoader(Failing(partial(killed_by, signal.SIGBUS)), batch_size=None, **workers.worker_options(1))
+        )
+        next(loader)
+        time.sleep(30)  # the signal of the worker's end interrupts it
+
+    with pytest.raises(SystemExit, match="shared memory is full"):
+        run_script(main)
+
+
+def test_a_bug_in_a_worker_shows_its_traceback():
+    def main():
+        list(workers.until_timeout(DataLoader(Failing(lambda: 1 / 0), batch_size=None, **workers.worker_options(1))))
+
+    with pytest.raises(ZeroDivisionError, match="Original Traceback"):
+        run_script(main)
 
 
 def test_a_loader_that_ends_or_fails_does_so_as_before():

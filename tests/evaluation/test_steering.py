@@ -1,5 +1,6 @@
 """The judgement of a steered model: a perfect one, one that ignores its actions, one that breaks others; and a policy."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusers_videogpt.actions import ActionSpace
-from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering, is_right_direction
+from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering, is_right_direction, plain_move
 from diffusers_videogpt.tasks.world_model import WorldModel
 from diffusers_videogpt.worlds import steer
 
@@ -47,8 +48,11 @@ def test_models_that_do_not_obey():
     swapped = {0: 0, 1: 2, 2: 1, 3: 4, 4: 3}
     turned, _ = evaluate_steering(Simulated(swapped.get), 6, num_steps=3)
     assert turned.correlation < -0.3 and turned.right_share < 0.5
-    blank, _ = evaluate_steering(Simulated(spoil=np.zeros_like), 2, num_steps=1)
+    blank, moves = evaluate_steering(Simulated(spoil=np.zeros_like), 2, num_steps=1)
     assert blank.lost_share == blank.others_lost == 1 and blank.right_share == 0 and blank.correlation == 0
+    plain = json.loads(json.dumps(plain_move(moves[1]), allow_nan=False))
+    assert plain["predicted"] == [None, None] and plain["commanded"] == moves[1].commanded.tolist()
+    assert plain["action"] == 1 and plain["is_right"] is False
 
 
 def test_which_direction_is_right():

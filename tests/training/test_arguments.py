@@ -31,6 +31,7 @@ from diffusers_videogpt.training.settings import (
     LatentSettings,
     LoopSettings,
     ModelSettings,
+    ObjectiveSettings,
     PipelineSettings,
     SamplingSettings,
     SteeredPipelineSettings,
@@ -99,6 +100,73 @@ def test_a_file_with_an_option_of_another_script(tmp_path, capsys):
         assert message in refusal(capsys, "--output_dir", "out", "--config", file, settings=Small)
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 5000, "it is nested too deeply to be meant"),
+        ("seed: 2026-13-45", "month must be in 1..12"),
+        ("config: other.yaml", "a file of options cannot name another one"),
+        ("seed: -1", "argument --seed: '-1' is no whole number of 0 or more"),
+        ("max_train_steps: {a: 1}", "argument --max_train_steps: '{'a': 1}' is no whole number"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_file_that_nobody_meant(tmp_path, capsys, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    said = refusal(capsys, *DATA, "--config", tmp_path / "recipe.yaml")
+    assert message in said and len(said.splitlines()) == 2
+
+
+def test_a_text_of_a_file_may_begin_as_an_option_does(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("trained_on: --balls and -2 boxes\n")
+    assert parse(*DATA, "--config", tmp_path / "recipe.yaml").videos.trained_on == "--balls and -2 boxes"
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("learning_rate", "nan", "nan is not a finite number of 0 or more"),
+        ("learning_rate", "-1", "-1 is not a finite number of 0 or more"),
+        ("adam_beta1", "1", "an average of 1 takes in no gradient"),
+        ("adam_beta2", "2", "'2' is no number from 0 to 1"),
+        ("adam_epsilon", "0", "0 is not a number above 0"),
+        ("adam_weight_decay", "inf", "inf is not a finite number of 0 or more"),
+        ("max_grad_norm", "nan", "nan is not a number above 0"),
+        ("logit_std", "0", "0 is not a number above 0"),
+        ("logit_mean", "nan", "nan is not a finite number"),
+        ("guidance_scale", "nan", "nan is not a finite number"),
+        ("seed", "4294967296", "4294967296 is too large: at most 4294967295"),
+        ("target_fps", "5000", "--target_fps 5000 must be at most 1000"),
+        ("target_fps", "nan", "nan is not a number above 0"),
+        ("longest_side", "7", "--longest_side 7 is too small"),
+        ("min_num_frames", "49", "--min_num_frames 49 is above --max_num_frames 48"),
+    ],
+)
+def test_numbers_that_no_run_can_have(capsys, option, value, message):
+    said = refusal(capsys, *DATA, "--max_num_frames", 48, f"--{option}={value}")
+    assert message in said and f"--{option}" in said and len(said.splitlines()) == 2
+
+
+def test_gradients_may_be_left_as_they_are():
+    assert parse(*DATA, "--max_grad_norm", "inf").optimizer.max_grad_norm == float("inf")
+
+
+def test_as_many_given_frames_as_samples_have_leave_nothing_to_predict():
+    objective = ObjectiveSettings(clips="first:8")
+    objective.check_sampling(SamplingSettings(max_num_frames=9))
+    with pytest.raises(ValueError, match="--clips first:8 gives 8 frames, and samples have at most 8: none is left"):
+        objective.check_sampling(SamplingSettings(max_num_frames=8))
+
+
+@pytest.mark.parametrize("option, kind", [("instance_data_root", "folder"), ("dataset_file", "file")])
+def test_what_is_to_be_read_is_there_before_a_script_begins(monkeypatch, tmp_path, option, kind):
+    words = ["--pretrained_vae_path", "vae", "--output_dir", "out", f"--{option}", str(tmp_path / "nowhere")]
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    with pytest.raises(SystemExit, match=f"train.py: .*nowhere is no {kind}: give one that is there by --{option}"):
+        run_script(lambda: parse_settings(PipelineSettings, "Trains."))
+    assert parse(*words).videos  # a recipe can be read where its data are not
+
+
 def test_what_was_typed_does_not_steer_a_terminal(tmp_path, capsys):
     (tmp_path / "file.yaml").write_text('"max_\\e[2J": 3\n')
     for wrong in (["--max_train_steps", "\x1b[2J"], ["\x1b[2J"], ["--\x1b[2J"], ["--config", tmp_path / "\x1b[2J"]):
@@ -158,30 +226,6 @@ def test_recipes_for_fewer_gpus_are_the_papers(stage, num_gpus):
     name = "fsdp2" if num_gpus == 8 else "fsdp2_64_gpus"
     launched = yaml.safe_load((SCRIPTS / "configs" / "accelerate" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert launched["num_processes"] == num_gpus
-
-
-@pytest.mark.parametrize(
-    "script",
-    sorted({path.name for path in SCRIPTS.glob("train_*.py")} - {"train_autoencoder.py"} | {"cache_latents.py"}),
-)
-def test_help_imports_neither_torch_nor_diffusers(script):
-    """What a script imports before its arguments are known is what `--help` waits for."""
-    code = (
-        "import runpy, sys, types\n"
-        "root = sys.argv.pop(1)\n"
-        # The package's own __init__ is another matter: its test is in test_import_directions.
-        "package = types.ModuleType('diffusers_videogpt'); package.__path__ = [root]\n"
-        "sys.modules['diffusers_videogpt'] = package\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as ended:\n    assert not ended.code, ended.code\n"
-        "print([name for name in ('torch', 'diffusers', 'transformers', 'accelerate', 'numpy') if name in sys.modules])"
-    )
-    command = [sys.executable, "-c", f"import sys; sys.argv = sys.argv[1:]\n{code}"]
-    root = str(SCRIPTS.parent / "diffusers_videogpt")
-    result = subprocess.run(
-        [*command, str(SCRIPTS / script), root, "--help"], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.splitlines()[-1] == "[]" and "usage: " in result.stdout
 
 
 def test_a_script_is_silent_about_packages_that_it_does_not_use(tmp_path):
@@ -254,6 +298,10 @@ def test_what_a_user_can_mend_is_one_line(kind, monkeypatch):
     monkeypatch.setenv(TRACEBACK, "1")
     with pytest.raises(kind):
         run_script(main)
+
+
+def test_what_a_part_of_a_script_takes_and_returns_is_handed_on():
+    assert run_script(divmod, 7, 2) == (3, 1)
 
 
 def test_a_bug_shows_its_traceback():

@@ -15,7 +15,9 @@ from diffusers_videogpt import BUNDLED_MODEL
 @pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
 def test_every_script_is_run_by_run_script(path):
     source = path.read_text(encoding="utf-8")
-    assert source.endswith('if __name__ == "__main__":\n    run_script(main)\n')
+    is_read_first = "ARGS = run_script(parse_args)" in source  # before its imports
+    last = "run_script(main, ARGS)" if is_read_first else "run_script(main)"
+    assert source.endswith(f'if __name__ == "__main__":\n    {last}\n')
     assert re.search(r"^from diffusers_videogpt\.training\.arguments import .*\brun_script\b", source, re.MULTILINE)
 
 

@@ -145,4 +145,4 @@ def test_settings_follow_the_training(script, preset):
 def test_a_folder_of_another_preset_is_refused(script, tmp_path):
     (tmp_path / "preset.json").write_text("{}")
     with pytest.raises(SystemExit, match="choose another --output_dir"):
-        script.main(["--preset", "smoke", "--output_dir", str(tmp_path)])
+        script.main(script.parse_args(["--preset", "smoke", "--output_dir", str(tmp_path)]))
