@@ -90,6 +90,12 @@ class Failing(Dataset):
         return torch.zeros(1) if index == 0 else self.fail()
 
 
+@pytest.fixture
+def quick_look(monkeypatch):
+    """PyTorch looks every 5 s whether a worker that gives nothing is still alive."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+
+
 def killed_by(number):
     os.kill(os.getpid(), number)
     time.sleep(60)
@@ -111,6 +117,7 @@ def damaged():
         (partial(open, "/nowhere"), FileNotFoundError, r"^\[Errno 2\] No such file or directory: '/nowhere'$"),
     ],
 )
+@pytest.mark.usefixtures("quick_look")
 def test_what_a_user_can_mend_is_one_line_from_a_worker_too(fail, kind, words):
     def main():
         list(workers.until_timeout(DataLoader(Failing(fail), batch_size=None, **workers.worker_options(1))))
@@ -122,6 +129,7 @@ def test_what_a_user_can_mend_is_one_line_from_a_worker_too(fail, kind, words):
     assert "Traceback" not in refused.value.code and refused.value.code.count("\n") == 1
 
 
+@pytest.mark.usefixtures("quick_look")
 def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_one_line():
     def main():
         loader = iter(

@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import av
@@ -175,7 +176,10 @@ def test_predict_after_a_kill(data, tmp_path, capsys):
     command = ["evaluate", "physics-iq", "--data", data, "--output", tmp_path / "killed", *QUICK]
     (tmp_path / "main.py").write_text("from diffusers_videogpt.commands.main import main; main()")
     with start_file(tmp_path / "main.py", *command) as run:
-        run.wait_for(videos / "0001_perspective-left_trimmed-scene-0.mp4")
+        # The note that it is whole, written after the video.
+        while not any((tmp_path / "killed" / "cache" / "predictions").glob("*.json")):
+            assert not run.has_ended(), run.result()
+            time.sleep(0.01)
         run.kill()
         assert run.exit_code == -signal.SIGKILL
     kept = contents(videos)
