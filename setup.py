@@ -26,7 +26,7 @@ TRAIN = [
 EVAL = [
     "scipy>=1.13",
     "torchmetrics>=1.4",
-    "opencv-python-headless>=4.13",  # before, it read the colours of BT.709 videos wrong, which Physics-IQ then scored
+    "opencv-python-headless>=4.13.0.90",  # before, it read the colours of BT.709 videos wrong, which Physics-IQ then scored
     "matplotlib>=3.9",
     "datasets>=4.0",
     *WORLDS,
