@@ -57,8 +57,7 @@ def check_trained_with(trained_with: Any) -> None:
     """Raises a `ValueError` if what a model was trained with is neither `None` nor a mapping of what a training can have."""
     if trained_with is None:
         return
-    if not isinstance(trained_with, Mapping):
-        raise ValueError(f"`trained_with` must map settings to values, got {_shown(trained_with)}.")
+    _check_mapping(trained_with, "`trained_with` must map settings to values")
     sizes = ("num_frames", "max_clips", "frames_per_clip", "longest_side", "height", "width", "num_inference_steps")
     for name in sizes:
         if trained_with.get(name) is not None:
@@ -113,13 +112,17 @@ def check_scheduler_config(config: Mapping[str, Any]) -> None:
 
 def check_label_names(id2label: Any) -> None:
     """Raises a `ValueError` if this is neither `None` nor a mapping of whole numbers, or their digits, to names."""
-    if id2label is None:
-        return
-    if not isinstance(id2label, Mapping):
-        raise ValueError(f"`id2label` must map numbers to names, got {_shown(id2label)}.")
-    for number, name in id2label.items():
-        if not str(number).isdecimal() or not isinstance(name, str):
-            raise ValueError(f"`id2label` must map numbers to names, got {_shown(number)}: {_shown(name)}.")
+    if id2label is not None:
+        must = "`id2label` must map numbers to names"
+        _check_mapping(id2label, must)
+        for number, name in id2label.items():
+            if not str(number).isdecimal() or not isinstance(name, str):
+                raise ValueError(f"{must}, got {_shown(number)}: {_shown(name)}.")
+
+
+def _check_mapping(value: Any, must: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{must}, got {_shown(value)}.")
 
 
 def check_cache_index(index: Any) -> None:

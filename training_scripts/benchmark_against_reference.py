@@ -14,8 +14,8 @@ import time
 import types
 from pathlib import Path
 
-from diffusers_videogpt.arguments import check_output, positive_int
-from diffusers_videogpt.training.arguments import make_parser, run_script
+from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.training.arguments import make_parser, parse_with_output, run_script
 
 
 def parse_args():
@@ -35,10 +35,7 @@ def parse_args():
     parser.add_argument("--clip_frames", type=positive_int, default=16)
     parser.add_argument("--steps", type=positive_int, default=10, help="denoising steps; the authors: 50")
     parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("against_reference.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
-    return args
+    return parse_with_output(parser, "against_reference.json")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ dense attention under a boolean mask, and how long their mask takes to make.
 
 import time
 from functools import partial
-from pathlib import Path
 
-from diffusers_videogpt.arguments import check_output, positive_int
-from diffusers_videogpt.training.arguments import make_parser, run_script
+from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.training.arguments import make_parser, parse_with_output, run_script
 
 
 def parse_args():
@@ -28,10 +27,7 @@ def parse_args():
     parser.add_argument("--head_dim", type=positive_int, default=96)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=positive_int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("attention.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
-    return args
+    return parse_with_output(parser, "attention.json")
 
 
 if __name__ == "__main__":

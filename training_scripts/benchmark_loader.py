@@ -127,14 +127,8 @@ def main(args):
         num_frames = sum(window.num_frames for _, window in windows)
 
         def run_loader(first=steps.start) -> int:
-            loader = make_loader(
-                dataset,
-                plan,
-                start_step=first,
-                num_steps=args.steps,
-                batch_size=args.train_batch_size,
-                num_workers=args.dataloader_num_workers,
-            )
+            size = {"batch_size": args.train_batch_size, "num_workers": args.dataloader_num_workers}
+            loader = make_loader(dataset, plan, start_step=first, num_steps=args.steps, **size)
             return sum(batch["frames"].shape[:2].numel() for batch in loader)
 
         def run_bare_loop(windows=windows) -> int:

@@ -20,10 +20,9 @@ that one process of a group of `--context_parallel_size` keeps, counted as above
 """
 
 import itertools
-from pathlib import Path
 
-from diffusers_videogpt.arguments import check_output, positive_int
-from diffusers_videogpt.training.arguments import make_parser, run_script
+from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.training.arguments import make_parser, parse_with_output, run_script
 
 
 def parse_args():
@@ -33,10 +32,7 @@ def parse_args():
     parser.add_argument(
         "--adapter_of", metavar="PIPELINE", help="only count and measure a LoRA of this small pipeline"
     )
-    parser.add_argument("--output", type=Path, default=Path("memory.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
-    return args
+    return parse_with_output(parser, "memory.json")
 
 
 if __name__ == "__main__":

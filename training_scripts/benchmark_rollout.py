@@ -10,10 +10,9 @@ clips are compared with its tenth and those after it, in time and memory.
 
 import statistics
 import time
-from pathlib import Path
 
-from diffusers_videogpt.arguments import check_output, finite_float, natural_int, positive_int
-from diffusers_videogpt.training.arguments import make_parser, run_script
+from diffusers_videogpt.arguments import finite_float, natural_int, positive_int
+from diffusers_videogpt.training.arguments import make_parser, parse_with_output, run_script
 
 
 def parse_case(text: str) -> tuple[int, int]:
@@ -36,10 +35,7 @@ def parse_args():
     )
     parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--long_frames", type=natural_int, default=1000, help="of the long rollout; 0 for none")
-    parser.add_argument("--output", type=Path, default=Path("rollout.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
-    return args
+    return parse_with_output(parser, "rollout.json")
 
 
 if __name__ == "__main__":

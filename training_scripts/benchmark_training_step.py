@@ -9,10 +9,9 @@ of 48 frames in stage 3 and of 80 in stage 4; on a CPU fewer of them, of the sam
 """
 
 from functools import partial
-from pathlib import Path
 
-from diffusers_videogpt.arguments import check_output, positive_int
-from diffusers_videogpt.training.arguments import make_parser, run_script
+from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.training.arguments import make_parser, parse_with_output, run_script
 
 
 def parse_args():
@@ -30,10 +29,7 @@ def parse_args():
     )
     parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("training_step.json"))
-    args = parser.parse_args()
-    check_output(args.output.parent)
-    return args
+    return parse_with_output(parser, "training_step.json")
 
 
 if __name__ == "__main__":

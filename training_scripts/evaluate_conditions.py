@@ -39,12 +39,7 @@ def main():
     refuse_missing(args.data_root, "--data_root")
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt import VideoGPTPipeline
-    from diffusers_videogpt.evaluation.condition_following import (
-        evaluate_classes,
-        evaluate_prompts,
-        format_classes,
-        format_prompts,
-    )
+    from diffusers_videogpt.evaluation import condition_following
 
     device = usable_device(args.device)
     pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
@@ -56,17 +51,17 @@ def main():
         "folder": args.output,
     }
     if args.what == "classes":
-        scores = evaluate_classes(
+        scores = condition_following.evaluate_classes(
             pipe,
             args.videos_per_class,
             num_training_videos=args.num_training_videos,
             data_root=args.data_root,
             **settings,
         )
-        table, numbers = format_classes(scores), asdict(scores)
+        table, numbers = condition_following.format_classes(scores), asdict(scores)
     else:
-        scores = evaluate_prompts(pipe, args.num_prompts, **settings)
-        table, numbers = format_prompts(scores), {name: asdict(x) for name, x in scores.items()}
+        scores = condition_following.evaluate_prompts(pipe, args.num_prompts, **settings)
+        table, numbers = condition_following.format_prompts(scores), {name: asdict(x) for name, x in scores.items()}
     write_json(args.output / "scores.json", numbers)
     print(table)
 

@@ -147,12 +147,12 @@ def evaluate_motion(
     *,
     motion: str,
     classifier: ClipClassifier,
+    folder: str | Path | None = None,
     num_animations: int = 64,
     num_frames: int = 24,
     num_inference_steps: int = 25,
     guidance_scale: float | None = None,
     seed: int = 0,
-    folder: str | Path | None = None,
 ) -> dict[str, dict[str, MotionScores]]:
     """Animates held-out first frames by the base, by its adapter, not at all, and as they truly go on (as the autoencoder shows it).
 

@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ..arguments import positive_float
+from ..arguments import check_output, positive_float
 from ..console import allow_any_text, printable
 from ..data.workers import worker_trouble
 from ..extras import QUANTIZERS, leave_out
@@ -286,6 +286,18 @@ def _parse_with_file(parser: SettingsParser, command_line: list[str]) -> argpars
             from_file += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     # Placed before the command line, they go through the same checks and are overridden by it.
     return parser.parse_args([*from_file, *command_line])
+
+
+def parse_with_output(parser: argparse.ArgumentParser, default: str) -> argparse.Namespace:
+    """The command line of a script whose figures go into one JSON file: `--output`, `default` unless it is given.
+
+    Raises:
+        ValueError, OSError: the file can't be written, as [`~arguments.check_output`] says.
+    """
+    parser.add_argument("--output", type=Path, default=Path(default))
+    args = parser.parse_args()
+    check_output(args.output.parent)
+    return args
 
 
 def run_script(main: Callable[..., T], *args: Any) -> T:

@@ -122,29 +122,29 @@ def test_a_text_of_a_file_may_begin_as_an_option_does(tmp_path):
     assert parse(*DATA, "--config", tmp_path / "recipe.yaml").videos.trained_on == "--balls and -2 boxes"
 
 
-@pytest.mark.parametrize(
-    "option, value, message",
-    [
-        ("learning_rate", "nan", "nan is not a finite number of 0 or more"),
-        ("learning_rate", "-1", "-1 is not a finite number of 0 or more"),
-        ("adam_beta1", "1", "an average of 1 takes in no gradient"),
-        ("adam_beta2", "2", "'2' is no number from 0 to 1"),
-        ("adam_epsilon", "0", "0 is not a number above 0"),
-        ("adam_weight_decay", "inf", "inf is not a finite number of 0 or more"),
-        ("max_grad_norm", "nan", "nan is not a number above 0"),
-        ("logit_std", "0", "0 is not a number above 0"),
-        ("logit_mean", "nan", "nan is not a finite number"),
-        ("guidance_scale", "nan", "nan is not a finite number"),
-        ("seed", "4294967296", "4294967296 is too large: at most 4294967295"),
-        ("target_fps", "5000", "--target_fps 5000 must be at most 1000"),
-        ("target_fps", "nan", "nan is not a number above 0"),
-        ("longest_side", "7", "--longest_side 7 is too small"),
-        ("min_num_frames", "49", "--min_num_frames 49 is above --max_num_frames 48"),
-    ],
-)
-def test_numbers_that_no_run_can_have(capsys, option, value, message):
-    said = refusal(capsys, *DATA, "--max_num_frames", 48, f"--{option}={value}")
-    assert message in said and f"--{option}" in said and len(said.splitlines()) == 2
+IMPOSSIBLE = {
+    "--learning_rate=nan": "nan is not a finite number of 0 or more",
+    "--learning_rate=-1": "-1 is not a finite number of 0 or more",
+    "--adam_beta1=1": "an average of 1 takes in no gradient",
+    "--adam_beta2=2": "'2' is no number from 0 to 1",
+    "--adam_epsilon=0": "0 is not a number above 0",
+    "--adam_weight_decay=inf": "inf is not a finite number of 0 or more",
+    "--max_grad_norm=nan": "nan is not a number above 0",
+    "--logit_std=0": "0 is not a number above 0",
+    "--logit_mean=nan": "nan is not a finite number",
+    "--guidance_scale=nan": "nan is not a finite number",
+    "--seed=4294967296": "4294967296 is too large: at most 4294967295",
+    "--target_fps=5000": "--target_fps 5000 must be at most 1000",
+    "--target_fps=nan": "nan is not a number above 0",
+    "--longest_side=7": "--longest_side 7 is too small",
+    "--min_num_frames=49": "--min_num_frames 49 is above --max_num_frames 48",
+}
+
+
+@pytest.mark.parametrize("option", IMPOSSIBLE)
+def test_numbers_that_no_run_can_have(capsys, option):
+    said = refusal(capsys, *DATA, "--max_num_frames", 48, option)
+    assert IMPOSSIBLE[option] in said and option.split("=")[0] in said and len(said.splitlines()) == 2
 
 
 def test_gradients_may_be_left_as_they_are():
