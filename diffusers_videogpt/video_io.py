@@ -20,7 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image
 
 from .config_values import MAX_FPS, MAX_GAP
@@ -164,13 +164,14 @@ def read_video(
             picked = deque(picked, maxlen=max_frames)
         timestamps, frames = [], []
         size = before = None
+        reformatter = VideoReformatter()
         for time, frame in itertools.islice(picked, max_frames):
             if frame is not before:
                 if isinstance(frame, np.ndarray):
                     pixels = frame
                 else:
                     size = size or (frame.width, frame.height)
-                    pixels = _to_rgb(path, frame, size=size, background=background)
+                    pixels = _to_rgb(path, frame, size=size, background=background, reformatter=reformatter)
                 pixels = pixels if transform is None else transform(pixels)
                 before = frame
             frames.append(pixels)
@@ -462,11 +463,22 @@ def _decode(path: Path | bytes, container, *, stream) -> Iterator[av.VideoFrame]
             decoder.flush_buffers()
 
 
-def _to_rgb(path: Path | bytes, frame: av.VideoFrame, *, size: tuple[int, int], background: Color) -> np.ndarray:
+def _to_rgb(
+    path: Path | bytes,
+    frame: av.VideoFrame,
+    *,
+    size: tuple[int, int],
+    background: Color,
+    reformatter: VideoReformatter,
+) -> np.ndarray:
     has_opacity = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     # Streams may change their size on the way; everything comes in the size of the first frame.
     try:
-        pixels = frame.to_ndarray(format="rgba" if has_opacity else "rgb24", width=size[0], height=size[1])
+        # By a reformatter of this reading alone: that of a thread, which PyAV 19 takes by default, keeps threads of its own, for
+        # which a fork of the process (a loader's worker) would wait for ever.
+        pixels = reformatter.reformat(
+            frame, width=size[0], height=size[1], format="rgba" if has_opacity else "rgb24", threads=1
+        ).to_ndarray()
     except av.error.FFmpegError as error:
         raise VideoReadError(
             f"{name_of(path)}: FFmpeg can't turn its colours ({frame.format.name}) into RGB ({error.strerror}); the video is "
@@ -701,10 +713,11 @@ def _encode(path: Path, frames: np.ndarray, *, rate: Fraction, crf: int) -> None
         context = stream.codec_context
         # 1 means BT.709 in all three, and limited range in the last.
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+        colours = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+        reformatter = VideoReformatter()  # its own, as in `_to_rgb`
         for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = reformatter.reformat(frame, format="yuv420p", **colours)
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -1,6 +1,8 @@
 """Reading by timestamp, sizes, writing: on files made here, whose pictures carry their own index in binary."""
 
 import itertools
+import multiprocessing
+import os
 import struct
 from fractions import Fraction
 
@@ -689,3 +691,23 @@ def test_what_cannot_be_written_is_named(tmp_path, name, fps, message):
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, [numbered_frame(0)], fps=fps)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_reads_and_writes_after_its_parent_has(tmp_path):
+    """As a loader's worker does. Colours are turned by threads of FFmpeg, which a fork does not have."""
+    path = write_video(tmp_path / "parent.mp4", np.zeros((2, 480, 640, 3), np.uint8), fps=8)
+    with av.open(str(path)) as container:  # somebody else's reading
+        next(container.decode(video=0)).to_ndarray(format="rgb24")
+    read_video(path)
+
+    def read_and_write():
+        write_video(tmp_path / "fork.mp4", read_video(path).frames, fps=8)
+
+    fork = multiprocessing.get_context("fork").Process(target=read_and_write)
+    fork.start()
+    fork.join(30)
+    ended = fork.exitcode
+    fork.kill()
+    fork.join()
+    assert ended == 0 and len(read_video(tmp_path / "fork.mp4").frames) == 2
