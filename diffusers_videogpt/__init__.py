@@ -40,13 +40,17 @@ _FILES = {
     "make_clip_layout": "clips",
 }
 
+# The same of what diffusers is handed by `registration.py`, and nobody else asks for.
+_HANDED_TO_DIFFUSERS = {"_map_single_file": "convert_checkpoint", "_map_single_file_config": "convert_checkpoint"}
+
 __all__ = ["BUNDLED_MODEL", "SAMPLE_VIDEO", *_FILES]
 
 
 def __getattr__(name: str) -> Any:
-    """Looks a public name up in its file, when it is first used."""
-    if name in _FILES:
-        module = importlib.import_module(f"{__name__}.{_FILES[name]}")
+    """Looks a name up in its file, when it is first used."""
+    file = _FILES.get(name) or _HANDED_TO_DIFFUSERS.get(name)
+    if file is not None:
+        module = importlib.import_module(f"{__name__}.{file}")
     elif name in BASE_CLASSES:
         module = importlib.import_module("diffusers")
     else:

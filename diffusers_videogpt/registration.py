@@ -9,7 +9,6 @@ diffusers 0.42.1, the version that `diffusers_internals.py` was checked against.
 looks for no entry points of installed packages.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -70,7 +69,7 @@ class _AfterImport:
         return spec
 
 
-def _public(name: str) -> Any:
+def _of_package(name: str) -> Any:
     return getattr(sys.modules[PACKAGE], name)
 
 
@@ -80,7 +79,7 @@ def _on_diffusers(module: ModuleType) -> None:
     def look_up(name: str) -> Any:
         if name not in REGISTERED:
             raise AttributeError(f"module 'diffusers' has no attribute '{name}'")
-        setattr(module, name, _public(name))
+        setattr(module, name, _of_package(name))
         return getattr(module, name)
 
     # Python calls it for what the module does not have (PEP 562), before diffusers' own way to look names up.
@@ -97,7 +96,7 @@ def _in_modular_pipelines(module: ModuleType) -> None:
 
 
 def _in_auto_pipelines(module: ModuleType) -> None:
-    module.AUTO_VIDEO2VIDEO_PIPELINES_MAPPING[MODEL_NAME] = _public("VideoGPTPipeline")
+    module.AUTO_VIDEO2VIDEO_PIPELINES_MAPPING[MODEL_NAME] = _of_package("VideoGPTPipeline")
 
 
 def _in_single_files(module: ModuleType) -> None:
@@ -116,10 +115,10 @@ def _in_single_files(module: ModuleType) -> None:
 
     # diffusers looks at the names of a mapping's arguments to tell which of the user's it takes.
     def map_checkpoint(checkpoint: dict, config: dict, tokenizer: str | Path | None = None) -> dict:
-        return _convert_checkpoint()._map_single_file(checkpoint, config, tokenizer=tokenizer)
+        return _of_package("_map_single_file")(checkpoint, config, tokenizer=tokenizer)
 
     def map_config(original_config: dict, checkpoint: dict) -> dict:
-        return _convert_checkpoint()._map_single_file_config(original_config, checkpoint)
+        return _of_package("_map_single_file_config")(original_config, checkpoint)
 
     module.SINGLE_FILE_LOADABLE_CLASSES["VideoGPTTransformerModel"] = {
         "checkpoint_mapping_fn": map_checkpoint,
@@ -137,10 +136,6 @@ def _in_environments(module: ModuleType) -> None:
         vector_entry_point=f"{environment}:VideoGPTVectorEnv",
     )
     module.register("SteeredWorld-v0", entry_point=f"{PACKAGE}.tasks.steered_world:SteeredWorld")
-
-
-def _convert_checkpoint() -> ModuleType:
-    return importlib.import_module(f"{PACKAGE}.convert_checkpoint")
 
 
 ROWS = {
