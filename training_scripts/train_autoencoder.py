@@ -32,8 +32,8 @@ def parse_args():
     parser.add_argument(
         "--instance_data_root", type=Path, help="folder of videos to train on, instead of simulated scenes"
     )
-    told = "scenes of five kinds, or of balls and boxes made to order, for text to video"
-    parser.add_argument("--simulated_world", choices=["physics", "orders"], default="physics", help=told)
+    help_text = "scenes of five kinds, or of balls and boxes made to order, for text to video"
+    parser.add_argument("--simulated_world", choices=["physics", "orders"], default="physics", help=help_text)
     parser.add_argument(
         "--resolution", type=positive_int, default=64, help="frames are made square, this many pixels a side"
     )

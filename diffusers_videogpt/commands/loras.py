@@ -46,7 +46,7 @@ def follow_lora(
     has_size = first.get("height") is not None and first.get("width") is not None
     asks_for_size = getattr(args, "height", None) is not None or getattr(args, "width", None) is not None
     if not asks_for_size:
-        _check_its_size(args.lora[0][0], first, saved=saved, has_size=has_size)
+        _check_lora_size(args.lora[0][0], first, saved=saved, has_size=has_size)
     for option in options:
         is_size = option in ("height", "width")
         if getattr(args, option) is None and not (is_size and (asks_for_size or not has_size)):
@@ -57,7 +57,7 @@ def follow_lora(
     return replace(saved, index=saved.index | settings, settings=settings)
 
 
-def _check_its_size(source: str, known: dict[str, Any], *, saved: SavedModel, has_size: bool) -> None:
+def _check_lora_size(source: str, known: dict[str, Any], *, saved: SavedModel, has_size: bool) -> None:
     try:
         if has_size:
             saved.check_size(known["height"], known["width"])

@@ -53,8 +53,8 @@ def evaluate_physics_box(args: argparse.Namespace) -> None:
 
 
 def add_physics_box_benchmark(benchmarks) -> None:
-    told = "physics in a box: unseen simulated scenes, where the truth is known exactly"
-    command = add_command(benchmarks, "physics-box", run=evaluate_physics_box, help=told)
+    help_text = "physics in a box: unseen simulated scenes, where the truth is known exactly"
+    command = add_command(benchmarks, "physics-box", run=evaluate_physics_box, help=help_text)
     add_model_argument(command)
     command.add_argument(
         "--compare",

@@ -44,8 +44,8 @@ def evaluate_retrieval(args: argparse.Namespace) -> None:
 
 
 def add_retrieval_benchmark(benchmarks) -> None:
-    told = "how well texts find their videos, and videos their texts"
-    command = add_command(benchmarks, "retrieval", run=evaluate_retrieval, help=told)
+    help_text = "how well texts find their videos, and videos their texts"
+    command = add_command(benchmarks, "retrieval", run=evaluate_retrieval, help=help_text)
     command.add_argument("--model", required=True, help="folder or Hub id of a retriever")
     command.add_argument("--dataset-file", type=Path, help="CSV or JSONL table with a column `video` of paths")
     command.add_argument("--caption-column", default="caption", help="of the table (default: %(default)s)")
