@@ -1,5 +1,6 @@
 """Clips handed out as soon as they are predicted, one ahead: what makes a rollout live."""
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
@@ -135,7 +136,8 @@ class VideoGPTStream:
         self.close()
 
     def __del__(self):
-        self.close()  # a stream that was left without a word
+        if not sys.is_finalizing():  # when Python ends, what the pipeline needs to be freed is gone
+            self.close()  # a stream that was left without a word
 
     def act(self, actions: Actions) -> None:
         """What is done before the next clip: it leads to its frames, and the clip is begun.
