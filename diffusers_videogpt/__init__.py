@@ -14,8 +14,9 @@ from .registration import BASE_CLASSES, register
 
 __version__ = "0.1.0"
 
-# A small model of simulated physics and an unseen scene of it, which come with the package.
+# Small models, of simulated physics and of a ball in it that obeys, and an unseen scene, which come with the package.
 BUNDLED_MODEL = str(Path(__file__).parent / "assets" / "videogpt-physics")
+BUNDLED_STEERED_MODEL = str(Path(__file__).parent / "assets" / "videogpt-physics-steered")
 SAMPLE_VIDEO = str(Path(__file__).parent / "assets" / "sample.mp4")
 
 # Public name → the file that it is in.
@@ -43,7 +44,7 @@ _FILES = {
 # The same of what diffusers is handed by `registration.py`, and nobody else asks for.
 _HANDED_TO_DIFFUSERS = {"_map_single_file": "convert_checkpoint", "_map_single_file_config": "convert_checkpoint"}
 
-__all__ = ["BUNDLED_MODEL", "SAMPLE_VIDEO", *_FILES]
+__all__ = ["BUNDLED_MODEL", "BUNDLED_STEERED_MODEL", "SAMPLE_VIDEO", *_FILES]
 
 
 def __getattr__(name: str) -> Any:

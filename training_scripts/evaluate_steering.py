@@ -1,8 +1,8 @@
 """Does a model of the steered world obey its actions, and is it good enough to learn in?
 
-    python training_scripts/evaluate_steering.py moves --model physics_steered --output steering
-    python training_scripts/evaluate_steering.py policy --model physics_steered --output steering
-    python training_scripts/evaluate_steering.py speed --model physics_steered --output steering
+    python training_scripts/evaluate_steering.py moves --output steering
+    python training_scripts/evaluate_steering.py policy --output steering
+    python training_scripts/evaluate_steering.py speed --output steering
 
 `moves` compares commanded with predicted displacement over unseen scenes and five actions, and what becomes of the other balls.
 `policy` trains small policies by stable-baselines3 (`pip install stable-baselines3`), in the simulator and in the model alone, and
@@ -12,6 +12,7 @@ judges both in the simulator. `speed` counts steps a second of `VideoGPTEnv`.
 from dataclasses import asdict
 from pathlib import Path
 
+from diffusers_videogpt import BUNDLED_STEERED_MODEL
 from diffusers_videogpt.arguments import check_output, finite_float, positive_int
 from diffusers_videogpt.commands.models import usable_device
 from diffusers_videogpt.files import write_json
@@ -21,7 +22,7 @@ from diffusers_videogpt.training.arguments import make_parser, run_script
 def parse_args():
     parser = make_parser(__doc__)
     parser.add_argument("what", choices=["moves", "policy", "speed"])
-    parser.add_argument("--model", required=True, help="folder or Hub id of a pipeline")
+    parser.add_argument("--model", default=BUNDLED_STEERED_MODEL, help="folder or Hub id; default: the bundled one")
     parser.add_argument("--output", type=Path, required=True, help="folder of the figures as JSON")
     parser.add_argument("--num_scenes", type=positive_int, help="unseen; default: 64 of moves, 100 of policy")
     parser.add_argument(
@@ -30,7 +31,7 @@ def parse_args():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the policies")
     parser.add_argument("--num_envs", type=positive_int, default=8, help="that a policy is trained in at once")
     parser.add_argument("--horizon", type=positive_int, default=32, help="steps of an episode")
-    parser.add_argument("--steps", type=positive_int, default=8, help="denoising steps")
+    parser.add_argument("--steps", type=positive_int, help="denoising steps; default: the model's own, or 8")
     parser.add_argument("--num_history_frames", type=positive_int, default=8)
     parser.add_argument("--frames_per_step", type=positive_int, default=1)
     parser.add_argument("--guidance_scale", type=finite_float, default=1.0)

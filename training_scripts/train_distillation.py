@@ -24,7 +24,7 @@ from diffusers_videogpt.training.settings import (
     LoopSettings,
     ObjectiveSettings,
     OptimizerSettings,
-    PipelineSettings,
+    SteeredPipelineSettings,
     require_base_on_hub,
 )
 
@@ -45,7 +45,7 @@ NO_NOISE_LEVELS = dict.fromkeys(
 
 
 @dataclass(kw_only=True)
-class Settings(PipelineSettings):
+class Settings(SteeredPipelineSettings):
     """Of a distillation: of all weights, or into an adapter."""
 
     model: BaseModelSettings = part()
@@ -77,14 +77,21 @@ def main():
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt.data.latents import hash_weights
     from diffusers_videogpt.training.adapter import add_adapter, start_from_base
-    from diffusers_videogpt.training.distillation import AdapterDistillation, PipelineDistillation, load_student
+    from diffusers_videogpt.training.distillation import (
+        AdapterDistillation,
+        PipelineDistillation,
+        check_actions,
+        load_student,
+    )
     from diffusers_videogpt.training.recipe import record_run, run_training
 
+    check_actions(settings.model, settings.actions)
     accelerator, pipe, feed = start_from_base(settings, clips="random")
     how = {
         "feed": feed,
         "recipe": settings.recipe,
         "distillation": settings.distillation,
+        "actions": settings.actions,
         "base_hash": hash_weights(pipe.transformer)[:16],
     }
     if settings.distillation.student == "lora":

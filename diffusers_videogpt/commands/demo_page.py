@@ -301,7 +301,13 @@ def make_page(rollouts: Rollouts, limits: Limits, *, folder: str | Path, note: s
                                 for label, button, action in buttons_of(plays)
                             ]
                         play_at = gr.Slider(0, 1, 0, step=1, label="Step", interactive=False, elem_id="play_at")
-                        play_steps = gr.Slider(1, max(2 * STEPS, 50), PLAY_STEPS, step=1, label="Denoising steps")
+                        play_steps = gr.Slider(
+                            1,
+                            max(2 * STEPS, 50),
+                            pipe.config.num_inference_steps or PLAY_STEPS,
+                            step=1,
+                            label="Denoising steps",
+                        )
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             gr.Markdown(f"{READABLE}; at most {limits.megabytes:g} MB and {limits.seconds:g} s.")
             with gr.Row():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import BUNDLED_MODEL
+from .. import BUNDLED_MODEL, BUNDLED_STEERED_MODEL
 from ..arguments import any_seed, finite_float, number_of_frames, number_of_steps, positive_float
 from ..console import printable
 
@@ -88,9 +88,16 @@ def parse_rate(text: str) -> float:
     return rate
 
 
-def add_model_argument(command, *, help: str = "folder or Hub id of a pipeline") -> None:
+def parse_model(text: str) -> str:
+    """A folder or Hub id as it is; the name of a bundled model, unless a folder here has it, as that model's folder."""
+    is_bundled = text in {Path(model).name for model in (BUNDLED_MODEL, BUNDLED_STEERED_MODEL)}
+    return str(Path(BUNDLED_MODEL).parent / text) if is_bundled and not Path(text).exists() else text
+
+
+def add_model_argument(command, *, help: str = "folder or Hub id of a pipeline", default: str = BUNDLED_MODEL) -> None:
     """`--model`, of a command or of a group of its options; `help` says what it is, the default is added."""
-    command.add_argument("--model", default=BUNDLED_MODEL, help=f"{help}; default: the bundled one")
+    told = f"{help}; default: the bundled {Path(default).name}"
+    command.add_argument("--model", type=parse_model, default=default, help=told)
 
 
 def add_lora_argument(command: argparse.ArgumentParser) -> None:

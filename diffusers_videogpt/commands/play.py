@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import BUNDLED_STEERED_MODEL
 from ..arguments import check_output, finite_float, natural_int, number_of_frames, number_of_steps
 from ..console import say
 from .loras import COMPARED, differences, follow_lora
@@ -153,7 +154,7 @@ def add_play_command(commands) -> None:
     start.add_argument(
         "--scene", type=natural_int, default=0, help="or a scene of the steered world, by its number (default: 0)"
     )
-    add_model_argument(command)
+    add_model_argument(command, default=BUNDLED_STEERED_MODEL)
     add_lora_argument(command)
     command.set_defaults(**dict.fromkeys(SIZE))
     command.add_argument("--actions", metavar="'right*8 up*4'", help="what is done, without a window and keys")

@@ -1,7 +1,7 @@
 """A model that was trained on actions, used as a world: episodes that begin with a few frames and go on by what is done.
 
 ```python
-world = WorldModel("steered", num_inference_steps=8)
+world = WorldModel("steered")
 episode = world.begin("start.mp4", seed=0)
 (episode,) = world.advance([episode], [2])  # action 2; episode.frames[-1] is what it led to, uint8 (H, W, 3)
 ```
@@ -27,6 +27,9 @@ from ..pipeline_videogpt import VideoGPTPipeline
 from ..saved_models import refuse_what_is_not
 from ..transformer_videogpt import VideoGPTTransformerModel
 from ..video_io import to_uint8_frames
+
+
+STEPS = 8  # denoising steps of a model that does not tell its own: fewer than elsewhere, as someone waits for each
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class WorldModel:
         model: a [`VideoGPTPipeline`], or its folder or Hub id.
         num_history_frames: F; at most the frames that the model looks back on. More take more time a step.
         frames_per_step: frames that one action leads to, predicted in parallel.
-        num_inference_steps: denoising steps of these frames.
+        num_inference_steps: denoising steps of these frames; default: the model's own, where it tells one, or 8.
         guidance_scale: history guidance; 1 is none, which takes half the time.
         action_guidance_scale: guidance by the action; 1 is none.
         device: where a model that is loaded goes; default: CUDA where there is one, else the CPU.
@@ -71,7 +74,7 @@ class WorldModel:
         *,
         num_history_frames: int = 8,
         frames_per_step: int = 1,
-        num_inference_steps: int = 8,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         action_guidance_scale: float = 1.0,
         device: str | torch.device | None = None,
@@ -105,7 +108,7 @@ class WorldModel:
         self.pipe, self.action_space = model, space
         self.num_history_frames, self.frames_per_step = num_history_frames, frames_per_step
         self._settings = {
-            "num_inference_steps": num_inference_steps,
+            "num_inference_steps": num_inference_steps or model.config.num_inference_steps or STEPS,
             "guidance_scale": guidance_scale,
             "action_guidance_scale": action_guidance_scale,
             "frames_per_clip": frames_per_step,

@@ -32,7 +32,7 @@ from .feed import MicroBatch
 from .loop import TrainingLoop, reshard
 from .objective import NoisyClips
 from .recipe import NextClipTraining
-from .settings import BaseModelSettings, DistillationSettings
+from .settings import ActionSettings, BaseModelSettings, DistillationSettings
 from .validation import predict_continuation
 
 
@@ -44,6 +44,26 @@ def load_student(model: BaseModelSettings) -> VideoGPTTransformerModel:
     return VideoGPTTransformerModel.from_pretrained(
         model.pretrained_model_name_or_path, subfolder="transformer", revision=model.revision, variant=model.variant
     ).float()
+
+
+def check_actions(model: BaseModelSettings, actions: ActionSettings) -> None:
+    """Asks the base's configuration whether it fits the videos, before anything is loaded.
+
+    Raises:
+        ValueError: it takes actions and the videos have none, or the other way round.
+    """
+    where = {"subfolder": "transformer", "revision": model.revision}
+    space = ActionSpace.of(VideoGPTTransformerModel.load_config(model.pretrained_model_name_or_path, **where))
+    if space is None and actions.are_given:
+        raise ValueError(
+            "The teacher takes no actions, so none can be distilled: leave out --num_actions and --action_dim."
+        )
+    if space is not None and not actions.are_given:
+        sizes = {"num_actions": space.num_actions, "action_dim": space.action_dim}
+        told = ", ".join(f"--{name} {size}" for name, size in sizes.items() if size is not None)
+        raise ValueError(
+            f"The teacher takes actions, which the student would forget: give {told}, and videos that have them."
+        )
 
 
 def consistency_loss(
@@ -66,18 +86,11 @@ class Distillation(NextClipTraining):
     Args:
         distillation: the path, the guidance and the loss.
         training: of the other class, by name.
-
-    Raises:
-        ValueError: the pipeline takes actions.
     """
 
     def __init__(
         self, accelerator: Accelerator, pipe: VideoGPTPipeline, *, distillation: DistillationSettings, **training
     ):
-        if ActionSpace.of(pipe.transformer.config) is not None:
-            raise ValueError(
-                "The pipeline takes actions, which distillation would forget: distil one that takes none."
-            )
         super().__init__(accelerator, pipe, **training)
         self.distillation = distillation
         self.guidance_scale = distillation.guidance_scale
@@ -146,7 +159,8 @@ class Distillation(NextClipTraining):
         """As [`~recipe.NextClipTraining.predict`], with several numbers of steps of the student, beside the teacher."""
         rollouts, own = self.rollouts, self.distillation.num_inference_steps
         how = self.prediction_settings()
-        videos = [sample["frames"] for sample in self.feed.validation_samples(rollouts.num_validation_rollouts)]
+        videos, actions = self.held_out_videos()
+        how["actions"] = actions
         with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             if self._teacher_videos is None:  # the same at every validation
                 self._teacher_videos = self._predict_as_teacher(videos, **how)
@@ -156,7 +170,7 @@ class Distillation(NextClipTraining):
                 how["num_inference_steps"] = num_steps
                 name = "1 step" if num_steps == 1 else f"{num_steps} steps"
                 beside[name] = self._predict_all(videos, **how)
-        return self.roll_out(loop, step, videos=videos, num_inference_steps=own, beside=beside)
+        return self.roll_out(loop, step, videos=videos, actions=actions, num_inference_steps=own, beside=beside)
 
     def _predict_as_teacher(self, videos: list[np.ndarray], **how) -> list[np.ndarray]:
         student, scheduler = self.pipe.transformer, self.pipe.scheduler
@@ -167,11 +181,13 @@ class Distillation(NextClipTraining):
             finally:
                 self.pipe.transformer, self.pipe.scheduler = student, scheduler
 
-    def _predict_all(self, videos: list[np.ndarray], *, seed: int, **how) -> list[np.ndarray]:
+    def _predict_all(
+        self, videos: list[np.ndarray], *, seed: int, actions: list[np.ndarray] | None, **how
+    ) -> list[np.ndarray]:
         seeds = range(seed, seed + len(videos))  # as of `validation_rollout`
         return [
-            predict_continuation(self.pipe, video, generator=torch.Generator().manual_seed(seed), **how)
-            for seed, video in zip(seeds, videos, strict=True)
+            predict_continuation(self.pipe, video, generator=torch.Generator().manual_seed(seed), actions=done, **how)
+            for seed, video, done in zip(seeds, videos, actions or [None] * len(videos), strict=True)
         ]
 
 
@@ -187,13 +203,16 @@ def guided_prediction(
     if guidance_scale == 1:
         return clips.denoised_by(teacher).predicted.float()
     patch_grid = (clips.noisy.shape[3] // patch_size, clips.noisy.shape[4] // patch_size)
+    conditions = dict(clips.conditions)
+    if "actions" in conditions:
+        conditions["actions"] = torch.cat([conditions["actions"]] * 2, dim=1)
     both = NoisyClips(
         clips.target,
         torch.cat([clips.noisy, clips.noisy], dim=2),
         torch.cat([clips.alphas, clips.alphas], dim=1),
         clips.clean,
         layout=make_guidance_layout(clip_lengths, patch_grid, device=clips.noisy.device),
-        conditions=clips.conditions,
+        conditions=conditions,
     )
     with_history, alone = both.denoised_by(teacher).predicted.float().chunk(2, dim=2)
     return alone + guidance_scale * (with_history - alone)

@@ -235,14 +235,18 @@ class NextClipTraining(Training):
 
     def conditions(self, batch: MicroBatch, is_training: bool) -> Conditions:
         """What the videos of a batch are conditioned on; `is_training` is false in validation, where nothing is dropped."""
-        if self.actions is None:
+        actions = self.encode_actions(batch)
+        if actions is None:
             return {}
-        actions = ActionSpace.of(self.pipe.transformer.config).encode(batch.actions)
         if is_training:
             actions = leave_out_actions(
                 actions, batch.clip_lengths, generators=batch.generators, dropout=self.actions.action_dropout
             )
         return {"actions": actions}
+
+    def encode_actions(self, batch: MicroBatch) -> torch.Tensor | None:
+        """The actions of a batch, (B, N) or (B, N, D), as the model takes them; `None` in a run without."""
+        return None if self.actions is None else ActionSpace.of(self.pipe.transformer.config).encode(batch.actions)
 
     def make_noisy(self, model: nn.Module, batch: MicroBatch, *, draw_alphas: AlphaDrawer) -> NoisyClips:
         """The clips of a batch, made noisy; in training, of some videos behind a past that the model itself has made."""
@@ -255,6 +259,7 @@ class NextClipTraining(Training):
                 generators=batch.generators,
                 share=self.objective.resampled_history,
                 num_steps=self.objective.resampled_steps,
+                actions=self.encode_actions(batch),  # all of them: a play knows what was done
             )
         return make_noisy_clips(
             batch.latents,
@@ -312,9 +317,14 @@ class NextClipTraining(Training):
 
     def predict(self, loop: TrainingLoop, step: int) -> dict[str, float]:
         """Predicts held-out videos, writes what came out, and returns how good it is."""
+        videos, actions = self.held_out_videos()
+        return self.roll_out(loop, step, videos=videos, actions=actions)
+
+    def held_out_videos(self) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """Those that are predicted, uint8 (F, H, W, 3), and in a run with actions what led to their frames."""
         samples = self.feed.validation_samples(self.rollouts.num_validation_rollouts)
-        how = {} if self.actions is None else {"actions": [sample["actions"] for sample in samples]}
-        return self.roll_out(loop, step, videos=[sample["frames"] for sample in samples], **how)
+        videos = [sample["frames"] for sample in samples]
+        return videos, None if self.actions is None else [sample["actions"] for sample in samples]
 
     def roll_out(self, loop: TrainingLoop, step: int, *, videos: list[np.ndarray], **how) -> dict[str, float]:
         """[`predict`] of these videos; `how` is as [`~validation.validation_rollout`] takes it."""

@@ -29,6 +29,7 @@ def resample_history(
     generators: Sequence[torch.Generator],
     share: float,
     num_steps: int = 1,
+    actions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Of a share of the videos, the clips as the model makes them: each from its noisy self, behind those before it.
 
@@ -43,6 +44,7 @@ def resample_history(
         generators: one a video, on the CPU; each draws the same number of values, whether its video is chosen or not.
         share: of the videos that are chosen, in [0, 1].
         num_steps: 1 or 2.
+        actions: that led to each frame, (B, N) or (B, N, D), as the transformer takes them.
 
     Returns:
         (B, C, N, H, W); the last clip of each video, of which there is no clean copy, and videos that were not chosen are as in
@@ -63,7 +65,13 @@ def resample_history(
         for lengths, members in chosen.items():
             alphas, noise = (torch.stack([draws[index][part] for index in members]).to(latents) for part in (0, 1))
             past = _predict_past(
-                transformer, latents[members], lengths=lengths, alphas=alphas, noise=noise, num_steps=num_steps
+                transformer,
+                latents[members],
+                lengths=lengths,
+                alphas=alphas,
+                noise=noise,
+                num_steps=num_steps,
+                actions=None if actions is None else actions[members],
             )
             resampled[members, :, : past.shape[2]] = past.to(resampled.dtype)
     # PyTorch 2.9 keeps what autocast made of the weights here, without gradients, for the pass that is to have some.
@@ -79,6 +87,7 @@ def _predict_past(
     alphas: torch.Tensor,
     noise: torch.Tensor,
     num_steps: int,
+    actions: torch.Tensor | None,
 ) -> torch.Tensor:
     """All clips but the last of videos that are cut alike; `alphas` is (B, clips)."""
     num_past = sum(lengths[:-1])
@@ -91,12 +100,13 @@ def _predict_past(
         frames = slice(history.num_frames, history.num_frames + length)
         encode_history(history, transformer)
         alpha = alphas[:, k]
+        led = None if actions is None else actions[:, frames]
+        # What of the past is looked at, and what leads to this clip.
+        given = {"kv_cache": kv_cache if history.num_frames else None, "actions": led}
         clip = mix_noise(latents[:, :, frames], alpha, noise=noise[:, :, frames])
         for steps_left in range(num_steps, 0, -1):
-            end = transformer(clip, alpha, kv_cache=kv_cache if history.num_frames else None, return_dict=False)[
-                0
-            ].float()
+            end = transformer(clip, alpha, return_dict=False, **given)[0].float()
             # To (1 + α) / 2, half of the way along the velocity (x̂ − ψ) / (1 − α), is half of the way to x̂.
             clip, alpha = (end, alpha) if steps_left == 1 else ((clip + end) / 2, (1 + alpha) / 2)
-        history.append(clip)
+        history.append(clip, led)
     return history.latents

@@ -717,10 +717,6 @@ class SteeredSettings(NextClipSettings):
     def __post_init__(self):
         super().__post_init__()
         self.actions.check_videos(self.videos)
-        if self.actions.are_given and self.objective.resampled_history:
-            raise ValueError(
-                "--resampled_history predicts the past without actions: leave it out, or --num_actions and --action_dim"
-            )
 
     @property
     def data(self) -> DataSettings:

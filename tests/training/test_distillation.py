@@ -16,7 +16,12 @@ from diffusers_videogpt.training.feed import MicroBatch
 from diffusers_videogpt.training.loop import TrainingLoop
 from diffusers_videogpt.training.noise_levels import ErrorsByAlpha
 from diffusers_videogpt.training.objective import make_noisy_clips
-from diffusers_videogpt.training.settings import DistillationSettings, ObjectiveSettings
+from diffusers_videogpt.training.settings import (
+    ActionSettings,
+    BaseModelSettings,
+    DistillationSettings,
+    ObjectiveSettings,
+)
 
 
 LATENTS = torch.randn(2, 4, 6, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -33,8 +38,8 @@ def on_grid(alphas):
     return lambda lengths, generator: torch.tensor(alphas[: len(lengths)]).repeat_interleave(torch.tensor(lengths))
 
 
-def noisy_clips(alphas=(0.25, 0.0, 0.75)):
-    return make_noisy_clips(LATENTS, clip_lengths=CLIPS, generator=generators(), draw_alphas=on_grid(alphas))
+def noisy_clips(alphas=(0.25, 0.0, 0.75), **how):
+    return make_noisy_clips(LATENTS, clip_lengths=CLIPS, generator=generators(), draw_alphas=on_grid(alphas), **how)
 
 
 def clip_by_clip(transformer, clips, noisy, alphas, scale):
@@ -45,10 +50,14 @@ def clip_by_clip(transformer, clips, noisy, alphas, scale):
             start = sum(lengths[:k])
             frames = slice(start, start + length)
             clip, alpha = noisy[b : b + 1, :, frames], alphas[b, start]
+            led, led_past = {}, {}
+            if "actions" in clips.conditions:
+                led = {"actions": clips.conditions["actions"][b : b + 1, frames]}
+                led_past = {"clean_actions": clips.conditions["clean_actions"][b : b + 1, :start] if start else None}
             with torch.no_grad():
-                alone = transformer(clip, alpha).sample
+                alone = transformer(clip, alpha, **led).sample
                 past = clips.clean[b : b + 1, :, :start] if start else None
-                with_history = transformer(clip, alpha, clean_hidden_states=past).sample
+                with_history = transformer(clip, alpha, clean_hidden_states=past, **led, **led_past).sample
             ends[b, :, frames] = (alone + scale * (with_history - alone))[0]
     return ends
 
@@ -65,6 +74,21 @@ def test_both_predictions_of_guidance_in_one_pass(tiny_transformer):
                 tiny_transformer, clips, clip_lengths=CLIPS, guidance_scale=scale, patch_size=2
             )
         torch.testing.assert_close(made, wanted, atol=2e-5, rtol=0)
+
+
+def test_both_predictions_are_under_the_actions_of_their_clip(make_tiny_transformer):
+    steered = make_tiny_transformer(num_actions=3)
+    with torch.no_grad():
+        steered.action_embed.weight.normal_(generator=torch.Generator().manual_seed(0))
+    actions = torch.randint(4, (2, 6), generator=torch.Generator().manual_seed(1))
+    clips = noisy_clips(actions=actions)
+    how = {"clip_lengths": CLIPS, "guidance_scale": GUIDANCE, "patch_size": 2}
+    with torch.no_grad():
+        made = distillation.guided_prediction(steered, clips, **how)
+        without = distillation.guided_prediction(steered, noisy_clips(), **how)
+    expected = clip_by_clip(steered, clips, clips.noisy, clips.alphas, GUIDANCE)
+    torch.testing.assert_close(made, expected, atol=2e-5, rtol=0)
+    assert (made - without).abs().max() > 0.05
 
 
 def test_guidance_layout_is_trainings_and_each_clip_once_more():
@@ -194,7 +218,17 @@ def test_the_base_without_its_adapter_and_what_is_trained_stays_so(tiny_transfor
     assert torch.equal(tiny_transformer(clip, alpha).sample, adapted) and not torch.allclose(adapted, expected)
 
 
-def test_a_model_that_takes_actions_is_refused(tiny_transformer):
-    pipe = SimpleNamespace(transformer=SimpleNamespace(config={"num_actions": 5}))
-    with pytest.raises(ValueError, match="takes actions, which distillation would forget"):
-        distillation.PipelineDistillation(None, pipe, distillation=None, teacher=tiny_transformer, base_hash="")
+@pytest.mark.parametrize(
+    ("config", "actions", "said"),
+    [
+        ({"num_actions": 5}, {}, "which the student would forget: give --num_actions 5"),
+        ({"action_dim": 2}, {}, "which the student would forget: give --action_dim 2"),
+        ({}, {"num_actions": 5}, "takes no actions, so none can be distilled"),
+    ],
+)
+def test_teacher_and_videos_have_actions_or_neither(tmp_path, make_tiny_transformer, config, actions, said):
+    make_tiny_transformer(**config).save_config(tmp_path / "transformer")
+    base = BaseModelSettings(pretrained_model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match=said):
+        distillation.check_actions(base, ActionSettings(**actions))
+    distillation.check_actions(base, ActionSettings(**config))

@@ -21,7 +21,7 @@ def resample(transformer, share=1.0, **how):
     return resample_history(transformer, LATENTS, share=share, **how)
 
 
-def slow_twin(transformer, video, lengths, generator, num_steps):
+def slow_twin(transformer, video, lengths, generator, num_steps, actions=None):
     """One video, clip after clip, everything computed anew by formula."""
     torch.rand((), generator=generator)
     alphas = torch.sigmoid(torch.randn(len(lengths), generator=generator))
@@ -31,11 +31,14 @@ def slow_twin(transformer, video, lengths, generator, num_steps):
         start = sum(lengths[:k])
         frames = slice(start, start + length)
         alpha = alphas[k]
+        led = {}
+        if actions is not None:
+            led = {"actions": actions[None, frames], "clean_actions": actions[None, :start] if start else None}
         clip = (alpha * video[:, frames] + (1 - alpha) * noise[:, frames])[None]
         for step in range(num_steps):
             next_alpha = alpha + (1 - alpha) / (num_steps - step)
             with torch.no_grad():
-                end = transformer(clip, alpha, clean_hidden_states=past).sample
+                end = transformer(clip, alpha, clean_hidden_states=past, **led).sample
             clip = clip + (next_alpha - alpha) * (end - clip) / (1 - alpha)
             alpha = next_alpha
         past = clip if past is None else torch.cat([past, clip], dim=2)
@@ -51,6 +54,18 @@ def test_each_clip_is_made_behind_those_that_were_made_before_it(tiny_transforme
         torch.testing.assert_close(result, expected, atol=2e-5, rtol=0)
         assert torch.equal(result[:, -lengths[-1] :], video[:, -lengths[-1] :])
     assert (made[0] - LATENTS[0]).abs().max() > 0.1 and not made.requires_grad
+
+
+def test_each_clip_is_made_under_its_own_actions_and_those_before_it(make_tiny_transformer):
+    steered = make_tiny_transformer(num_actions=3)
+    with torch.no_grad():
+        steered.action_embed.weight.normal_(generator=torch.Generator().manual_seed(0))
+    actions = torch.randint(4, LATENTS.shape[:1] + LATENTS.shape[2:3], generator=torch.Generator().manual_seed(1))
+    made = resample(steered, actions=actions)
+    for video, lengths, generator, led, result in zip(LATENTS, CLIPS, generators(), actions, made, strict=True):
+        expected = slow_twin(steered, video, lengths, generator, 1, led)[0]
+        torch.testing.assert_close(result, expected, atol=2e-5, rtol=0)
+    assert (made - resample(steered)).abs().max() > 0.05
 
 
 def test_a_share_of_the_videos_whatever_else_is_in_the_batch(tiny_transformer):

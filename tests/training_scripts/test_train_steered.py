@@ -79,6 +79,30 @@ def test_from_a_folder_with_actions_to_a_world_that_is_steered(tmp_path, new_mod
     run_here("train_videogpt.py", *resumed, "--action_dropout", 0.3)
     assert losses(on)[-1] == pytest.approx(losses(cached)[-1], abs=1e-6)
 
+    # Distilled, it is steered in two steps, by full weights and by an adapter; behind a past that it made under the same actions.
+    fast = [
+        "--pretrained_model_name_or_path",
+        pixels,
+        "--instance_data_root",
+        world,
+        *size,
+        "--clips",
+        "random",
+        *SHOWN,
+    ]
+    fast += ["--max_train_steps", 4, "--validation_steps", 4, "--train_batch_size", 2, "--grid_steps", 4]
+    assert "give --num_actions 3" in refusal_of("train_distillation.py", *fast, "--output_dir", tmp_path / "wrong")
+    fast += ["--num_actions", 3, "--resampled_history", 0.5]
+    run_here("train_distillation.py", *fast, "--output_dir", tmp_path / "fast")
+    run_here("train_distillation.py", *fast, "--student", "lora", "--output_dir", tmp_path / "fast_lora")
+    student, adapted = load(tmp_path / "fast"), load(pixels)
+    adapted.load_lora_weights(tmp_path / "fast_lora")
+    for fast_pipe in (student, adapted):
+        left, right = (predict(fast_pipe, world, [action] * 2, num_inference_steps=None) for action in (0, 1))
+        assert (left - right).abs().max() > 0
+    shown = json.loads((tmp_path / "fast" / "validation" / "step-000004" / "scores.json").read_text())["mse"]
+    assert {"predicted", "1 step", "teacher, 1 steps"} <= set(shown)
+
     lora = ["--pretrained_model_name_or_path", pixels, "--instance_data_root", world, *size, "--max_train_steps", 1]
     lora += ["--num_validation_videos", 2, "--windows_per_video", 1]
     run_here("train_videogpt_lora.py", *lora, "--num_actions", 3, "--output_dir", tmp_path / "lora")
