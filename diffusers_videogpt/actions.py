@@ -14,6 +14,7 @@ It is added to the first token of its frame, so a model with actions has the sam
 Shapes: B videos, F frames, D numbers of a continuous action.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,14 +42,19 @@ def make_action_embed(num_actions: int | None, action_dim: int | None, *, dim: i
 
 
 def add_actions(tokens: torch.Tensor, actions: torch.Tensor | None, *, action_embed: nn.Module | None) -> torch.Tensor:
-    """The first tokens of frames (B, F, hidden size) with their actions (B, F) or (B, F, D), as the transformer takes them."""
+    """The first tokens of frames (B, F, hidden size) with their actions (B, F) or (B, F, D), as the transformer takes them.
+
+    Embeddings are scaled by √(hidden size): weights that begin as zero then reach the size of a token within a hundred steps
+    at the rate of all others. Unscaled, 400 steps left them at a tenth of it, where nothing looked at them.
+    """
     if actions is None:
         return tokens
+    scale = math.sqrt(tokens.shape[-1])
     if not actions.is_floating_point():
-        return tokens + action_embed(actions)
+        return tokens + scale * action_embed(actions)
     is_known = ~actions.isnan().any(dim=-1, keepdim=True)
     embedded = action_embed(torch.where(is_known, actions, 0).to(tokens.dtype))
-    return tokens + torch.where(is_known, embedded, 0)
+    return tokens + torch.where(is_known, scale * embedded, 0)
 
 
 def check_encoded(name: str, actions: torch.Tensor | None, *, latents: torch.Tensor | None, config: Mapping) -> None:
