@@ -2,14 +2,14 @@
 their embedding.
 
 An action belongs to the frame that it leads to: entry i of a list of actions stands for what was done before frame i was seen.
-It is added to the first token of its frame, so a model with actions has the same tokens, positions and masks as one without.
+It is added to the tokens of its frame, so a model with actions has the same tokens, positions and masks as one without.
 
     discrete, `num_actions`: users count 0 … `num_actions` − 1, and −1 or `None` is "no action"; the transformer takes them
         plus 1, with 0 for "no action"
     continuous, `action_dim`: D numbers, and NaN in all of them or `None` is "no action"; the transformer takes them less their
         mean and divided by their standard deviation, which its configuration holds
 
-"No action" adds nothing to the token: a frame without is computed as by a model without actions.
+"No action" adds nothing: a frame without is computed as by a model without actions.
 
 Shapes: B videos, F frames, D numbers of a continuous action.
 """
@@ -31,7 +31,7 @@ NO_ACTION = -1  # of discrete actions, as users and data have it
 
 
 def make_action_embed(num_actions: int | None, action_dim: int | None, *, dim: int) -> nn.Module | None:
-    """Actions → what is added to the first tokens of their frames; zero in a new model. `None` for a model without actions."""
+    """Actions → what is added to the tokens of their frames; zero in a new model. `None` for a model without actions."""
     if num_actions is None and action_dim is None:
         return None
     # The row of "no action" has no gradient (`padding_idx`) and so stays zero.
@@ -41,20 +41,31 @@ def make_action_embed(num_actions: int | None, action_dim: int | None, *, dim: i
     return embed
 
 
-def add_actions(tokens: torch.Tensor, actions: torch.Tensor | None, *, action_embed: nn.Module | None) -> torch.Tensor:
-    """The first tokens of frames (B, F, hidden size) with their actions (B, F) or (B, F, D), as the transformer takes them.
+def add_actions(
+    tokens: Sequence[torch.Tensor], actions: torch.Tensor | None, *, action_embed: nn.Module | None
+) -> list[torch.Tensor]:
+    """The tokens of F frames with the actions that led to them: each token has that of its frame.
 
-    Embeddings are scaled by √(hidden size): weights that begin as zero then reach the size of a token within a hundred steps
-    at the rate of all others. Unscaled, 400 steps left them at a tenth of it, where nothing looked at them.
+    All of them, since a trained network hardly looks at what stands before the patches: an action there alone changed its predictions
+    a tenth as much, and was not learnt in 600 steps. Embeddings are scaled by √D, so that weights that begin as zero reach
+    the size of a token at the rate of all others.
+
+    Args:
+        tokens: each (B, F n, D), frame after frame, n of each frame.
+        actions: (B, F) or (B, F, A), as the transformer takes them; `None` for "no action".
+        action_embed: of [`make_action_embed`].
     """
     if actions is None:
-        return tokens
-    scale = math.sqrt(tokens.shape[-1])
-    if not actions.is_floating_point():
-        return tokens + scale * action_embed(actions)
-    is_known = ~actions.isnan().any(dim=-1, keepdim=True)
-    embedded = action_embed(torch.where(is_known, actions, 0).to(tokens.dtype))
-    return tokens + torch.where(is_known, scale * embedded, 0)
+        return list(tokens)
+    if actions.is_floating_point():
+        is_known = ~actions.isnan().any(dim=-1, keepdim=True)
+        embedded = action_embed(torch.where(is_known, actions, 0).to(tokens[0].dtype))
+        embedded = torch.where(is_known, embedded, 0)
+    else:
+        embedded = action_embed(actions)
+    embedded = math.sqrt(embedded.shape[-1]) * embedded
+    num_frames = actions.shape[1]
+    return [group + embedded.repeat_interleave(group.shape[1] // num_frames, dim=1) for group in tokens]
 
 
 def check_encoded(name: str, actions: torch.Tensor | None, *, latents: torch.Tensor | None, config: Mapping) -> None:

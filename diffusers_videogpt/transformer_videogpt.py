@@ -670,24 +670,24 @@ class VideoGPTTransformerModel(
     def _embed_clean_frames(
         self, latents: torch.Tensor, pos_embed: torch.Tensor, *, actions: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """By rank: begin tokens with the actions (B, F, D), patches (B, F P, D), end tokens (B, F, D)."""
+        """With the actions, by rank: begin tokens (B, F, D), patches (B, F P, D), end tokens (B, F, D)."""
         begin, end = self.hint_embed(torch.arange(2, device=latents.device))
         patches = self._embed_patches(self.clean_patch_embed, latents, pos_embed=pos_embed.to(begin.dtype))
         frame_shape = (latents.shape[0], latents.shape[2], -1)
-        begin = add_actions(begin.expand(frame_shape), actions, action_embed=self.action_embed)
-        return [begin, patches, end.expand(frame_shape)]
+        tokens = [begin.expand(frame_shape), patches, end.expand(frame_shape)]
+        return add_actions(tokens, actions, action_embed=self.action_embed)
 
     def _embed_noisy_frames(
         self, latents: torch.Tensor, time_proj: torch.Tensor, *, pos_embed: torch.Tensor, actions: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """By rank: hint tokens with the actions (B, F, D), time tokens (B, F, D), patches (B, F P, D)."""
+        """With the actions, by rank: hint tokens (B, F, D), time tokens (B, F, D), patches (B, F P, D)."""
         hint = self.hint_embed(torch.arange(2, 3, device=latents.device))
         patches = self._embed_patches(self.noisy_patch_embed, latents, pos_embed=pos_embed.to(hint.dtype))
         frame_shape = (latents.shape[0], latents.shape[2])
         time_tokens = self.time_token_embed(time_proj.to(self.time_token_embed.linear_1.weight.dtype))
         time_tokens = time_tokens.to(hint.dtype).unflatten(0, frame_shape)
-        hint = add_actions(hint.expand(*frame_shape, -1), actions, action_embed=self.action_embed)
-        return [hint, time_tokens, patches]
+        tokens = [hint.expand(*frame_shape, -1), time_tokens, patches]
+        return add_actions(tokens, actions, action_embed=self.action_embed)
 
     def _embed_timestep(self, timestep: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Sinusoids (B F, 256) of the frames' α."""

@@ -7,7 +7,14 @@ from peft import LoraConfig
 from test_modular_pipeline_videogpt import make_modular
 
 from diffusers_videogpt import NextClipGuidance, VideoGPTPipeline
-from diffusers_videogpt.actions import ActionSpace, between_frames, join_actions, scale_of
+from diffusers_videogpt.actions import (
+    ActionSpace,
+    add_actions,
+    between_frames,
+    join_actions,
+    make_action_embed,
+    scale_of,
+)
 from diffusers_videogpt.clips import make_clip_layout
 from diffusers_videogpt.diffusers_internals import quiet_guiders
 from diffusers_videogpt.kv_cache import VideoGPTKVCache
@@ -498,3 +505,17 @@ def test_join():
     assert join_actions(None, 1, second=torch.ones(1, 1, 2), num_second=1).isnan().tolist() == [
         [[True, True], [False, False]]
     ]
+
+
+def test_each_token_of_a_frame_has_its_action():
+    """Scaled by the root of the hidden size: weights of 1 / 8 add 1 to tokens of 64 numbers."""
+    hints, patches = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0)).split([3, 6], dim=1)
+    discrete = make_action_embed(2, None, dim=64)
+    continuous = make_action_embed(None, 2, dim=64)
+    with torch.no_grad():
+        discrete.weight[2], continuous.weight[:, 1] = 0.125, 0.125
+    expected = [hints + torch.tensor([0.0, 1, 0])[:, None], patches + torch.tensor([0.0, 0, 1, 1, 0, 0])[:, None]]
+    known = add_actions([hints, patches], torch.tensor([[0, 2, 1]]), action_embed=discrete)
+    torch.testing.assert_close(known, expected)
+    told = torch.tensor([[[5.0, 0.0], [3.0, 1.0], [torch.nan, torch.nan]]])
+    torch.testing.assert_close(add_actions([hints, patches], told, action_embed=continuous), expected)
