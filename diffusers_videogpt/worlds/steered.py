@@ -33,7 +33,9 @@ STEERED_RADIUS, TARGET_RADIUS = 5.0, 4.5
 STEERED_MASS = 1.0
 LEAST_START = 14.0  # between the outlines of the steered ball and the target at the start
 FASTEST = 40.0  # of the other balls: each push of the steered ball would make them faster, without end
-LONGEST_HOLD = 8  # frames that `draw_actions` stays with one action
+# Frames that `draw_actions` stays with one action, at most, one of these a video. While an action is held, it tells nothing that the
+# frames before do not tell: of holds of 1 to 8 alone, in which one frame in six has a new action, a model learnt to ignore them.
+LONGEST_HOLDS = (1, 2, 8)
 # Between outlines. Touching ones are drawn 2 * MARGIN apart, and a centre is read from pixels to about half of one.
 TOUCHING = 2 * MARGIN + 1.0
 CRF = 8  # of MP4, nearly without loss
@@ -181,10 +183,11 @@ def gap_to_target(positions: np.ndarray, size: float) -> float:
 
 
 def draw_actions(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Actions int64 (F,) of someone who plays around: each is held for one to `LONGEST_HOLD` frames."""
-    actions = []
+    """Actions int64 (F,) of someone who plays around, nervously or calmly: each is held for one frame to the longest of
+    `LONGEST_HOLDS` that was drawn for the video."""
+    actions, longest = [], rng.choice(LONGEST_HOLDS)
     while len(actions) < num_frames:
-        actions += [rng.integers(len(ACTIONS))] * rng.integers(1, LONGEST_HOLD + 1)
+        actions += [rng.integers(len(ACTIONS))] * rng.integers(1, longest + 1)
     return np.array(actions[:num_frames], dtype=np.int64)
 
 

@@ -1,14 +1,18 @@
 """`videogpt play`: a list of actions without a window, and keys in one."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diffusers_videogpt import BUNDLED_MODEL, BUNDLED_STEERED_MODEL
 from diffusers_videogpt.commands.main import main
+from diffusers_videogpt.commands.options import parse_model
 from diffusers_videogpt.tasks.window import Window
 from diffusers_videogpt.video_io import read_video, write_video
 from diffusers_videogpt.worlds import steer
+from diffusers_videogpt.worlds.steered import read_positions
 
 
 QUICK = ["--steps", "2", "--num-history-frames", "3"]
@@ -127,4 +131,22 @@ def test_what_can_not_be_played_is_said_before_anything_is_loaded(model, argumen
 
 def test_a_model_without_actions_is_refused():
     with pytest.raises(SystemExit, match="was not trained on discrete actions"):
-        main(["play", "--actions", "left"])
+        main(["play", "--model", BUNDLED_MODEL, "--actions", "left"])
+
+
+@pytest.mark.parametrize(("action", "axis", "sign"), [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)])
+def test_the_bundled_ball_obeys(tmp_path, action, axis, sign):
+    """Scene 66 has its ball away from the walls; commanded are 3 pixels a frame of 64 x 64."""
+    path = tmp_path / "played.mp4"
+    main(["play", "--scene", "66", "--actions", f"{action}*4", "--output", str(path)])
+    before, after = (read_positions(read_video(path).frames[index])[0] * 64 / 256 for index in (7, -1))
+    moved = after - before
+    assert moved[axis] * sign == pytest.approx(12, abs=3) and abs(moved[1 - axis]) < 3
+
+
+def test_a_bundled_model_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = Path(BUNDLED_STEERED_MODEL).name
+    assert parse_model(name) == BUNDLED_STEERED_MODEL and parse_model("someone/model") == "someone/model"
+    (tmp_path / name).mkdir()  # a folder of one's own comes first
+    assert parse_model(name) == name
