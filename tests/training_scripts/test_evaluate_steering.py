@@ -5,6 +5,7 @@ import json
 import pytest
 from run_scripts import SCRIPTS
 
+from diffusers_videogpt import BUNDLED_MODEL
 from diffusers_videogpt.video_io import read_video
 
 
@@ -13,14 +14,12 @@ SHORT = {
     "max_train_steps": 2,
     "train_batch_size": 2,
     "max_num_frames": 4,
-    "windows_per_video": 1,
     "num_validation_videos": 1,
     "num_validation_rollouts": 1,
     "validation_inference_steps": 1,
     "validation_steps": 2,
     "validation_rollout_steps": 2,
     "lr_warmup_steps": 1,
-    "mixed_precision": "no",
 }
 
 
@@ -32,7 +31,11 @@ def test_from_the_simulator_to_figures(tmp_path, run_here, monkeypatch):
     assert len(read_video(videos / "scene_1000004.mp4").frames) == 6
 
     options = [word for name, value in SHORT.items() for word in (f"--{name}", value)]
-    trained = ["--instance_data_root", videos, "--no-torch_compile", "--output_dir", model]
+    latents = tmp_path / "latents"
+    made = ["--instance_data_root", videos, "--num_actions", 5, "--height", 64, "--width", 64, "--max_num_frames", 4]
+    made += ["--pretrained_model_name_or_path", BUNDLED_MODEL, "--output_dir", latents]
+    run_here("cache_latents.py", *made)
+    trained = ["--cached_latents", latents, "--output_dir", model]
     run_here("train_videogpt.py", "--config", CONFIG, *options, *trained)
     config = json.loads((model / "transformer" / "config.json").read_text())
     assert config["num_actions"] == 5

@@ -82,8 +82,8 @@ def test_nothing_overlaps_and_nothing_gets_ever_faster():
         for ball in range(2, len(radii)):
             apart = np.linalg.norm(scene.positions[:, ball] - scene.positions[:, STEERED], axis=-1)
             assert apart.min() > radii[ball] + radii[STEERED]
-        # A push counts until the next step of the simulation, which takes it back to the fastest.
-        assert np.linalg.norm(np.diff(scene.positions[:, 2:], axis=0), axis=-1).max() <= 40 / 12 + 0.3
+        # A push counts until the next step of the simulation, which takes it back to the fastest; who turns at once pushes twice.
+        assert np.linalg.norm(np.diff(scene.positions[:, 2:], axis=0), axis=-1).max() <= 40 / 12 + 0.6
 
 
 def test_only_the_two_have_their_colours():
@@ -132,10 +132,12 @@ def test_reaching_the_target_is_rewarded_once_and_ends():
 
 
 def test_drawn_actions_are_held_and_all_of_them_come():
-    actions = draw_actions(np.random.default_rng(0), 2000)
-    assert np.bincount(actions, minlength=5).min() > 250
-    changes = np.flatnonzero(np.diff(actions))
-    assert 3 < len(actions) / len(changes) < 8
+    videos = [draw_actions(np.random.default_rng(seed), 200) for seed in range(60)]
+    assert np.bincount(np.concatenate(videos), minlength=5).min() > 0.15 * 12_000
+    changed = np.array([np.mean(np.diff(actions) != 0) for actions in videos])
+    # A new action is another one in four of five cases; nervous, restless and calm videos, about a third of each.
+    shares = [np.mean((low < changed) & (changed < high)) for low, high in ((0.7, 0.9), (0.45, 0.65), (0.1, 0.28))]
+    assert min(shares) > 0.2 and sum(shares) == 1
 
 
 def test_a_folder_of_videos_is_read_as_any_with_actions(tmp_path):
