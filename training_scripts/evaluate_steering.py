@@ -4,7 +4,8 @@
     python training_scripts/evaluate_steering.py policy --output steering
     python training_scripts/evaluate_steering.py speed --output steering
 
-`moves` compares commanded with predicted displacement over unseen scenes and five actions, and what becomes of the other balls.
+`moves` compares commanded with predicted displacement over unseen scenes and five actions, and what becomes of the other balls;
+`moves.png` shows one scene.
 `policy` trains small policies by stable-baselines3 (`pip install stable-baselines3`), in the simulator and in the model alone, and
 judges both in the simulator. `speed` counts steps a second of `VideoGPTEnv`.
 """
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diffusers_videogpt import BUNDLED_STEERED_MODEL
-from diffusers_videogpt.arguments import check_output, finite_float, positive_int
+from diffusers_videogpt.arguments import check_output, finite_float, natural_int, positive_int
 from diffusers_videogpt.commands.models import usable_device
 from diffusers_videogpt.files import write_json
 from diffusers_videogpt.training.arguments import make_parser, run_script
@@ -28,6 +29,7 @@ def parse_args():
     parser.add_argument(
         "--num_steps", type=positive_int, help="of a move (4), of a policy's training (20000), of speed (100)"
     )
+    parser.add_argument("--shown_scene", type=natural_int, default=66, help="of moves.png (66)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the policies")
     parser.add_argument("--num_envs", type=positive_int, default=8, help="that a policy is trained in at once")
     parser.add_argument("--horizon", type=positive_int, default=32, help="steps of an episode")
@@ -56,10 +58,12 @@ def main():
     record = {"what": args.what, "world": world}
     # Imported only now: torch takes seconds, and wrong options are told at once. Each of the three needs other libraries.
     if args.what == "moves":
-        from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering, plain_move
+        from diffusers_videogpt.evaluation.steering import draw_moves, evaluate_steering, format_steering, plain_move
         from diffusers_videogpt.tasks.world_model import WorldModel
 
-        scores, moves = evaluate_steering(WorldModel(**world), args.num_scenes or 64, num_steps=args.num_steps or 4)
+        how = {"num_steps": args.num_steps or 4}
+        scores, moves = evaluate_steering(WorldModel(**world), args.num_scenes or 64, **how)
+        draw_moves(args.output / "moves.png", WorldModel(**world), scene=args.shown_scene, **how)
         record |= {"scores": asdict(scores), "moves": [plain_move(move) for move in moves]}
         table = format_steering(scores)
     elif args.what == "speed":

@@ -5,15 +5,17 @@ frames. `commanded` is how far the steered ball moves in the simulator, walls an
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..actions import NO_ACTION
+from ..film_strips import write_film_strip
 from ..tasks.world_model import WorldModel
 from ..worlds import ACTIONS, begin_scene, steer
 from ..worlds.picture import UNITS
-from ..worlds.steered import SPEED, STEERED, STEERED_COLOUR, find_colour
+from ..worlds.steered import SPEED, STEERED, STEERED_COLOUR, SteeredScene, find_colour
 
 
 @dataclass(frozen=True)
@@ -76,29 +78,62 @@ def is_right_direction(commanded: np.ndarray, predicted: np.ndarray, *, full: fl
     return bool(along >= full / 4 and along >= np.abs(predicted).max() - 1e-6)
 
 
-def steer_scene(world: WorldModel, scene: int, *, num_steps: int) -> list[Move]:
-    """The five moves of one scene, predicted in one batch beside one that is told "no action".
+@dataclass(frozen=True)
+class Branches:
+    """One scene that goes on in several ways.
+
+    Attributes:
+        given: uint8 (F, H, W, 3), the frames that the model was given.
+        truths: what the simulator makes of each action; the given frames are among its frames.
+        predicted: uint8 (N, H, W, 3) of each action, and last of "no action".
+    """
+
+    given: np.ndarray
+    truths: list[SteeredScene]
+    predicted: list[np.ndarray]
+
+
+def branch(world: WorldModel, scene: int, *, num_steps: int) -> Branches:
+    """A scene under each of the five actions and "no action", predicted in one batch, and simulated.
 
     Args:
         world: the model.
         scene: number of the scene.
         num_steps: that each action is held for.
     """
-    length, num_frames = world.num_history_frames, num_steps * world.frames_per_step
-    _, frames, before = begin_scene(scene, length)
+    num_frames = num_steps * world.frames_per_step
+    _, frames, before = begin_scene(scene, world.num_history_frames)
     truths = [steer(scene, before + [action] * num_frames) for action in range(len(ACTIONS))]
     start = world.begin(frames, before, seed=scene)
-    episodes = [start] * (len(ACTIONS) + 1)
+    episodes, shown = [start] * (len(ACTIONS) + 1), []
     for _ in range(num_steps):
         episodes = world.advance(episodes, [*range(len(ACTIONS)), NO_ACTION])
-    *shown, without = [episode.frames[-1] for episode in episodes]
-    seen_before = find_centre(start.frames[-1], STEERED_COLOUR)
+        shown.append([episode.frames[-world.frames_per_step :] for episode in episodes])
+    return Branches(start.frames, truths, [np.concatenate(steps) for steps in zip(*shown, strict=True)])
+
+
+def draw_moves(path: str | Path, world: WorldModel, *, scene: int, num_steps: int) -> Path:
+    """A film strip of one scene under each action but "stay", the model below the simulator; see [`branch`]."""
+    branches, rows = branch(world, scene, num_steps=num_steps), {}
+    for action, truth, predicted in zip(ACTIONS[1:], branches.truths[1:], branches.predicted[1:], strict=False):
+        num_shown = len(branches.given) + len(predicted)
+        rows[f"{action}, simulator"] = truth.frames[-num_shown:]
+        rows[f"{action}, model"] = np.concatenate([branches.given, predicted])
+    return write_film_strip(path, rows, num_given=len(branches.given), fps=branches.truths[0].fps)
+
+
+def steer_scene(world: WorldModel, scene: int, *, num_steps: int) -> list[Move]:
+    """The five moves of one scene, of [`branch`]."""
+    branches = branch(world, scene, num_steps=num_steps)
+    truths, num_frames = branches.truths, len(branches.predicted[0])
+    *shown, without = [frames[-1] for frames in branches.predicted]
+    seen_before = find_centre(branches.given[-1], STEERED_COLOUR)
     full = SPEED / truths[0].fps * num_frames
     colours = [item.colour for item in truths[0].objects]
     alone = [index for index in range(2, len(colours)) if colours.count(colours[index]) == 1]
     moves = []
     for action, (truth, frame) in enumerate(zip(truths, shown, strict=True)):
-        commanded = truth.positions[-1, STEERED] - truth.positions[len(before) - 1, STEERED]
+        commanded = truth.positions[-1, STEERED] - truth.positions[-1 - num_frames, STEERED]
         predicted = find_centre(frame, STEERED_COLOUR) - seen_before
         errors, errors_without = (
             np.array(

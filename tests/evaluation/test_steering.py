@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from diffusers_videogpt.actions import ActionSpace
-from diffusers_videogpt.evaluation.steering import evaluate_steering, format_steering, is_right_direction, plain_move
+from diffusers_videogpt.evaluation.steering import (
+    branch,
+    evaluate_steering,
+    format_steering,
+    is_right_direction,
+    plain_move,
+)
 from diffusers_videogpt.tasks.world_model import WorldModel
 from diffusers_videogpt.worlds import steer
 
@@ -38,6 +44,11 @@ def test_a_perfect_model():
     assert scores.num_moves == 30 == len(moves)
     assert scores.correlation > 0.99 and scores.right_share == 1 and scores.move_error < 0.7
     assert scores.lost_share == scores.others_lost == 0 and scores.others_error < 0.7
+    branches = branch(Simulated(), 3, num_steps=3)
+    for truth, predicted in zip(branches.truths, branches.predicted[:-1], strict=True):
+        np.testing.assert_array_equal(truth.frames[-3:], predicted)
+        np.testing.assert_array_equal(truth.frames[-7:-3], branches.given)
+    assert (branches.predicted[1] != branches.predicted[2]).any()
     assert scores.others_error <= scores.others_error_without
     assert "| right direction | 100.0% |" in format_steering(scores)
 

@@ -44,6 +44,6 @@ def test_from_the_simulator_to_figures(tmp_path, run_here, monkeypatch):
     run_here("evaluate_steering.py", "moves", *world, "--num_scenes", 1, "--num_steps", 1)
     moves = json.loads((output / "moves.json").read_text())
     assert moves["scores"]["num_moves"] == len(moves["moves"]) == 5
-    assert moves["world"]["num_inference_steps"] == 1
+    assert moves["world"]["num_inference_steps"] == 1 and (output / "moves.png").is_file()
     run_here("evaluate_steering.py", "speed", *world, "--num_steps", 2)
     assert json.loads((output / "speed.json").read_text())["scores"]["steps_per_second"] > 0
