@@ -46,9 +46,9 @@ def add_actions(
 ) -> list[torch.Tensor]:
     """The tokens of F frames with the actions that led to them: each token has that of its frame.
 
-    All of them, since a trained network hardly looks at what stands before the patches: an action there alone changed its predictions
-    a tenth as much, and was not learnt in 600 steps. Embeddings are scaled by √D, so that weights that begin as zero reach
-    the size of a token at the rate of all others.
+    All of them, since a trained network hardly looks at what stands before the patches: there, the gradient of what tells actions
+    apart was a tenth as large. Embeddings are scaled by √D, so that weights that begin as zero reach the size of a token at
+    the rate of all others.
 
     Args:
         tokens: each (B, F n, D), frame after frame, n of each frame.

@@ -55,7 +55,8 @@ def main():
         "action_guidance_scale": args.action_guidance_scale,
         "device": device,
     }
-    record = {"what": args.what, "world": world}
+    named = Path(args.model).name if args.model == BUNDLED_STEERED_MODEL else args.model  # not where the package lies
+    record = {"what": args.what, "world": world | {"model": named}}
     # Imported only now: torch takes seconds, and wrong options are told at once. Each of the three needs other libraries.
     if args.what == "moves":
         from diffusers_videogpt.evaluation.steering import draw_moves, evaluate_steering, format_steering, plain_move
