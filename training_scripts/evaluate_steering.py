@@ -62,9 +62,10 @@ def main():
         from diffusers_videogpt.evaluation.steering import draw_moves, evaluate_steering, format_steering, plain_move
         from diffusers_videogpt.tasks.world_model import WorldModel
 
-        how = {"num_steps": args.num_steps or 4}
-        scores, moves = evaluate_steering(WorldModel(**world), args.num_scenes or 64, **how)
-        draw_moves(args.output / "moves.png", WorldModel(**world), scene=args.shown_scene, **how)
+        model, how = WorldModel(**world), {"num_steps": args.num_steps or 4}
+        scores, moves = evaluate_steering(model, args.num_scenes or 64, **how)
+        draw_moves(args.output / "moves.png", model, scene=args.shown_scene, **how)
+        record["world"]["num_inference_steps"] = model.num_inference_steps
         record |= {"scores": asdict(scores), "moves": [plain_move(move) for move in moves]}
         table = format_steering(scores)
     elif args.what == "speed":

@@ -21,6 +21,7 @@ import numpy as np
 
 from .. import SAMPLE_VIDEO
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..tasks.world_model import PLAY_STEPS
 from ..video_io import READABLE, Video
 from .demo_play import LISTEN, Plays, buttons_of, keys_of, save_play, show_frame
 from .demo_rollout import (
@@ -37,7 +38,6 @@ from .demo_rollout import (
 )
 from .options import STEPS, steps_of
 from .outputs import enlarge
-from .play import PLAY_STEPS
 from .predict import PICTURE_FPS, SAMPLE_HISTORY
 
 

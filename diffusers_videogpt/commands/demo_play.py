@@ -20,7 +20,6 @@ from ..video_io import write_video
 from ..worlds import ACTIONS
 from .demo_rollout import PREVIEW_SIDE, Rollouts
 from .outputs import enlarge
-from .play import PLAY_STEPS
 
 
 FPS = 12.0  # steps a second, at most
@@ -78,7 +77,7 @@ class Plays:
         self.num_actions = num_actions
         self.names = ACTIONS if num_actions == len(ACTIONS) else ()
 
-    def begin(self, visitor: str, frames: np.ndarray, *, seed: int, num_inference_steps: int = PLAY_STEPS) -> Play:
+    def begin(self, visitor: str, frames: np.ndarray, *, seed: int, num_inference_steps: int | None = None) -> Play:
         """A play that goes on from given frames."""
         pipe = self._rollouts.pipe
         length = min(len(frames), pipe.config.max_context_frames)

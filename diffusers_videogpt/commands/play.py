@@ -25,9 +25,8 @@ from .options import (
 from .outputs import check_written_rate, enlarge, is_video_file, output_paths, scale_to_show
 
 
-PLAY_STEPS = 8  # denoising steps a step of the play: fewer than elsewhere, as someone waits for each
 # Without the option, and without a LoRA that was trained with something else
-DEFAULTS = {"steps": PLAY_STEPS, "guidance_scale": 1.0, "fps": 12.0}
+DEFAULTS = {"steps": None, "guidance_scale": 1.0, "fps": 12.0}
 SIZE = ("height", "width")  # has no options: it is that of the model, or of a LoRA
 KEYS = "arrow keys and digits act, R goes back, S saves, Escape ends"
 
@@ -169,7 +168,9 @@ def add_play_command(commands) -> None:
     command.add_argument(
         "--frames-per-step", type=number_of_frames, default=1, help="that an action leads to (default: 1)"
     )
-    command.add_argument("--steps", type=number_of_steps, help=f"denoising steps of these (default: {PLAY_STEPS})")
+    command.add_argument(
+        "--steps", type=number_of_steps, help="denoising steps of these (default: the model's own, or 8)"
+    )
     command.add_argument("--guidance-scale", type=finite_float, help="history guidance (default: 1, none)")
     command.add_argument("--action-guidance-scale", type=finite_float, default=1.0, help="default: 1, none")
     command.add_argument("--fps", type=parse_rate, help="frames a second, at most (default: 12)")

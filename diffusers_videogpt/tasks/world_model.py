@@ -29,7 +29,9 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from ..video_io import to_uint8_frames
 
 
-STEPS = 8  # denoising steps of a model that does not tell its own: fewer than elsewhere, as someone waits for each
+PLAY_STEPS = (
+    8  # denoising steps of a model that does not tell its own: fewer than elsewhere, as someone waits for each
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,9 @@ class WorldModel:
             raise ValueError(f"frames_per_step={frames_per_step} must be at least 1.")
         self.pipe, self.action_space = model, space
         self.num_history_frames, self.frames_per_step = num_history_frames, frames_per_step
+        self.num_inference_steps = num_inference_steps or model.config.num_inference_steps or PLAY_STEPS
         self._settings = {
-            "num_inference_steps": num_inference_steps or model.config.num_inference_steps or STEPS,
+            "num_inference_steps": self.num_inference_steps,
             "guidance_scale": guidance_scale,
             "action_guidance_scale": action_guidance_scale,
             "frames_per_clip": frames_per_step,

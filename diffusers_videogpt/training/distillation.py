@@ -31,7 +31,7 @@ from .adapter import AdapterTraining, base_alone
 from .feed import MicroBatch
 from .loop import TrainingLoop, reshard
 from .objective import NoisyClips
-from .recipe import NextClipTraining
+from .recipe import NextClipTraining, option_of
 from .settings import ActionSettings, BaseModelSettings, DistillationSettings
 from .validation import predict_continuation
 
@@ -59,10 +59,8 @@ def check_actions(model: BaseModelSettings, actions: ActionSettings) -> None:
             "The teacher takes no actions, so none can be distilled: leave out --num_actions and --action_dim."
         )
     if space is not None and not actions.are_given:
-        sizes = {"num_actions": space.num_actions, "action_dim": space.action_dim}
-        told = ", ".join(f"--{name} {size}" for name, size in sizes.items() if size is not None)
         raise ValueError(
-            f"The teacher takes actions, which the student would forget: give {told}, and videos that have them."
+            f"The teacher takes actions, which the student would forget: give {option_of(space)}, and videos that have them."
         )
 
 

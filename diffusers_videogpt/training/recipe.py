@@ -90,6 +90,11 @@ class Training:
         raise NotImplementedError
 
 
+def option_of(space: ActionSpace) -> str:
+    """The option by which these actions are asked for."""
+    return f"--num_actions {space.num_actions}" if space.is_discrete else f"--action_dim {space.action_dim}"
+
+
 def settle_actions(
     transformer: VideoGPTTransformerModel, actions: ActionSettings, *, feed: LatentFeed, is_adapter: bool = False
 ) -> None:
@@ -106,9 +111,9 @@ def settle_actions(
     found = ActionSpace.of(transformer.config)
     if found is not None:
         if (found.num_actions, found.action_dim) != (actions.num_actions, actions.action_dim):
-            kinds = {"num_actions": found.num_actions, "action_dim": found.action_dim}
-            told = ", ".join(f"--{name} {size}" for name, size in kinds.items() if size is not None)
-            raise ValueError(f"This model was trained with {told}: give the same, or start from one without actions.")
+            raise ValueError(
+                f"This model was trained with {option_of(found)}: give the same, or start from one without actions."
+            )
         return
     if is_adapter:
         raise ValueError(
