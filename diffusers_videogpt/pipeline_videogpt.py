@@ -287,12 +287,15 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     @property
     def condition_encoder(self) -> ConditionEncoder:
         """Turns classes and prompts into arguments of the transformer, with the text encoder and tokenizer set now."""
+        return self._condition_encoder_on(execution_device(self))
+
+    def _condition_encoder_on(self, device: torch.device) -> ConditionEncoder:
         return make_condition_encoder(
             self.transformer,
             self.text_encoder,
             tokenizer=self.tokenizer,
             id2label=self.config.id2label,
-            device=execution_device(self),
+            device=device,
         )
 
     def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
@@ -331,16 +334,17 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_interval=inputs.guidance_interval,
             action_guidance_scale=inputs.action_guidance_scale,
         )
+        device = execution_device(self)  # asked once: the answer takes a walk through all modules
         rollout = prepare_rollout(
             inputs,
             guider=guider,
             transformer=self.transformer,
             vae=self.vae,
-            condition_encoder=self.condition_encoder,
+            condition_encoder=self._condition_encoder_on(device),
             vae_scale_factor=self.vae_scale_factor,
             longest_side=self.config.longest_side,
             max_context_frames=self.config.max_context_frames,
-            device=execution_device(self),
+            device=device,
         )
         self._interrupt = False
         self._num_timesteps = len(timesteps) * len(inputs.clip_lengths)
@@ -365,7 +369,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         generator = rollout.generator
         latents = prepare_noise(
             (rollout.batch_size, self.transformer.config.in_channels, num_frames, *latent_size),
-            device=execution_device(self),
+            device=rollout.device,
             generator=generator,
             latents=noise,
         )
@@ -702,8 +706,8 @@ def predict_clean(
     Returns:
         (B, C, F, h, w) in fp32.
     """
-    has_history = history.num_frames > 0
-    past = history.latents.to(transformer.dtype) if has_history else None
+    has_history, dtype = history.num_frames > 0, transformer.dtype
+    past = history.latents.to(dtype) if has_history else None
     cache, negative_cache = (history.kv_cache, history.negative_kv_cache) if has_history else (None, None)
     inputs = {
         "conditions": (
@@ -720,7 +724,7 @@ def predict_clean(
     def predict(name: str, latents: torch.Tensor, **model_inputs) -> torch.Tensor:
         model_inputs |= {"attention_kwargs": attention_kwargs, "return_dict": False}
         with transformer.cache_context(name):
-            return transformer(latents.to(transformer.dtype), alpha, **model_inputs)[0].float()
+            return transformer(latents.to(dtype), alpha, **model_inputs)[0].float()
 
     passes = guider.prepare_inputs(inputs)
     # A guider of diffusers may ask for the pass with negative conditions in a call that has none: then one pass is all.

@@ -3,10 +3,13 @@
 import logging
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import ClassifierFreeGuidance, DiffusionPipeline, FirstBlockCacheConfig
+from diffusers.hooks import apply_group_offloading
 from safetensors.torch import load_file, save_file
 
 from diffusers_videogpt import VideoGPTPipeline, VideoGPTTransformerModel, diffusers_internals
@@ -36,6 +39,24 @@ def test_pipeline(make_tiny_pipe):
     pipe.transformer.enable_cache(config)
     assert diffusers_internals.block_cache_config(pipe.transformer) is config
     diffusers_internals.reset_block_caches(pipe.transformer)
+
+
+def test_the_device_is_diffusers_where_something_moves_the_models(make_tiny_pipe):
+    device = diffusers_internals.execution_device
+    pipe = make_tiny_pipe()
+    with pipe.transformer.cache_context("cond"):  # which leaves a registry of hooks behind, an empty one
+        pass
+    with mock.patch.object(DiffusionPipeline, "_execution_device", property(lambda self: 1 / 0)):
+        assert device(pipe) == torch.device("cpu")  # nothing does: it is not asked
+    meta = torch.device("meta")
+    for model in (pipe.vae, pipe.transformer):
+        add_hook_to_module(model, AlignDevicesHook(execution_device=meta))
+    assert device(pipe) == pipe._execution_device == meta
+    pipe = make_tiny_pipe()
+    apply_group_offloading(pipe.transformer, onload_device=torch.device("cpu"), offload_type="leaf_level")
+    with mock.patch.object(DiffusionPipeline, "_execution_device", meta):
+        assert device(pipe) == meta  # it is asked
+    assert device(VideoGPTPipeline(vae=pipe.vae, transformer=None, scheduler=pipe.scheduler)) == torch.device("cpu")
 
 
 def test_guiders(caplog):

@@ -223,6 +223,27 @@ def test_an_episode_is_the_pipelines_rollout(pipe):
     torch.testing.assert_close(after.latents[:, -2:], latents[0], atol=1e-5, rtol=0)
 
 
+def test_a_history_that_is_read_once_is_read_without_a_cache(pipe, monkeypatch):
+    start = WorldModel(pipe, num_history_frames=3, num_inference_steps=1).begin(*VIDEOS[0], seed=3)
+    ways = []
+    forward = pipe.transformer.forward
+    monkeypatch.setattr(
+        pipe.transformer, "forward", lambda *a, **k: ways.append(k.get("kv_cache") is not None) or forward(*a, **k)
+    )
+    for guidance_scale, num_steps, expected in ((1.0, 1, [False]), (2.0, 1, [True] * 2), (1.0, 2, [True] * 3)):
+        ways.clear()
+        world = WorldModel(pipe, num_history_frames=3, num_inference_steps=num_steps, guidance_scale=guidance_scale)
+        (after,) = world.advance([start], [2])
+        assert ways == expected
+    # One pass in the place of two comes to the same.
+    quick = WorldModel(pipe, num_history_frames=3, num_inference_steps=1)
+    slow = WorldModel(pipe, num_history_frames=3, num_inference_steps=1)
+    slow._settings["use_kv_cache"] = True
+    (one,), (other,) = quick.advance([start], [2]), slow.advance([start], [2])
+    torch.testing.assert_close(one.latents, other.latents, atol=1e-5, rtol=0)
+    assert not one.latents.is_inference()  # a network may learn from it
+
+
 def test_an_episode_goes_on_from_the_end_of_the_video_that_is_named(pipe):
     env = VideoGPTEnv(pipe, VIDEOS, **WORLD)
     given = noise(7, 5)
