@@ -63,9 +63,8 @@ class VideoGPTStream:
         generator = rollout.generator
         self._generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="videogpt-stream")
-        self._future: Future | None = (
-            None  # of the clip in work; `None` before it is begun, and when the stream has ended
-        )
+        # Of the clip in work; `None` before it is begun, and when the stream has ended.
+        self._future: Future | None = None
         self._actions: torch.Tensor | None = None  # of the clip in work, or to come
         self._actions_done: torch.Tensor | None = None  # of the last clip, less those of frames observed in its place
         self._keep_history()

@@ -29,9 +29,8 @@ from ..transformer_videogpt import VideoGPTTransformerModel
 from ..video_io import to_uint8_frames
 
 
-PLAY_STEPS = (
-    8  # denoising steps of a model that does not tell its own: fewer than elsewhere, as someone waits for each
-)
+# Denoising steps of a model that does not tell its own: fewer than elsewhere, as someone waits for each.
+PLAY_STEPS = 8
 
 
 @dataclass(frozen=True)
