@@ -3,8 +3,9 @@
     accelerate launch training_scripts/train_autoencoder.py --output_dir vae --max_train_steps 6000
 
 What a model of the latents gets wrong looks like noise to the decoder, so it is trained on latents with noise of up to
---latent_noise standard deviations of each channel (l-DeTok, https://arxiv.org/abs/2507.15856). A penalty keeps the channels
-from telling the same; what is left of their correlation is whitened into `quant_conv` and `post_quant_conv` at the end, which
+--latent_noise standard deviations of each channel (l-DeTok, https://arxiv.org/abs/2507.15856). What it is unsure of comes out
+weak, and left to itself an autoencoder tells colours by how strong a latent is; so the first three channels are taught the
+mean colour of their patch. A penalty keeps the channels from telling the same; what is left of their correlation is whitened into `quant_conv` and `post_quant_conv` at the end, which
 leaves what is decoded as it was and gives every channel mean 0 and standard deviation 1.
 
 Writes into --output_dir: the autoencoder (`config.json`, safetensors weights), `latents.json` (how good its latents are,
@@ -79,6 +80,13 @@ def parse_args():
         help="weight of the squared correlations of the channels, summed over all pairs in both orders",
     )
     parser.add_argument(
+        "--colour_weight",
+        type=natural_float,
+        default=0.1,
+        help="weight of the squared error of the first three channels as the mean colour of their patch, in units in which the "
+        "three are uncorrelated and have variance 1; 0 for none",
+    )
+    parser.add_argument(
         "--foreground_weight",
         type=natural_float,
         default=10.0,
@@ -129,6 +137,7 @@ from diffusers_videogpt.data.videos import content_digest
 from diffusers_videogpt.data.workers import check_shared_memory, until_timeout, worker_options
 from diffusers_videogpt.evaluation.autoencoder import (
     add_latent_noise,
+    colour_units,
     correlation_penalty,
     encode_videos,
     failed_gates,
@@ -136,7 +145,7 @@ from diffusers_videogpt.evaluation.autoencoder import (
     judge_latents,
     latent_statistics,
 )
-from diffusers_videogpt.frame_latents import load_autoencoder
+from diffusers_videogpt.frame_latents import get_vae_scale_factor, load_autoencoder
 from diffusers_videogpt.training.checkpoints import refuse_existing, refuse_other_run
 from diffusers_videogpt.training.loop import hold_process_group
 from diffusers_videogpt.training.run_folder import hold_folder
@@ -146,7 +155,8 @@ from diffusers_videogpt.weights import hash_weights
 FIRST_TRAINING_SEED = 1_000_000  # evaluation scenes have the seeds 0..9999
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
 LOG_EVERY = 20
-LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "learning_rate"]
+LOG_COLUMNS = ["step", "loss", "l1", "mse", "kl", "correlation", "colour", "learning_rate"]
+NUM_COLOUR_SAMPLES = 64  # training samples by whose colours the units of --colour_weight are told
 EMA = "ema.pt"
 RUN = "run.json"  # in a checkpoint: what a run that goes on from it must agree with
 # Of the options; the rest may differ, or is told by the autoencoder, the videos and the number of samples a step.
@@ -269,6 +279,8 @@ def run_fields(args, vae, videos, *, num_processes):
     """
     fields = {name: getattr(args, name) for name in MUST_AGREE}
     fields |= {"global_batch_size": args.train_batch_size * num_processes, "base": args.pretrained_model_name_or_path}
+    if args.colour_weight:  # checkpoints from before it know no such field
+        fields["colour_weight"] = args.colour_weight
     fields["autoencoder"] = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     fields["videos"] = f"simulated {args.simulated_world}"
     if args.pretrained_model_name_or_path is not None:
@@ -280,17 +292,31 @@ def run_fields(args, vae, videos, *, num_processes):
 
 
 class ReconstructionObjective(torch.nn.Module):
-    """L1 + mse_weight x squared error + kl_weight x KL + correlation_weight x penalty, of latents with noise.
+    """L1 + mse_weight x squared error + kl_weight x KL + correlation_weight x penalty + colour_weight x error of the mean colours,
+    of latents with noise.
 
     Both errors are weighed towards pixels unlike the frame's median and those beside them: the dark line between two objects
     that touch is what tells that they are two. The noise of each frame is uniform in [0, latent_noise] standard deviations
-    of each channel.
+    of each channel. The mean colours of the patches are told by the first three channels' mean: see
+    [`~diffusers_videogpt.evaluation.autoencoder.colour_units`].
 
     A module, so that distributed data parallel and torch.compile see the whole of it.
     """
 
-    def __init__(self, vae, mse_weight, kl_weight, foreground_weight, latent_noise, correlation_weight):
+    def __init__(
+        self,
+        vae,
+        mse_weight,
+        kl_weight,
+        *,
+        foreground_weight,
+        latent_noise,
+        correlation_weight,
+        colour_weight=0.0,
+        colours=None,
+    ):
         super().__init__()
+        self.colour_weight, self.colours = colour_weight, colours
         self.vae, self.mse_weight, self.kl_weight = vae, mse_weight, kl_weight
         self.foreground_weight = foreground_weight
         self.latent_noise, self.correlation_weight = latent_noise, correlation_weight
@@ -310,7 +336,12 @@ class ReconstructionObjective(torch.nn.Module):
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         penalty = correlation_penalty(posterior.mean.float())
         loss = l1 + self.mse_weight * mse + self.kl_weight * kl + self.correlation_weight * penalty
-        return loss, l1, mse, kl, penalty
+        colour = torch.zeros_like(loss)
+        if self.colour_weight:
+            told = posterior.mean[:, :3].float()
+            colour = F.mse_loss(told, self.colours.of_patches(pixels, told.shape[-2:]))
+            loss = loss + self.colour_weight * colour
+        return loss, l1, mse, kl, penalty, colour
 
 
 @torch.no_grad()
@@ -393,6 +424,11 @@ def main(args):
         hold_folder(args.output_dir)
 
     vae = make_autoencoder(args).to(memory_format=torch.channels_last)
+    if args.colour_weight and vae.config.latent_channels < 4:
+        raise SystemExit(
+            f"--colour_weight takes three latent channels, of which there are {vae.config.latent_channels}: "
+            "pass --latent_channels of 4 or more, or --colour_weight 0."
+        )
     train_videos, eval_videos = open_videos(args)
     run = run_fields(args, vae, train_videos, num_processes=accelerator.num_processes)
     if checkpoint is not None:
@@ -403,6 +439,7 @@ def main(args):
     frame_bytes = 3 * args.resolution**2 * 4  # fp32
     check_shared_memory(args.dataloader_num_workers, args.train_batch_size * args.frames_per_video * frame_bytes)
     if args.decoder_only:
+        args.colour_weight = 0.0  # the latents stay as they are
         vae.requires_grad_(False)
         for part in (vae.post_quant_conv, vae.decoder):
             part.requires_grad_(True)
@@ -430,8 +467,16 @@ def main(args):
         **worker_options(args.dataloader_num_workers),
         generator=torch.Generator(),
     )
+    num_samples = min(NUM_COLOUR_SAMPLES, len(train_videos))
     objective = ReconstructionObjective(
-        vae, args.mse_weight, args.kl_weight, args.foreground_weight, args.latent_noise, args.correlation_weight
+        vae,
+        args.mse_weight,
+        args.kl_weight,
+        foreground_weight=args.foreground_weight,
+        latent_noise=args.latent_noise,
+        correlation_weight=args.correlation_weight,
+        colour_weight=args.colour_weight,
+        colours=colour_units(torch.cat([clips[index] for index in range(num_samples)]), get_vae_scale_factor(vae)),
     )
     objective, optimizer, loader, scheduler = accelerator.prepare(objective, optimizer, loader, scheduler)
     ema.to(accelerator.device)
@@ -457,7 +502,7 @@ def main(args):
     for batch in until_timeout(loader):
         pixels = batch.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
-            loss, l1, mse, kl, penalty = objective(pixels)
+            loss, l1, mse, kl, penalty, colour = objective(pixels)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained, args.max_grad_norm)
         optimizer.step()
@@ -466,7 +511,7 @@ def main(args):
         ema.step(vae.parameters())
         step += 1
         if accelerator.is_main_process and (step % LOG_EVERY == 0 or step == 1):
-            values = [f"{value.item():.6f}" for value in (loss, l1, mse, kl, penalty)]
+            values = [f"{value.item():.6f}" for value in (loss, l1, mse, kl, penalty, colour)]
             rows.append([step, *values, f"{scheduler.get_last_lr()[0]:.2e}"])
             with log_path.open("w", newline="") as file:
                 csv.writer(file).writerows([LOG_COLUMNS, *rows])

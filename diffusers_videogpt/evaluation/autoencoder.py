@@ -4,10 +4,11 @@
     print(format_report(report))
     print(failed_gates(report))                                        # [] if the latents are fit
 
-Four things decide it. Posterior noise is variance that no model can predict. A small eigenvalue of the channels' correlation
+Five things decide it. Posterior noise is variance that no model can predict. A small eigenvalue of the channels' correlation
 is a direction with hardly any variance, in which little noise destroys what it tells. The reconstruction is the best that
 any model of the latents can do; the reconstruction of noised latents tells how exact a model has to be
-(l-DeTok, https://arxiv.org/abs/2507.15856, trains for it).
+(l-DeTok, https://arxiv.org/abs/2507.15856, trains for it). And where other hues hardly move the latents, a model that is
+unsure of a place, and so predicts a weaker latent there, predicts another colour.
 
 Shapes: N frames, F frames of a video, C latent channels, H × W pixels, h × w latents. Noise is always in units of each
 channel's own standard deviation, so that no scale of the latents makes them look more robust.
@@ -29,6 +30,8 @@ NOISE_LEVELS = (0.1, 0.2, 0.3)
 # lose them too.
 LEAST_EIGENVALUE = 0.5
 LEAST_KEPT = {0.0: 0.99, 0.3: 0.98}  # share of frames with all their objects, by level of noise
+LEAST_HUE_RATIO = 1.0  # how far other hues move the latents over how far they move the pixels
+FRAMES_LATER = 16  # as a measure of what moves
 FRAMES_PER_CALL = 16
 
 
@@ -66,6 +69,39 @@ def add_latent_noise(latents: torch.Tensor, level: torch.Tensor | float, *, nois
         noise: standard normal, of the latents' shape.
     """
     return latents + level * latents.std(dim=(0, 2, 3), keepdim=True) * noise
+
+
+@dataclass(frozen=True)
+class ColourUnits:
+    """Mean colours of patches in units in which red, green and blue are uncorrelated and have mean 0 and variance 1.
+
+    Of colours in RGB, what all have in common is most of the variance: blue and cyan, or magenta and red, differ by a few
+    per cent of it. In these units they differ by about as much as an object and none.
+
+    Attributes:
+        mean: (3,) of RGB in [−1, 1].
+        whitener: (3, 3), symmetric; of all such matrices the one that changes the colours least.
+    """
+
+    mean: torch.Tensor
+    whitener: torch.Tensor
+
+    def of_patches(self, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(N, 3, H, W) pixels in [−1, 1] → (N, 3, h, w) for `size` = (h, w)."""
+        colours = torch.nn.functional.adaptive_avg_pool2d(pixels, size)
+        mean, whitener = self.mean.to(colours), self.whitener.to(colours)
+        return torch.einsum("ij,njhw->nihw", whitener, colours - mean[:, None, None])
+
+
+def colour_units(pixels: torch.Tensor, patch_size: int) -> ColourUnits:
+    """The units by which the mean colours of these frames' patches, (N, 3, H, W) in [−1, 1], are white.
+
+    A colour that never changes, as in grey videos, stays small instead of being blown up.
+    """
+    colours = torch.nn.functional.avg_pool2d(pixels.double(), patch_size).transpose(0, 1).flatten(1)
+    values, vectors = torch.linalg.eigh(torch.cov(colours, correction=0))
+    values = values.clamp_min(max(1e-4 * values.max().item(), 1e-12))
+    return ColourUnits(colours.mean(dim=1).float(), (vectors @ torch.diag(values**-0.5) @ vectors.T).float())
 
 
 # The report
@@ -115,6 +151,9 @@ class LatentReport:
         mse: of pixels in [0, 1] after noise of each level.
         mse_later: between a frame and the one 16 frames later, as a measure of what moves.
         objects_kept: share of frames that show the same objects after noise of each level; `None` where nobody can tell.
+        hue_distance: how far the latents move when all hues of a frame are turned by 60°, over how far they move in 16 frames:
+            squared distances, in standard deviations of each channel. NaN for still videos.
+        hue_distance_of_pixels: the same of the pixels.
     """
 
     num_frames: int
@@ -127,6 +166,20 @@ class LatentReport:
     mse: list[float]
     mse_later: float
     objects_kept: list[float] | None
+    hue_distance: float
+    hue_distance_of_pixels: float
+
+    @property
+    def hue_ratio(self) -> float:
+        """Below 1 colours lie closer together in the latents than in the pixels. NaN for videos that are grey or still."""
+        return self.hue_distance / self.hue_distance_of_pixels if self.hue_distance_of_pixels else float("nan")
+
+
+def turn_hues(frames: np.ndarray) -> np.ndarray:
+    """Frames (…, 3), uint8, with every hue turned by 60°, for example red to magenta; lightness and saturation (HSL) stay."""
+    values = frames.astype(np.int16)
+    opposite = values.max(axis=-1, keepdims=True) + values.min(axis=-1, keepdims=True) - values  # turned by 180°
+    return np.roll(opposite, 1, axis=-1).astype(np.uint8)  # and by −120°
 
 
 def latent_statistics(moments: torch.Tensor, latent_channels: int) -> LatentStatistics:
@@ -189,12 +242,18 @@ def judge_latents(
     levels = [0.0, *noise_levels]
     generator = torch.Generator().manual_seed(seed)
     errors, kept, later, first = [], [], [], 0
+    moved: dict[str, list[np.ndarray]] = {"latents later": [], "latents turned": [], "pixels turned": []}
     for index in range(len(videos)):
         frames = videos[index]
         clean = latents[first : first + len(frames)]
         first += len(frames)
-        ahead = min(16, len(frames) - 1)
+        ahead = min(FRAMES_LATER, len(frames) - 1)
         later.append(_mse(frames[ahead:], frames[: len(frames) - ahead]).mean())
+        turned = turn_hues(frames)
+        moved["pixels turned"].append(_mse(turned, frames).mean())
+        other = encode_moments(vae, turned, batch_size=FRAMES_PER_CALL)[:, :channels]
+        for name, pair in (("later", (clean[ahead:], clean[: len(clean) - ahead])), ("turned", (other, clean))):
+            moved[f"latents {name}"].append(((pair[0] - pair[1]) / std).square().mean().item())
         truth = read_objects and [read_objects(frame) for frame in frames]
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         decoded = [_decode(vae, clean + level * std * noise) for level in levels]
@@ -206,6 +265,7 @@ def judge_latents(
                     for made in decoded
                 ]
             )
+    mean_moved = {name: float(np.mean(values)) for name, values in moved.items()}
     return LatentReport(
         num_frames=len(latents),
         latent_shape=tuple(latents.shape[1:]),
@@ -217,7 +277,13 @@ def judge_latents(
         mse=np.concatenate(errors, axis=1).mean(axis=1).tolist(),
         mse_later=float(np.mean(later)),
         objects_kept=np.concatenate(kept, axis=1).mean(axis=1).tolist() if read_objects else None,
+        hue_distance=_over(mean_moved["latents turned"], mean_moved["latents later"]),
+        hue_distance_of_pixels=_over(mean_moved["pixels turned"], float(np.mean(later))),
     )
+
+
+def _over(value: float, unit: float) -> float:
+    return value / unit if unit else float("nan")
 
 
 def _mse(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -234,6 +300,10 @@ def failed_gates(report: LatentReport) -> list[str]:
     if report.eigenvalues[0] < LEAST_EIGENVALUE:
         failed.append(
             f"smallest eigenvalue of the channels' correlation {report.eigenvalues[0]:.3f}, below {LEAST_EIGENVALUE}"
+        )
+    if report.hue_ratio < LEAST_HUE_RATIO:
+        failed.append(
+            f"other hues move the latents {report.hue_ratio:.2f} times as far as the pixels, below {LEAST_HUE_RATIO:g}"
         )
     for level, kept in zip(report.noise_levels, report.objects_kept or [], strict=False):
         if kept < LEAST_KEPT.get(level, 0.0):
@@ -259,7 +329,10 @@ def format_report(report: LatentReport) -> str:
         lines.append(f"| {index} | {mean:.3f} | {std:.3f} | {100 * noise:.2f} |")
     lines += [
         "",
-        f"Reconstruction; the MSE between a frame and that 16 frames later is {1e3 * report.mse_later:.2f} × 10⁻³:",
+        f"Hues turned by 60° move the latents {report.hue_distance:.3f} times as far as {FRAMES_LATER} frames do, the pixels "
+        f"{report.hue_distance_of_pixels:.3f} times.",
+        "",
+        f"Reconstruction; the MSE between a frame and that {FRAMES_LATER} frames later is {1e3 * report.mse_later:.2f} × 10⁻³:",
         "",
         "| noise, standard deviations | MSE × 1000 | PSNR, dB | objects kept, % of frames |",
         "|---|---|---|---|",

@@ -11,11 +11,13 @@ from diffusers_videogpt.evaluation.autoencoder import (
     LatentReport,
     add_latent_noise,
     channel_correlation,
+    colour_units,
     correlation_penalty,
     failed_gates,
     format_report,
     judge_latents,
     latent_statistics,
+    turn_hues,
 )
 from diffusers_videogpt.video_io import write_video
 
@@ -115,6 +117,61 @@ def test_scaling_a_channel_gains_nothing():
 # The report
 
 
+# Colours
+
+
+def test_units_of_colour_are_white_on_what_they_were_made_of():
+    mixed = torch.einsum("ij,njhw->nihw", torch.tensor([[0.3, 0.1, 0.0], [0.2, 0.3, 0.1], [0.1, 0.1, 0.1]]), noise(6))
+    units = colour_units(mixed, 2)
+    told = units.of_patches(mixed, (4, 4)).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(told.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cov(told, correction=0), torch.eye(3), atol=1e-4, rtol=0)
+    # The mean of a patch, in the units: patch (1, 2) of frame 3.
+    mean = mixed[3, :, 2:4, 4:6].mean(dim=(1, 2))
+    expected = units.whitener @ (mean - units.mean)
+    torch.testing.assert_close(units.of_patches(mixed, (4, 4))[3, :, 1, 2], expected)
+
+
+def test_grey_frames_have_no_colour_that_is_blown_up():
+    grey = noise(4)[:, :1].expand(-1, 3, -1, -1)
+    told = colour_units(grey, 2).of_patches(grey, (4, 4))
+    assert told.isfinite().all() and told.abs().max() < 10
+    constant = torch.zeros(2, 3, 8, 8)
+    assert not colour_units(constant, 2).of_patches(constant, (4, 4)).any()
+
+
+def noise(count):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_hues_turn_by_sixty_degrees():
+    colours = np.array([[200, 40, 40], [200, 40, 200], [40, 40, 200], [40, 200, 200], [40, 200, 40], [200, 200, 40]])
+    frames = colours.astype(np.uint8)[None]
+    np.testing.assert_array_equal(turn_hues(frames), np.roll(frames, -1, axis=1))  # red to magenta, magenta to blue, …
+    for value in (0, 77, 255):
+        grey = np.full((2, 2, 3), value, dtype=np.uint8)
+        np.testing.assert_array_equal(turn_hues(grey), grey)
+
+
+def test_colours_that_lie_closer_in_the_latents_are_found():
+    """Latents that are pixels have the ratio 1; those that tell the sum of the colours alone see no other hue."""
+    videos = noise_videos()
+    same = judge_latents(PixelAutoencoder(), videos, noise_levels=())
+    assert same.hue_ratio == pytest.approx(1, abs=0.05) and same.hue_distance_of_pixels == pytest.approx(0.5, rel=0.6)
+    assert judge_latents(PixelAutoencoder((9.0, 1.0, 0.2)), videos, noise_levels=()).hue_ratio == pytest.approx(
+        same.hue_ratio, abs=0.05
+    )
+    grey = [video[..., :1].repeat(3, axis=-1) for video in videos]
+    report = judge_latents(PixelAutoencoder(), grey, noise_levels=())
+    assert report.hue_distance == report.hue_distance_of_pixels == 0 and not failed_gates_of_colour(report)
+    still = [video[:1].repeat(4, axis=0) for video in videos]
+    assert not failed_gates_of_colour(judge_latents(PixelAutoencoder(), still, noise_levels=()))
+
+
+def failed_gates_of_colour(report):
+    return [text for text in failed_gates(report) if "hues" in text]
+
+
 def test_statistics_of_a_posterior():
     mean = latents_of([[2.0, 0, 0], [0.6, 0.8, 0]])
     log_variance = torch.tensor([0.0, -30.0])[None, :, None, None].expand_as(mean)
@@ -180,7 +237,7 @@ def test_an_autoencoder_without_a_posterior_has_no_noise():
     assert report.posterior_noise == [0, 0] and report.latent_shape == (2, 8, 8)
 
 
-def report_with(eigenvalue=0.6, kept=(0.995, 0.99, 0.985, 0.981)):
+def report_with(eigenvalue=0.6, kept=(0.995, 0.99, 0.985, 0.981), hue_distance=0.3):
     return LatentReport(
         num_frames=1,
         latent_shape=(2, 8, 8),
@@ -192,6 +249,8 @@ def report_with(eigenvalue=0.6, kept=(0.995, 0.99, 0.985, 0.981)):
         mse=[1e-4, 2e-4, 3e-4, 4e-4],
         mse_later=2e-2,
         objects_kept=None if kept is None else list(kept),
+        hue_distance=hue_distance,
+        hue_distance_of_pixels=0.3,
     )
 
 
@@ -201,6 +260,8 @@ def report_with(eigenvalue=0.6, kept=(0.995, 0.99, 0.985, 0.981)):
         (report_with(), []),
         (report_with(kept=None), []),
         (report_with(kept=(0.99, 0, 0, 0.98)), []),  # the levels between have no gate of their own
+        (report_with(hue_distance=0.15), ["other hues move the latents 0.50 times as far as the pixels, below 1"]),
+        (report_with(hue_distance=float("nan")), []),
         (report_with(eigenvalue=0.49), ["eigenvalue of the channels' correlation 0.490, below 0.5"]),
         (
             report_with(kept=(0.98, 0.98, 0.98, 0.97)),
@@ -216,6 +277,7 @@ def test_gates(report, said):
 def test_report_in_words():
     text = format_report(report_with())
     assert "1 frames, latents 2 × 8 × 8; eigenvalues of the channels' correlation 0.600, 1.400" in text
+    assert "Hues turned by 60° move the latents 0.300 times as far as 16 frames do, the pixels 0.300 times." in text
     assert "| 1 | 0.500 | 2.000 | 25.00 |" in text and "| 0.3 | 0.400 | 33.98 | 98.10 |" in text
     assert "| 0.3 | 0.400 | 33.98 | – |" in format_report(report_with(kept=None))
 

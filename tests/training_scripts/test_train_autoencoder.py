@@ -13,7 +13,7 @@ from filelock import FileLock
 from run_scripts import SCRIPTS, run_script
 
 from diffusers_videogpt.data import workers
-from diffusers_videogpt.evaluation.autoencoder import latent_statistics
+from diffusers_videogpt.evaluation.autoencoder import colour_units, latent_statistics
 from diffusers_videogpt.video_io import write_video
 
 
@@ -110,16 +110,18 @@ def test_a_direction_without_variance_is_whitened_too():
     assert torch.allclose(vae.decode(vae.encode(pixels).latent_dist.mean).sample, before, atol=1e-4)
 
 
-def make_objective(vae, latent_noise=0.0, correlation_weight=0.0):
+def make_objective(vae, **weights):
     objective = runpy.run_path(str(SCRIPT))["ReconstructionObjective"]
-    return objective(vae, 4.0, 1e-6, 10.0, latent_noise, correlation_weight)
+    return objective(
+        vae, 4.0, 1e-6, **{"foreground_weight": 10.0, "latent_noise": 0.0, "correlation_weight": 0.0} | weights
+    )
 
 
 @torch.no_grad()
 def test_objective_without_noise_is_that_of_a_plain_autoencoder():
     vae, pixels = tiny_autoencoder(), frames_of_unseen_scenes()[:4]
     vae.quant_conv.bias[4:] = -40  # a posterior without noise
-    loss, l1, mse, kl, penalty = make_objective(vae)(pixels)
+    loss, l1, mse, kl, penalty, _ = make_objective(vae)(pixels)
     error = vae.decode(vae.encode(pixels).latent_dist.mean).sample - pixels
     unlike = (pixels - pixels.flatten(2).median(dim=-1).values[..., None, None]).abs().mean(dim=1)
     near = torch.empty_like(unlike)  # the most that a pixel or one of the eight beside it is unlike the background
@@ -132,6 +134,28 @@ def test_objective_without_noise_is_that_of_a_plain_autoencoder():
     assert loss.item() == pytest.approx((l1 + 4 * mse + 1e-6 * kl).item(), rel=1e-5)
     penalised = make_objective(vae, correlation_weight=0.5)(pixels)
     assert penalised[0].item() == pytest.approx((loss + 0.5 * penalty).item(), rel=1e-5) and penalty > 0
+
+
+@torch.no_grad()
+def test_three_channels_are_taught_the_mean_colours():
+    vae, pixels = tiny_autoencoder(), frames_of_unseen_scenes()[:4]
+    vae.quant_conv.bias[4:] = -40
+    colours = colour_units(pixels, 2)
+    plain, *_, none = make_objective(vae)(pixels)
+    loss, *_, error = make_objective(vae, colour_weight=0.5, colours=colours)(pixels)
+    told, patches = vae.encode(pixels).latent_dist.mean[:, :3], pixels.unflatten(-1, (8, 2)).unflatten(-3, (8, 2))
+    means = patches.mean(dim=(-3, -1)) - colours.mean[:, None, None]
+    expected = (told - torch.einsum("ij,njhw->nihw", colours.whitener, means)).square().mean()
+    assert none == 0 and error.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert loss.item() == pytest.approx((plain + 0.5 * error).item(), rel=1e-5)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    for _ in range(30):
+        with torch.enable_grad():
+            *_, learnt = make_objective(vae, colour_weight=1.0, colours=colours)(pixels)
+            learnt.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert learnt < 0.5 * error
 
 
 @torch.no_grad()
@@ -155,6 +179,7 @@ def test_loss_goes_down_and_is_logged(trained):
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [1, 20]
     assert float(rows[1]["loss"]) < 0.8 * float(rows[0]["loss"])
+    assert float(rows[1]["colour"]) > 0
 
 
 def test_resuming_ends_where_an_unbroken_run_ends(trained, tmp_path):
@@ -265,6 +290,11 @@ def test_a_decoder_alone_leaves_the_latents_as_they_are(trained, tmp_path):
         name: torch.equal(w, given[name]) for name, w in AutoencoderKL.from_pretrained(tmp_path).state_dict().items()
     }
     assert all(same[name] == name.startswith(("encoder.", "quant_conv.")) for name in same), same
+
+
+def test_too_few_channels_for_the_colours_are_refused(tmp_path, refusal_of):
+    given = ["--output_dir", tmp_path, *arguments(max_train_steps=1, latent_channels=3)]
+    assert "--colour_weight takes three latent channels, of which there are 3" in refusal_of(SCRIPT.name, *given)
 
 
 def test_an_autoencoder_without_quant_conv_is_refused(tmp_path, refusal_of):
