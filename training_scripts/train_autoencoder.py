@@ -82,7 +82,7 @@ def parse_args():
     parser.add_argument(
         "--colour_weight",
         type=natural_float,
-        default=0.1,
+        default=2.0,
         help="weight of the squared error of the first three channels as the mean colour of their patch, in units in which the "
         "three are uncorrelated and have variance 1; 0 for none",
     )
