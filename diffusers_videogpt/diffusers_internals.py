@@ -190,7 +190,7 @@ def execution_device(pipe: DiffusionPipeline | ModularPipeline):
     """The `torch.device` that a pipeline computes on, also where its models wait on the CPU to be moved there.
 
     Where nothing moves the transformer, it is the transformer's. diffusers, which looks at all models, is asked only where
-    something does: its answer takes 3 ms, as long as two layers of a small model."""
+    something does: its answer takes 3 ms, as long as a layer of a small model."""
     transformer = getattr(pipe, "transformer", None)
     if transformer is None or any(_has_hook(module) for module in transformer.modules()):
         return pipe._execution_device

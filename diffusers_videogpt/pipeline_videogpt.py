@@ -287,15 +287,12 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     @property
     def condition_encoder(self) -> ConditionEncoder:
         """Turns classes and prompts into arguments of the transformer, with the text encoder and tokenizer set now."""
-        return self._condition_encoder_on(execution_device(self))
-
-    def _condition_encoder_on(self, device: torch.device) -> ConditionEncoder:
         return make_condition_encoder(
             self.transformer,
             self.text_encoder,
             tokenizer=self.tokenizer,
             id2label=self.config.id2label,
-            device=device,
+            device=execution_device(self),
         )
 
     def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
@@ -334,17 +331,17 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_interval=inputs.guidance_interval,
             action_guidance_scale=inputs.action_guidance_scale,
         )
-        device = execution_device(self)  # asked once: the answer takes a walk through all modules
+        condition_encoder = self.condition_encoder
         rollout = prepare_rollout(
             inputs,
             guider=guider,
             transformer=self.transformer,
             vae=self.vae,
-            condition_encoder=self._condition_encoder_on(device),
+            condition_encoder=condition_encoder,
             vae_scale_factor=self.vae_scale_factor,
             longest_side=self.config.longest_side,
             max_context_frames=self.config.max_context_frames,
-            device=device,
+            device=condition_encoder.device,
         )
         self._interrupt = False
         self._num_timesteps = len(timesteps) * len(inputs.clip_lengths)

@@ -5,8 +5,9 @@
 What a model of the latents gets wrong looks like noise to the decoder, so it is trained on latents with noise of up to
 --latent_noise standard deviations of each channel (l-DeTok, https://arxiv.org/abs/2507.15856). What it is unsure of comes out
 weak, and left to itself an autoencoder tells colours by how strong a latent is; so the first three channels are taught the
-mean colour of their patch. A penalty keeps the channels from telling the same; what is left of their correlation is whitened into `quant_conv` and `post_quant_conv` at the end, which
-leaves what is decoded as it was and gives every channel mean 0 and standard deviation 1.
+mean colour of their patch. A penalty keeps the channels from telling the same; what is left of their correlation is whitened
+into `quant_conv` and `post_quant_conv` at the end, which leaves what is decoded as it was and gives every channel mean 0 and
+standard deviation 1.
 
 Writes into --output_dir: the autoencoder (`config.json`, safetensors weights), `latents.json` (how good its latents are,
 as `videogpt evaluate autoencoder` measures it), `train_log.csv`, and `checkpoint-N` folders, from the latest of which
@@ -82,9 +83,8 @@ def parse_args():
     parser.add_argument(
         "--colour_weight",
         type=natural_float,
-        default=2.0,
         help="weight of the squared error of the first three channels as the mean colour of their patch, in units in which the "
-        "three are uncorrelated and have variance 1; 0 for none",
+        "three are uncorrelated and have variance 1; default: 2, or 0 with --decoder_only",
     )
     parser.add_argument(
         "--foreground_weight",
@@ -107,6 +107,10 @@ def parse_args():
         parser.error(
             "--decoder_only keeps the latents of --pretrained_model_name_or_path: give it, and no --latent_channels"
         )
+    if args.decoder_only and args.colour_weight:
+        parser.error("--colour_weight has no effect with --decoder_only, which leaves the latents as they are")
+    if args.colour_weight is None:
+        args.colour_weight = 0.0 if args.decoder_only else 2.0
     if args.instance_data_root is not None and not args.instance_data_root.is_dir():
         parser.error(f"--instance_data_root {args.instance_data_root}: there is no such folder")
     odd = [width for width in args.block_out_channels if width % args.norm_num_groups]
@@ -339,7 +343,7 @@ class ReconstructionObjective(torch.nn.Module):
         colour = torch.zeros_like(loss)
         if self.colour_weight:
             told = posterior.mean[:, :3].float()
-            colour = F.mse_loss(told, self.colours.of_patches(pixels, told.shape[-2:]))
+            colour = F.mse_loss(told, self.colours(pixels, told.shape[-2:]))
             loss = loss + self.colour_weight * colour
         return loss, l1, mse, kl, penalty, colour
 
@@ -439,7 +443,6 @@ def main(args):
     frame_bytes = 3 * args.resolution**2 * 4  # fp32
     check_shared_memory(args.dataloader_num_workers, args.train_batch_size * args.frames_per_video * frame_bytes)
     if args.decoder_only:
-        args.colour_weight = 0.0  # the latents stay as they are
         vae.requires_grad_(False)
         for part in (vae.post_quant_conv, vae.decoder):
             part.requires_grad_(True)
@@ -467,7 +470,10 @@ def main(args):
         **worker_options(args.dataloader_num_workers),
         generator=torch.Generator(),
     )
-    num_samples = min(NUM_COLOUR_SAMPLES, len(train_videos))
+    colours = None
+    if args.colour_weight:
+        samples = [clips[index] for index in range(min(NUM_COLOUR_SAMPLES, len(train_videos)))]
+        colours = colour_units(torch.cat(samples), get_vae_scale_factor(vae))
     objective = ReconstructionObjective(
         vae,
         args.mse_weight,
@@ -476,7 +482,7 @@ def main(args):
         latent_noise=args.latent_noise,
         correlation_weight=args.correlation_weight,
         colour_weight=args.colour_weight,
-        colours=colour_units(torch.cat([clips[index] for index in range(num_samples)]), get_vae_scale_factor(vae)),
+        colours=colours,
     )
     objective, optimizer, loader, scheduler = accelerator.prepare(objective, optimizer, loader, scheduler)
     ema.to(accelerator.device)

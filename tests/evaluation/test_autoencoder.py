@@ -1,5 +1,6 @@
 import argparse
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -123,21 +124,21 @@ def test_scaling_a_channel_gains_nothing():
 def test_units_of_colour_are_white_on_what_they_were_made_of():
     mixed = torch.einsum("ij,njhw->nihw", torch.tensor([[0.3, 0.1, 0.0], [0.2, 0.3, 0.1], [0.1, 0.1, 0.1]]), noise(6))
     units = colour_units(mixed, 2)
-    told = units.of_patches(mixed, (4, 4)).transpose(0, 1).flatten(1)
+    told = units(mixed, (4, 4)).transpose(0, 1).flatten(1)
     torch.testing.assert_close(told.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.cov(told, correction=0), torch.eye(3), atol=1e-4, rtol=0)
     # The mean of a patch, in the units: patch (1, 2) of frame 3.
     mean = mixed[3, :, 2:4, 4:6].mean(dim=(1, 2))
     expected = units.whitener @ (mean - units.mean)
-    torch.testing.assert_close(units.of_patches(mixed, (4, 4))[3, :, 1, 2], expected)
+    torch.testing.assert_close(units(mixed, (4, 4))[3, :, 1, 2], expected)
 
 
 def test_grey_frames_have_no_colour_that_is_blown_up():
     grey = noise(4)[:, :1].expand(-1, 3, -1, -1)
-    told = colour_units(grey, 2).of_patches(grey, (4, 4))
+    told = colour_units(grey, 2)(grey, (4, 4))
     assert told.isfinite().all() and told.abs().max() < 10
     constant = torch.zeros(2, 3, 8, 8)
-    assert not colour_units(constant, 2).of_patches(constant, (4, 4)).any()
+    assert not colour_units(constant, 2)(constant, (4, 4)).any()
 
 
 def noise(count):
@@ -164,8 +165,12 @@ def test_colours_that_lie_closer_in_the_latents_are_found():
     grey = [video[..., :1].repeat(3, axis=-1) for video in videos]
     report = judge_latents(PixelAutoencoder(), grey, noise_levels=())
     assert report.hue_distance == report.hue_distance_of_pixels == 0 and not failed_gates_of_colour(report)
-    still = [video[:1].repeat(4, axis=0) for video in videos]
-    assert not failed_gates_of_colour(judge_latents(PixelAutoencoder(), still, noise_levels=()))
+    still = judge_latents(PixelAutoencoder(), [video[:1].repeat(4, axis=0) for video in videos], noise_levels=())
+    assert still.hue_ratio is None and not failed_gates_of_colour(still) and "Hues" not in format_report(still)
+    assert "NaN" not in json.dumps(asdict(still))
+    # A channel without variance tells nothing of hues, and spoils nothing.
+    without_blue = judge_latents(PixelAutoencoder((1.0, 1.0, 0.0)), videos, noise_levels=())
+    assert 0 < without_blue.hue_ratio < same.hue_ratio + 0.05
 
 
 def failed_gates_of_colour(report):
@@ -261,7 +266,7 @@ def report_with(eigenvalue=0.6, kept=(0.995, 0.99, 0.985, 0.981), hue_distance=0
         (report_with(kept=None), []),
         (report_with(kept=(0.99, 0, 0, 0.98)), []),  # the levels between have no gate of their own
         (report_with(hue_distance=0.15), ["other hues move the latents 0.50 times as far as the pixels, below 1"]),
-        (report_with(hue_distance=float("nan")), []),
+        (report_with(hue_distance=None), []),
         (report_with(eigenvalue=0.49), ["eigenvalue of the channels' correlation 0.490, below 0.5"]),
         (
             report_with(kept=(0.98, 0.98, 0.98, 0.97)),

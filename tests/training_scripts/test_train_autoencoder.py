@@ -297,6 +297,11 @@ def test_too_few_channels_for_the_colours_are_refused(tmp_path, refusal_of):
     assert "--colour_weight takes three latent channels, of which there are 3" in refusal_of(SCRIPT.name, *given)
 
 
+def test_a_decoder_alone_learns_no_colours(trained, tmp_path, refusal_of):
+    given = ["--output_dir", tmp_path, "--pretrained_model_name_or_path", trained[0], "--decoder_only"]
+    assert "--colour_weight has no effect with --decoder_only" in refusal_of(SCRIPT.name, *given, "--colour_weight", 1)
+
+
 def test_an_autoencoder_without_quant_conv_is_refused(tmp_path, refusal_of):
     tiny_autoencoder(use_quant_conv=False).save_pretrained(tmp_path / "vae")
     options = arguments(pretrained_model_name_or_path=tmp_path / "vae")
