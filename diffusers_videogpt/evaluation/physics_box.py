@@ -9,17 +9,19 @@ Shapes: F given frames, N predicted frames, O objects, H × H pixels. Horizons c
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..extras import require
 from ..files import Store, hash_bytes, hash_of
 from ..metrics.physics_iq import PERSPECTIVES, motion_masks, score_set, score_view, shrink
 from ..metrics.rollout_scores import mse_by_frame, psnr_of
 from ..pipeline_videogpt import VideoGPTPipeline
+from ..scheduling_next_clip_flow_match import mix_noise
 from ..video_io import to_uint8_frames
 from ..weights import hash_of_model
 from ..worlds import PALETTE, Scene, plan_scene, simulate
@@ -38,6 +40,7 @@ SEEN_CHANGE = 2.0  # of velocity, in pixels a frame: such a change in a predicti
 CLEAR_CHANGE = 2.5  # such a collision of the simulator must be seen
 # Elsewhere much of the energy is in spin, which centres do not show.
 KINDS_WITHOUT_SPIN = ("bounce", "fall", "pendulum")
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)  # of one denoising
 NUM_STEPS = 25  # denoising steps a clip of a model that tells no number of its own
 ENLARGED = 4  # times, before motion masks are made: their filters are 5 pixels wide, as are small objects here
 
@@ -235,6 +238,7 @@ class BoxScores:
         physics_iq: Physics-IQ's `score`, its metrics against the first take and, as `take_2_…`, those of the second.
         sharpness: of [`sharpness_of`], over that of the true frame: below 1 is blurred, above 1 has edges that are not there.
         colour_drift: of [`colour_drift_of`], in 8-bit levels.
+        one_denoising: of [`denoise_true_clips`]; empty for what is no model.
     """
 
     mse: list[float]
@@ -246,6 +250,7 @@ class BoxScores:
     physics_iq: dict[str, float]
     sharpness: list[float]
     colour_drift: list[float]
+    one_denoising: dict[str, list[float]] = field(default_factory=dict)
 
 
 def sharpness_of(frames: np.ndarray) -> np.ndarray:
@@ -370,6 +375,57 @@ def predict_scenes(
                     np.save(unfinished, video)
         predictions += [np.load(path) for path in paths]
     return predictions
+
+
+@torch.no_grad()
+def denoise_true_clips(
+    pipe: VideoGPTPipeline,
+    scenes: Sequence[BoxScene],
+    *,
+    num_frames: int,
+    alphas: Sequence[float] = ALPHAS,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> dict[str, list[float]]:
+    """At which noise level objects are lost: the true frames that follow are mixed with noise to α φ + (1 − α) ε, and denoised
+    once, after the given frames and without guidance.
+
+    Args:
+        num_frames: of the clip, at most N.
+        alphas: shares of signal in [0, 1).
+        seed: of the noise, as in [`RolloutSettings`].
+
+    Returns:
+        For each of `alphas` the share of predicted frames with as many objects as the truth (`number_kept`), and of those
+        with just its objects, by colour and number (`objects_kept`).
+    """
+    transformer, found = pipe.transformer, []
+    conditions, _ = pipe.condition_encoder.encode_conditions()
+    for first in range(0, len(scenes), batch_size):
+        batch = scenes[first : first + batch_size]
+        num_given, generators = batch[0].num_given, _generators(batch, seed)
+        frames = [scene.take_1.frames[: num_given + num_frames] for scene in batch]
+        latents = pipe.encode_given(video=frames, max_context_frames=num_given + num_frames, generator=generators)
+        given, clip = latents.split((num_given, num_frames), dim=2)
+        noise = randn_tensor(clip.shape, generator=generators, device=clip.device, dtype=clip.dtype)
+        inputs = {name: value.repeat_interleave(len(batch), dim=0) for name, value in conditions.items()}
+        inputs["clean_hidden_states"] = given.to(transformer.dtype)
+        for alpha in alphas:
+            noisy = mix_noise(clip, alpha, noise=noise).to(transformer.dtype)
+            denoised = transformer(noisy, torch.tensor(alpha, device=clip.device), return_dict=False, **inputs)[0]
+            found.append(_objects_there(pipe.decode_latents(denoised.float(), "np"), batch))
+    shares = np.array([np.concatenate(found[index :: len(alphas)]).mean(axis=(0, 1)) for index in range(len(alphas))])
+    return {"number_kept": shares[:, 0].tolist(), "objects_kept": shares[:, 1].tolist()}
+
+
+def _objects_there(videos: np.ndarray, scenes: Sequence[BoxScene]) -> np.ndarray:
+    """(B, N, H, H, 3) in [0, 1] → (B, N, 2): whether a frame has as many objects as the truth; and just those, by colour."""
+    there = []
+    for video, scene in zip(map(to_uint8_frames, videos), scenes, strict=True):
+        true = Counter(item.colour for item in scene.take_1.objects)
+        seen = [Counter(colour for colour, _ in locate_objects(frame)) for frame in video]
+        there.append([(found.total() == true.total(), found == true) for found in seen])
+    return np.array(there)
 
 
 def _generators(scenes: Sequence[BoxScene], seed: int) -> list[torch.Generator]:

@@ -11,10 +11,12 @@ from ..extras import require
 from ..files import Store, write_json
 from ..pipeline_videogpt import VideoGPTPipeline
 from .physics_box import (
+    ALPHAS,
     BASELINES,
     NUM_STEPS,
     BoxScores,
     RolloutSettings,
+    denoise_true_clips,
     make_scenes,
     pass_through_autoencoder,
     predict_scenes,
@@ -89,7 +91,9 @@ def evaluate_models(
     results["autoencoder alone"] = score_predictions(pass_through_autoencoder(pipe, scenes), scenes)
     for name, (run_pipe, run_settings) in runs.items():
         predictions = predict_scenes(run_pipe, scenes, settings=run_settings, store=store)
-        results[name] = score_predictions(predictions, scenes)
+        clip_length = min(run_settings.frames_per_clip or run_pipe.config.frames_per_clip, num_predicted)
+        denoised = denoise_true_clips(run_pipe, scenes, num_frames=clip_length, seed=settings.seed)
+        results[name] = replace(score_predictions(predictions, scenes), one_denoising=denoised)
     about = {"model": str(model), "compare": compare, "num_scenes": num_scenes, "num_given": num_given}
     write_report(results, folder, about=about | asdict(settings))
     return results
@@ -133,6 +137,16 @@ def format_scores(results: dict[str, BoxScores], horizons: Sequence[int] = HORIZ
         for name, scores in results.items():
             values = [factor * getattr(scores, field)[h - 1] for h in shown]
             lines.append(f"| {name} | " + " | ".join(f"{value:{digits}}" for value in values) + " |")
+    denoised = {name: scores.one_denoising for name, scores in results.items() if scores.one_denoising}
+    if denoised:
+        columns = " | ".join(f"α = {alpha}" for alpha in ALPHAS)
+        lines += ["", f"| objects kept by one denoising of the true clip (by number alone), % | {columns} |"]
+        lines.append("|---" * (1 + len(ALPHAS)) + "|")
+    for name, shares in denoised.items():
+        pairs = zip(shares["objects_kept"], shares["number_kept"], strict=True)
+        lines.append(
+            f"| {name} | " + " | ".join(f"{100 * own:.0f} ({100 * count:.0f})" for own, count in pairs) + " |"
+        )
     return "\n".join(lines)
 
 

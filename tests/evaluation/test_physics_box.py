@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
+from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
 from diffusers_videogpt.evaluation.physics_box import (
     BoxScores,
     RolloutSettings,
     colour_drift_of,
+    denoise_true_clips,
     energy_of,
     find_collisions,
     hold_lost_objects,
@@ -27,7 +30,8 @@ from diffusers_videogpt.evaluation.physics_box_report import (
     plot_scores,
     where_not_ahead,
 )
-from diffusers_videogpt.files import Store
+from diffusers_videogpt.files import Store, hash_of
+from diffusers_videogpt.video_io import to_uint8_frames
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +192,35 @@ def test_predictions_are_kept_and_found_again(make_tiny_pipe, tmp_path):
     np.testing.assert_array_equal(*through)
 
 
+def test_one_denoising_of_true_clips(scenes):
+    """From noise alone it is the pipeline's own prediction in one step; with hardly any noise nothing is lost."""
+    pipe = VideoGPTPipeline.from_pretrained(BUNDLED_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    found = denoise_true_clips(pipe, scenes[:3], num_frames=4, alphas=(0.0, 0.98), seed=2, batch_size=2)
+    assert {name: len(shares) for name, shares in found.items()} == {"number_kept": 2, "objects_kept": 2}
+    assert found["number_kept"][1] == found["objects_kept"][1] == 1
+
+    counts = []
+    for batch in (scenes[:2], scenes[2:3]):
+        generators = [torch.Generator().manual_seed(int(hash_of(2, scene.seed)[:12], 16)) for scene in batch]
+        given = [scene.take_1.frames[:12] for scene in batch]
+        latents = pipe.encode_given(video=given, max_context_frames=12, generator=generators)
+        noise = [torch.randn(1, *latents.shape[1:2], 4, 8, 8, generator=generator) for generator in generators]
+        videos = pipe(
+            video_latents=latents[:, :, :8],
+            latents=torch.cat(noise),
+            num_frames=4,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            output_type="np",
+        ).frames
+        for scene, frames in zip(batch, map(to_uint8_frames, videos), strict=True):
+            true = sorted(item.colour for item in scene.take_1.objects)
+            seen = [sorted(colour for colour, _ in locate_objects(frame)) for frame in frames]
+            counts += [(len(colours) == len(true), colours == true) for colours in seen]
+    np.testing.assert_allclose([found["number_kept"][0], found["objects_kept"][0]], np.mean(counts, axis=0))
+
+
 def test_models_of_two_sizes_are_not_compared(make_tiny_pipe, tmp_path):
     for name, side in (("one", 32), ("other", 64)):
         make_tiny_pipe(longest_side=side).save_pretrained(tmp_path / name)
@@ -208,6 +241,11 @@ def test_report(results, tmp_path):
     assert tables.count("| truth |") == 8 and "| repeat the last frame | 100 | 100 |" in tables
     plot_scores(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 20_000
+    shares = {"number_kept": [0.5] * 5, "objects_kept": [0.25] * 5}
+    with_model = results | {"model": replace(results["truth"], one_denoising=shares)}
+    assert "(by number alone)" not in tables
+    assert "(by number alone), % | α = 0.0 | α = 0.2 |" in format_scores(with_model)
+    assert "| model | 25 (50) | 25 (50) |" in format_scores(with_model)
     assert "; not in objects kept at 1–16" in where_not_ahead(results, "truth")  # repeating keeps all, too
 
 
