@@ -47,13 +47,17 @@ def text_to_image() -> StableDiffusionPipeline:
     return pipe
 
 
-def test_autoencoders_swap_by_one_argument(make_tiny_pipe, tmp_path):
+def test_autoencoders_swap_by_one_argument(make_tiny_pipe, make_tiny_transformer, tmp_path):
     """The one it was saved with, a distilled one, and the bundled model's; what lies between is the same transformer."""
-    make_tiny_pipe().save_pretrained(tmp_path)
+    bundled, pipe = AutoencoderKL.from_pretrained(BUNDLED_MODEL, subfolder="vae"), make_tiny_pipe()
+    channels = bundled.config.latent_channels
+    random = AutoencoderKL.from_config(bundled.config).eval()
+    pipe.register_modules(vae=random, transformer=make_tiny_transformer(in_channels=channels))
+    pipe.save_pretrained(tmp_path)
     autoencoders = {
         "its own": {},
-        "distilled": {"vae": tiny_autoencoder_of()},
-        "bundled": {"vae": AutoencoderKL.from_pretrained(BUNDLED_MODEL, subfolder="vae")},
+        "distilled": {"vae": tiny_autoencoder_of(latent_channels=channels)},
+        "bundled": {"vae": bundled},
     }
     frames = {}
     for name, argument in autoencoders.items():

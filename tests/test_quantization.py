@@ -5,7 +5,7 @@ import torch
 from diffusers import BitsAndBytesConfig, TorchAoConfig
 from diffusers.quantizers import PipelineQuantizationConfig
 
-from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, VideoGPTTransformerModel
 
 
 def torchao_config(name: str) -> TorchAoConfig:
@@ -31,15 +31,22 @@ WAYS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def latents() -> torch.Tensor:
+    """Of sixteen frames of the sample video, by the bundled model's autoencoder."""
+    pipe = VideoGPTPipeline.from_pretrained(BUNDLED_MODEL)
+    return pipe.encode_given(video=SAMPLE_VIDEO, max_context_frames=16, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture
-def predict():
-    """A transformer's prediction of the bundled model's next clip, on the device where the transformer is."""
+def predict(latents):
+    """A transformer's prediction of the sample video's last eight frames, half noise, on the device where the transformer is."""
 
     @torch.no_grad()
     def predict(model) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        shape = (1, model.config.in_channels, 8, 8, 8)
-        noisy, clean = (torch.randn(shape, generator=generator).to(model.device, torch.bfloat16) for _ in "ab")
+        clean, clip = latents.split(8, dim=2)
+        noisy = (clip + torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))) / 2
+        noisy, clean = (x.to(model.device, torch.bfloat16) for x in (noisy, clean))
         return model(noisy, torch.tensor(0.5, device=model.device), clean).sample.float().cpu()
 
     return predict
@@ -66,7 +73,7 @@ def test_quantized_transformer(name, predict, tmp_path):
     torch.testing.assert_close(predict(loaded), output, atol=1e-6, rtol=0)
 
 
-def test_quantized_pipeline():
+def test_quantized_pipeline(latents):
     """By diffusers' config for whole pipelines; it predicts, with a cached history, what the pipeline in bf16 does."""
     config = PipelineQuantizationConfig(quant_mapping={"transformer": torchao_config("Int8WeightOnlyConfig")})
     frames = []
@@ -74,7 +81,6 @@ def test_quantized_pipeline():
         pipe = VideoGPTPipeline.from_pretrained(BUNDLED_MODEL, dtype={"transformer": torch.bfloat16}, **arguments)
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(1)
-        video_latents = torch.randn(1, pipe.transformer.config.in_channels, 8, 8, 8, generator=generator)
         arguments = {"num_frames": 8, "num_inference_steps": 3, "output_type": "latent"}
-        frames.append(pipe(video_latents=video_latents, generator=generator, **arguments).frames)
+        frames.append(pipe(video_latents=latents[:, :, :8], generator=generator, **arguments).frames)
     assert 0 < relative_error(frames[1], frames[0]) < 0.05

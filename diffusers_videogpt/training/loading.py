@@ -170,7 +170,8 @@ def read_transformer_config(path: Path) -> dict[str, Any]:
 
 
 def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTPipeline:
-    """The pipeline to start from; or a new one around a VAE, its transformer from nothing or from Phi-3's decoder."""
+    """The pipeline to start from; or a new one around a VAE, its transformer from nothing or from Phi-3's decoder, with as
+    many channels as the VAE's latents unless `--transformer_config` says otherwise."""
     config = read_transformer_config(model.transformer_config) if model.transformer_config else {}
     vae = load_vae(model)
     given = {"frames_per_clip": model.frames_per_clip, "guidance_scale": model.guidance_scale}
@@ -184,7 +185,7 @@ def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTP
         pipe.register_to_config(**given, longest_side=sampling.longest_pixels)
         widen_window(pipe, sampling.num_frames)
         return pipe
-    transformer = VideoGPTTransformerModel(**config)
+    transformer = VideoGPTTransformerModel(**{"in_channels": vae.config.latent_channels} | config)
     transformer.init_weights(torch.Generator().manual_seed(sampling.seed))
     if model.pretrained_phi3_path is not None:
         load_phi3_decoder(transformer, model.pretrained_phi3_path)

@@ -167,6 +167,11 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def distance(one, other):
+    """Between two videos, in 8-bit levels."""
+    return np.abs(read_video(one).frames.astype(int) - read_video(other).frames).mean()
+
+
 def test_predict_after_a_kill(data, tmp_path, capsys):
     """Killed once the first video is there, the same command goes on behind it, to what an unbroken run makes."""
     evaluate(data, tmp_path / "whole", *QUICK)
@@ -194,8 +199,8 @@ def test_predict_after_a_kill(data, tmp_path, capsys):
         f"{number + 1:04d}_{perspective}_trimmed-scene-0.mp4" for number, perspective in enumerate(PERSPECTIVES)
     ]
     for path in videos.iterdir():
-        unbroken = read_video(tmp_path / "whole" / "videos" / path.name).frames.astype(int)
-        assert np.abs(read_video(path).frames - unbroken).mean() < 0.1  # sums in another order may tip a rounding
+        # Another process sums in another order, which tips a rounding here and there, and the codec spreads it.
+        assert distance(path, tmp_path / "whole" / "videos" / path.name) < (0.5 if path.name in kept else 0.1)
         with av.open(str(path)) as container:
             assert container.duration == 5_000_000 and sum(1 for _ in container.decode(video=0)) == 5 * FPS
             assert container.streams.video[0].average_rate == FPS
@@ -204,6 +209,7 @@ def test_predict_after_a_kill(data, tmp_path, capsys):
     evaluate(data, tmp_path / "killed", *QUICK, "--seed", "1")
     assert len(re.findall(" predicted in ", capsys.readouterr().out)) == 3
     assert not set(contents(videos).values()) & set(contents(tmp_path / "whole" / "videos").values())
+    assert min(distance(path, tmp_path / "whole" / "videos" / path.name) for path in videos.iterdir()) > 5
 
 
 def test_prediction_goes_on_from_what_was_shown(data, tmp_path):

@@ -30,7 +30,8 @@ class RepeatMarked(VideoGPTPipeline):
 @pytest.fixture
 def pipe(make_tiny_transformer):
     vae = AutoencoderKL.from_pretrained(BUNDLED_MODEL, subfolder="vae")
-    pipe = RepeatMarked(vae, make_tiny_transformer(), NextClipFlowMatchScheduler(), frames_per_clip=4, longest_side=64)
+    transformer = make_tiny_transformer(in_channels=vae.config.latent_channels)
+    pipe = RepeatMarked(vae, transformer, NextClipFlowMatchScheduler(), frames_per_clip=4, longest_side=64)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -49,7 +49,8 @@ def vae():
 @pytest.fixture
 def make_pipe(vae, make_tiny_transformer):
     def make(kind=VideoGPTPipeline):
-        pipe = kind(vae, make_tiny_transformer(), NextClipFlowMatchScheduler(), frames_per_clip=CLIP, longest_side=64)
+        transformer = make_tiny_transformer(in_channels=vae.config.latent_channels)
+        pipe = kind(vae, transformer, NextClipFlowMatchScheduler(), frames_per_clip=CLIP, longest_side=64)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
