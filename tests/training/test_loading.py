@@ -110,3 +110,19 @@ def test_the_config_of_a_saved_transformer_is_one_to_begin_with():
     saved = Path(BUNDLED_MODEL) / "transformer" / "config.json"
     config = read_transformer_config(saved)
     assert config == {name: x for name, x in json.loads(saved.read_text()).items() if not name.startswith("_")}
+
+
+def test_a_new_transformer_has_the_channels_of_its_autoencoder(tmp_path):
+    """The bundled autoencoder's 8, where the default is SDXL's 4; a configuration that says otherwise is followed."""
+    vae = str(Path(BUNDLED_MODEL) / "vae")
+    small = {
+        "num_layers": 1,
+        "num_attention_heads": 1,
+        "attention_head_dim": 8,
+        "ffn_dim": 8,
+        "rope_long_factor": None,
+    }
+    for config, channels in ((small, 8), (small | {"in_channels": 6}, 6)):
+        (tmp_path / "cfg.json").write_text(json.dumps(config))
+        model = ModelSettings(pretrained_vae_path=vae, transformer_config=tmp_path / "cfg.json")
+        assert load_pipeline(model, SamplingSettings()).transformer.config.in_channels == channels
