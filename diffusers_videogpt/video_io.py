@@ -702,7 +702,8 @@ def write_video(path: str | Path, frames, *, fps: float, crf: int = 18) -> Path:
 
 def _encode(path: Path, frames: np.ndarray, *, rate: Fraction, crf: int) -> None:
     codec, options = {
-        ".mp4": ("libx264", {"crf": str(crf)}),
+        # "cpu-independent": else the same frames come out differently from run to run, by a few tenths of an 8-bit level.
+        ".mp4": ("libx264", {"crf": str(crf), "x264-params": "cpu-independent=1"}),
         ".webm": ("libvpx-vp9", {"crf": str(crf), "b:v": "0", "deadline": "good", "cpu-used": "4"}),
     }[path.suffix]
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")

@@ -711,3 +711,17 @@ def test_a_fork_reads_and_writes_after_its_parent_has(tmp_path):
     fork.kill()
     fork.join()
     assert ended == 0 and len(read_video(tmp_path / "fork.mp4").frames) == 2
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_the_same_frames_come_out_the_same(tmp_path, suffix):
+    """Wherever they lie in memory: a run that goes on in another process writes what one that was not stopped writes."""
+    rng = np.random.default_rng(0)
+    squares = 200 * rng.integers(0, 2, (20, 6, 8, 3)) + 2 * np.arange(20)[:, None, None, None]
+    frames = squares.astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    seen, held = set(), []
+    for number in range(12):
+        held.append(np.empty(int(rng.integers(1, 200_000)), np.uint8))  # moves what is allocated next
+        path = write_video(tmp_path / f"{number}{suffix}", frames, fps=4)
+        seen.add(read_video(path).frames.tobytes())
+    assert len(seen) == 1

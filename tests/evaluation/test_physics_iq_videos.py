@@ -199,8 +199,8 @@ def test_predict_after_a_kill(data, tmp_path, capsys):
         f"{number + 1:04d}_{perspective}_trimmed-scene-0.mp4" for number, perspective in enumerate(PERSPECTIVES)
     ]
     for path in videos.iterdir():
-        # Another process sums in another order, which tips a rounding here and there, and the codec spreads it.
-        assert distance(path, tmp_path / "whole" / "videos" / path.name) < (0.5 if path.name in kept else 0.1)
+        # Sums in another order may tip a rounding.
+        assert distance(path, tmp_path / "whole" / "videos" / path.name) < 0.1
         with av.open(str(path)) as container:
             assert container.duration == 5_000_000 and sum(1 for _ in container.decode(video=0)) == 5 * FPS
             assert container.streams.video[0].average_rate == FPS
