@@ -141,10 +141,13 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
       for the same one model call a step; the first step is an Euler step. It extrapolates v in α, which is finite from
       end to end. DPM-Solver++(2M) extrapolates x̂ in ln(α / σ), is of first order in the two steps next to pure noise
       and in the last one, and has the larger error for it (tested).
-    - `solver="consistency"`: for a model that was distilled to name the end of the path from anywhere on it (Song et al.,
-      arXiv 2303.01469; `training_scripts/train_distillation.py`). z_{i+1} = α_{i+1} x̂_i + (1 − α_{i+1}) ε′, the predicted
-      clip under fresh noise ε′ from the caller's generator: one or two steps are enough. It is what
-      `FlowMatchLCMScheduler` does, draw for draw: ε′ is drawn in the last step too, where its share is 0.
+    - `solver="consistency"`: z_{i+1} = α_{i+1} x̂_i + (1 − α_{i+1}) ε′, the predicted clip under fresh noise ε′ from the
+      caller's generator (Song et al., arXiv 2303.01469). A model that was distilled to name the end of the path from anywhere
+      on it (`training_scripts/train_distillation.py`) needs one or two such steps and no guidance. Any other model can take
+      them too, guided: every step sees noise as in training, so that it can mend what those before it did wrong, where an
+      Euler step keeps its errors. Samples differ less from each other: it suits worlds whose future is nearly certain, as the
+      bundled model's. It is what `FlowMatchLCMScheduler` does, draw for draw: ε′ is drawn in the last step too, where its
+      share is 0.
 
     `step` takes the clean-sample prediction x̂. The config says so (`prediction_type="sample"`) and carries, besides
     `shift`, the names under which diffusers' multistep solvers read the same facts (`use_flow_sigmas`, `flow_shift`), so
@@ -155,7 +158,7 @@ class NextClipFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: what timestep pure noise has; a unit only, the model never sees it.
         shift: s > 0; above 1 spends more steps on noisy times. 1 is no shift.
-        solver: `"euler"`, `"multistep"` or, for a distilled model, `"consistency"`.
+        solver: `"euler"`, `"multistep"` or `"consistency"`.
 
     Raises:
         ValueError: if `shift` is not positive or `solver` is unknown.

@@ -3,11 +3,13 @@
     python training_scripts/benchmark_rollout.py --output rollout.json
 
 "recompute" does what the authors' code does (spec of their sampler): at every step one batch of two sequences, the clip
-after its history and the clip alone padded to the same length, under a dense mask. "cached" is `VideoGPTPipeline`. Both
-denoise the same noise, and their results are compared before they take turns. At last a long rollout is made, and its last
-clips are compared with its tenth and those after it, in time and memory.
+after its history and the clip alone padded to the same length, under a dense mask. "cached" is `VideoGPTPipeline`; with
+--dtype float32 also with its transformer in bfloat16. All denoise the same noise, and their results are compared before they
+take turns. At last a long rollout is made, and its last clips are compared with its tenth and those after it, in time and
+memory.
 """
 
+import copy
 import statistics
 import time
 
@@ -128,6 +130,11 @@ def main(args):
         device
     )
     pipe.set_progress_bar_config(disable=True)
+    in_bfloat16 = VideoGPTPipeline(
+        **pipe.components | {"transformer": cast_as_loaded(copy.deepcopy(transformer), torch.bfloat16)}
+    )
+    in_bfloat16.set_progress_bar_config(disable=True)
+    how = (args.steps, args.guidance_scale)
 
     size = args.height // 8
     results, cached = {}, {}
@@ -137,16 +144,25 @@ def main(args):
         few = (pipe, noise, history, 3, args.guidance_scale)
         difference = (recompute_clip(*few) - cached_clip(*few)).abs().max().item()
         assert difference < (1e-4 if args.dtype == "float32" else 0.5), difference
-        call = (pipe, noise, history, args.steps, args.guidance_scale)
+        halved = {}
+        if args.dtype == "float32":
+            half_difference = (cached_clip(in_bfloat16, *few[1:]) - cached_clip(*few)).abs().max().item()
+            assert half_difference < 0.5, half_difference
+            halved = {"bfloat16": lambda call=(noise, history): cached_clip(in_bfloat16, *call, *how)}
+        call = (pipe, noise, history, *how)
         cached[num_history, num_frames] = lambda call=call: cached_clip(*call)
         seconds = take_turns(
-            {"recompute": lambda call=call: recompute_clip(*call), "cached": cached[num_history, num_frames]},
+            {"recompute": lambda call=call: recompute_clip(*call), "cached": cached[num_history, num_frames]} | halved,
             args.rounds,
             num_warmups=0,
         )
         name = f"{num_history} frames of history, clip of {num_frames}"
         results[name] = speedup(seconds, slow="recompute", fast="cached") | {"largest_difference": difference}
         print(show_speedup(name, results[name]), f"difference {difference:.1e}", flush=True)
+        if halved:
+            name = f"{name}, cached, bfloat16 over float32"
+            results[name] = speedup(seconds, slow="cached", fast="bfloat16") | {"largest_difference": half_difference}
+            print(show_speedup(name, results[name]), f"difference {half_difference:.1e}", flush=True)
 
     if {(16, 16), (64, 16)} <= cached.keys():
         seconds = take_turns({"16": cached[16, 16], "64": cached[64, 16]}, args.rounds)

@@ -319,6 +319,30 @@ def usable_device(text: str | None) -> str:
     return text
 
 
+def multiplies_in_bfloat16(device: str) -> bool:
+    """Whether `device` has instructions for products of bfloat16: a CPU with AMX or AVX-512 BF16, a GPU from Ampere on."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def dtypes_of(dtype: str, *, device: str, is_quantized: bool = False) -> dict:
+    """What `--dtype` means, as `from_pretrained(dtype=)` takes it: a dtype for each part, or for all ("default").
+
+    "auto" is bfloat16 for the transformer where the device [`multiplies_in_bfloat16`] and the weights are not quantized, and
+    float32 for all else.
+    """
+    import torch
+
+    if dtype != "auto":
+        return {"default": getattr(torch, dtype)}
+    is_half = not is_quantized and multiplies_in_bfloat16(device)
+    return {"default": torch.float32} | ({"transformer": torch.bfloat16} if is_half else {})
+
+
 def load_pipeline(
     saved: SavedModel,
     *,
@@ -332,7 +356,7 @@ def load_pipeline(
     Args:
         saved: by [`look_at_model`], and with LoRAs by [`~loras.follow_lora`].
         device: as it was typed; by default the best one here.
-        dtype: name of a dtype of PyTorch.
+        dtype: name of a dtype of PyTorch, for all parts, or "auto"; see [`dtypes_of`].
         loras: pairs of source and weight, all active together.
         unused: packages besides the quantizers that the command does not need; see [`leave_out`].
 
@@ -345,15 +369,14 @@ def load_pipeline(
     leave_out(() if saved.is_quantized else (*QUANTIZERS, *unused))
     with importing_libraries():
         device = usable_device(device)
-        import torch
-
         from ..pipeline_videogpt import VideoGPTPipeline
         from ..scheduling_next_clip_flow_match import NextClipFlowMatchScheduler
 
+    dtypes = dtypes_of(dtype, device=device, is_quantized=saved.is_quantized)
     if loras and saved.transformer:
         _check_fit(saved, loras)
     with told_of(f"the model in {saved.name}"):
-        pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=getattr(torch, dtype)).to(device)
+        pipe = VideoGPTPipeline.from_pretrained(saved.name, dtype=dtypes).to(device)
     names = [f"lora_{index}" for index in range(len(loras))]
     for name, (source, _) in zip(names, loras, strict=True):
         with told_of(f"--lora: {source}"):

@@ -117,8 +117,10 @@ def add_device_argument(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dtype_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+def add_dtype_argument(command: argparse.ArgumentParser, *, default: str = "auto") -> None:
+    told = "auto: the transformer in bfloat16 where the processor multiplies in it, all else in float32"
+    choices = ["auto", "float32", "bfloat16", "float16"]
+    command.add_argument("--dtype", choices=choices, default=default, help=f"{told} (default: %(default)s)")
 
 
 def add_frames_per_clip_argument(command: argparse.ArgumentParser) -> None:

@@ -54,6 +54,7 @@ def evaluate_models(
     num_given: int = 8,
     num_predicted: int = 16,
     device: str | torch.device = "cpu",
+    dtypes: dict[str, torch.dtype] | None = None,
 ) -> dict[str, BoxScores]:
     """Scores a model at several clip lengths, and others, on scenes of the model's size; writes all of it into `folder`.
 
@@ -61,6 +62,7 @@ def evaluate_models(
         frames_per_clip: clip lengths of the model; by default its own.
         compare: (name, folder or Hub id, denoising steps or `None`) of other models, each with its own clip length and
             guidance; `None` is their own number of steps, where they tell one, else that of `settings`.
+        dtypes: of the models' parts, as `from_pretrained(dtype=)` takes them; by default float32.
 
     Returns:
         way of predicting → scores: the truth, the second take, the baselines, the autoencoder alone, the models.
@@ -68,14 +70,14 @@ def evaluate_models(
     Raises:
         ValueError: two ways have one name, or a model is of another size than the first.
     """
-    pipe = _load(model, device)
+    pipe = _load(model, device, dtypes)
     size = pipe.config.longest_side
     clip_lengths = frames_per_clip or [pipe.config.frames_per_clip]
     asked_steps = settings.num_inference_steps
     settings = replace(settings, num_inference_steps=asked_steps or pipe.config.num_inference_steps or NUM_STEPS)
     runs = {f"clips of {length}": (pipe, replace(settings, frames_per_clip=length)) for length in clip_lengths}
     for name, source, num_steps in compare:
-        other = _load(source, device)
+        other = _load(source, device, dtypes)
         if name in (*REFERENCES, *BASELINES, *runs):
             raise ValueError(f"Two ways of predicting are called '{name}': choose another name.")
         if other.config.longest_side != size:
@@ -95,12 +97,13 @@ def evaluate_models(
         denoised = denoise_true_clips(run_pipe, scenes, num_frames=clip_length, seed=settings.seed)
         results[name] = replace(score_predictions(predictions, scenes), one_denoising=denoised)
     about = {"model": str(model), "compare": compare, "num_scenes": num_scenes, "num_given": num_given}
+    about["dtypes"] = {part: str(dtype).removeprefix("torch.") for part, dtype in (dtypes or {}).items()}
     write_report(results, folder, about=about | asdict(settings))
     return results
 
 
-def _load(source: str | Path, device: str | torch.device) -> VideoGPTPipeline:
-    pipe = VideoGPTPipeline.from_pretrained(source).to(device)
+def _load(source: str | Path, device: str | torch.device, dtypes: dict[str, torch.dtype] | None) -> VideoGPTPipeline:
+    pipe = VideoGPTPipeline.from_pretrained(source, dtype=dtypes).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -6,8 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
+import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from diffusers_videogpt import BUNDLED_MODEL, VideoGPTPipeline
@@ -15,6 +17,7 @@ from diffusers_videogpt.commands import models
 from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.extras import importing_libraries
 from diffusers_videogpt.saved_models import LORA_WEIGHTS
+from diffusers_videogpt.video_io import read_video
 
 
 def test_settings_are_those_of_the_pipeline(make_tiny_pipe, tmp_path):
@@ -151,3 +154,24 @@ def test_no_garbage_is_collected_only_while_diffusers_is_imported(monkeypatch):
 def test_a_quantized_model_is_told_by_its_config():
     assert models.SavedModel("m", {}, {"quantization_config": {}}).is_quantized
     assert not models.SavedModel("m", {}).is_quantized
+
+
+@pytest.mark.parametrize("instruction", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", None])
+def test_auto_is_bfloat16_for_the_transformer_where_the_processor_multiplies_in_it(monkeypatch, instruction):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == instruction)
+    saved = models.look_at_model(str(BUNDLED_MODEL))
+    pipe = models.load_pipeline(saved, device="cpu", dtype="auto")
+    assert pipe.transformer.dtype == (torch.bfloat16 if instruction else torch.float32)
+    assert pipe.transformer.time_embed.linear_1.weight.dtype == pipe.vae.dtype == torch.float32
+    assert models.dtypes_of("auto", device="cpu", is_quantized=True) == {"default": torch.float32}
+
+
+def test_the_sample_is_predicted_in_bfloat16_nearly_as_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    videos = {}
+    for dtype in ("float32", "auto"):
+        main(["predict", "--dtype", dtype, "--num-frames", "8", "--output", str(tmp_path / f"{dtype}.mp4")])
+        videos[dtype] = read_video(tmp_path / f"{dtype}.mp4").frames.astype(np.int16)
+    difference = np.abs(videos["auto"] - videos["float32"])
+    assert difference.max() > 0 and difference.mean() < 0.5, difference.mean()

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -234,6 +235,19 @@ def test_models_of_two_sizes_are_not_compared(make_tiny_pipe, tmp_path):
                 compare=[(name, str(tmp_path / "other"), None)],
                 **run,
             )
+
+
+def test_models_are_scored_in_the_dtypes_that_were_asked_for(tmp_path):
+    """The second run finds the first one's predictions in its folder and does not take them."""
+    scores, run = {}, {"num_scenes": 3, "num_given": 4, "num_predicted": 4, "frames_per_clip": [4]}
+    for name, dtypes in (("single", None), ("half", {"default": torch.float32, "transformer": torch.bfloat16})):
+        scores[name] = evaluate_models(BUNDLED_MODEL, tmp_path, settings=RolloutSettings(1), dtypes=dtypes, **run)
+    assert scores["half"]["autoencoder alone"] == scores["single"]["autoencoder alone"]
+    half, single = (scores[name]["clips of 4"].mse for name in ("half", "single"))
+    assert half != single
+    np.testing.assert_allclose(half, single, rtol=0.05)
+    about = json.loads((tmp_path / "scores.json").read_text())["about"]
+    assert about["dtypes"] == {"default": "float32", "transformer": "bfloat16"}
 
 
 def test_report(results, tmp_path):

@@ -19,7 +19,7 @@ HALF = ("--dtype", "bfloat16")
         ("benchmark_training_step.py", (*SMALL, "--num_frames", 9, 10, "--height", 192, "--num_layouts", 1), 2),
         ("benchmark_training_step.py", (*SMALL, *HALF, "--num_frames", 3, "--height", 64, "--num_layouts", 1), 1),
         ("benchmark_rollout.py", (*SMALL, *HALF, "--height", 32, "--steps", 2, "--long_frames", 0), 4),
-        ("benchmark_rollout.py", (*SMALL, "--height", 32, "--steps", 2, "--long_frames", 200), 4),
+        ("benchmark_rollout.py", (*SMALL, "--height", 32, "--steps", 2, "--long_frames", 200), 7),
     ],
 )
 def test_ratios(tmp_path, script, options, num_ratios):

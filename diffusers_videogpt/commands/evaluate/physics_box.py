@@ -4,10 +4,11 @@ import argparse
 
 from ...arguments import check_output, positive_int
 from ...console import say
-from ..models import QUANTIZERS, leave_out, look_at_model, usable_device
+from ..models import QUANTIZERS, dtypes_of, leave_out, look_at_model, usable_device
 from ..options import (
     add_command,
     add_device_argument,
+    add_dtype_argument,
     add_guidance_argument,
     add_model_argument,
     add_output_argument,
@@ -40,6 +41,7 @@ def evaluate_physics_box(args: argparse.Namespace) -> None:
         args.model,
         args.output,
         device=device,
+        dtypes=dtypes_of(args.dtype, device=device),
         settings=RolloutSettings(args.steps, guidance_scale=args.guidance_scale, seed=args.seed),
         frames_per_clip=args.frames_per_clip,
         compare=args.compare,
@@ -74,4 +76,5 @@ def add_physics_box_benchmark(benchmarks) -> None:
     add_steps_argument(command)
     add_seed_argument(command, help="of the noise")
     add_device_argument(command)
+    add_dtype_argument(command, default="float32")
     add_output_argument(command, "videogpt_physics_box")

@@ -154,4 +154,4 @@ def add_physics_iq_benchmark(benchmarks) -> None:
         help="of the noise (default: %(default)s; the paper is silent)",
     )
     add_device_argument(command)
-    add_dtype_argument(command)
+    add_dtype_argument(command, default="float32")
