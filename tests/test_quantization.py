@@ -5,7 +5,13 @@ import torch
 from diffusers import BitsAndBytesConfig, TorchAoConfig
 from diffusers.quantizers import PipelineQuantizationConfig
 
-from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, VideoGPTTransformerModel
+from diffusers_videogpt import (
+    BUNDLED_MODEL,
+    SAMPLE_VIDEO,
+    NextClipFlowMatchScheduler,
+    VideoGPTPipeline,
+    VideoGPTTransformerModel,
+)
 
 
 def torchao_config(name: str) -> TorchAoConfig:
@@ -74,11 +80,15 @@ def test_quantized_transformer(name, predict, tmp_path):
 
 
 def test_quantized_pipeline(latents):
-    """By diffusers' config for whole pipelines; it predicts, with a cached history, what the pipeline in bf16 does."""
+    """By diffusers' config for whole pipelines; it predicts, with a cached history, what the pipeline in bf16 does.
+
+    By Euler steps, as other models than the bundled one take them.
+    """
     config = PipelineQuantizationConfig(quant_mapping={"transformer": torchao_config("Int8WeightOnlyConfig")})
     frames = []
     for arguments in ({}, {"quantization_config": config}):
         pipe = VideoGPTPipeline.from_pretrained(BUNDLED_MODEL, dtype={"transformer": torch.bfloat16}, **arguments)
+        pipe.scheduler = NextClipFlowMatchScheduler()
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(1)
         arguments = {"num_frames": 8, "num_inference_steps": 3, "output_type": "latent"}
