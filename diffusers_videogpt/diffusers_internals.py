@@ -71,7 +71,17 @@ class WholeWeightsMixin:
 
     Where one is missing, diffusers warns and goes on: with random numbers, or with a tensor that has no memory. This is
     the step that every way of loading takes, also as a part of `DiffusionPipeline.from_pretrained`.
+
+    Where loading fails, PyTorch's default dtype is what it was: diffusers sets it to the weights' and does not set it back.
     """
+
+    @classmethod
+    def from_pretrained(cls, *args, **kw):
+        default = torch.get_default_dtype()
+        try:
+            return super().from_pretrained(*args, **kw)
+        finally:
+            torch.set_default_dtype(default)
 
     @classmethod
     def _load_pretrained_model(

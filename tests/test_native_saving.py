@@ -63,3 +63,13 @@ def test_half_weights_come_back_with_time_in_float32(tiny_transformer, tmp_path,
     close, exact = predict(loaded), predict(tiny_transformer.float())
     assert close.dtype == dtype and (close - exact).abs().max() < 0.05 * exact.abs().max()
     assert torch.equal(predict(loaded.to(dtype)), predict(tiny_transformer.to(dtype)))
+
+
+def test_a_failed_load_leaves_pytorchs_default_dtype_as_it_was(tiny_transformer, tmp_path):
+    """diffusers sets it to the weights' dtype while it makes the model."""
+    tiny_transformer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_layers": -1}))
+    with pytest.raises(ValueError, match="num_layers"):
+        VideoGPTTransformerModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.get_default_dtype() == torch.float32

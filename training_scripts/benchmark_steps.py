@@ -103,7 +103,7 @@ def main(args):
         "objects_kept": "objects kept",
         "rmse_to_many_steps": f"RMSE to {max(args.steps)} Euler steps",
     }
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
     axes = figure.subplots(1, len(labels))
     tables = []
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
@@ -117,7 +117,7 @@ def main(args):
         axis.set_xticks(args.steps, args.steps)
         axis.minorticks_off()
         tables.append("\n".join(rows))
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(args.output / "steps.png", dpi=110)
     (args.output / "steps.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     print("\n\n".join(tables))

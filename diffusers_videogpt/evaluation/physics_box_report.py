@@ -70,14 +70,14 @@ def evaluate_models(
     Raises:
         ValueError: two ways have one name, or a model is of another size than the first.
     """
-    pipe = _load(model, device, dtypes)
+    pipe = _load(model, device, dtypes=dtypes)
     size = pipe.config.longest_side
     clip_lengths = frames_per_clip or [pipe.config.frames_per_clip]
     asked_steps = settings.num_inference_steps
     settings = replace(settings, num_inference_steps=asked_steps or pipe.config.num_inference_steps or NUM_STEPS)
     runs = {f"clips of {length}": (pipe, replace(settings, frames_per_clip=length)) for length in clip_lengths}
     for name, source, num_steps in compare:
-        other = _load(source, device, dtypes)
+        other = _load(source, device, dtypes=dtypes)
         if name in (*REFERENCES, *BASELINES, *runs):
             raise ValueError(f"Two ways of predicting are called '{name}': choose another name.")
         if other.config.longest_side != size:
@@ -102,7 +102,9 @@ def evaluate_models(
     return results
 
 
-def _load(source: str | Path, device: str | torch.device, dtypes: dict[str, torch.dtype] | None) -> VideoGPTPipeline:
+def _load(
+    source: str | Path, device: str | torch.device, *, dtypes: dict[str, torch.dtype] | None
+) -> VideoGPTPipeline:
     pipe = VideoGPTPipeline.from_pretrained(source, dtype=dtypes).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
