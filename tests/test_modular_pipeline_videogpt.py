@@ -263,6 +263,9 @@ def test_text_encoder_is_saved_and_loaded(make_tiny_transformer, tmp_path):
     pipe = ModularPipeline.from_pretrained(tmp_path)
     pipe.load_components()
     assert type(pipe.text_encoder) is type(parts["text_encoder"]) and pipe.vae is None
+    # Loaded weights lie in the file's memory, at places where some CPUs round products otherwise.
+    loaded = pipe.transformer.state_dict()
+    pipe.transformer.load_state_dict({name: value.clone() for name, value in loaded.items()}, assign=True)
     arguments = {"prompt": "two red balls", "frames_per_clip": 1}
     assert_same(predict(pipe, **arguments), predict(standard, **arguments))
 
