@@ -1,10 +1,13 @@
 """The benchmark scripts at toy size: they compare the variants before they time them, and write what they measured."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from run_scripts import make_videos, run_script
 
+import diffusers_videogpt
 from diffusers_videogpt import BUNDLED_MODEL
 
 
@@ -54,6 +57,25 @@ def test_the_count_of_an_adapters_memory_is_what_its_steps_take(tmp_path):
     assert sizes["counted"] == sum(size for part, size in sizes.items() if part not in ("counted", "peak"))
     assert sizes["peak"] == pytest.approx(sizes["counted"], rel=0.15)
     assert f"{sizes['peak'] / 2**20:.1f} MiB at the peak" in out
+
+
+@pytest.mark.parametrize("case", ["stream", "step"])
+def test_against_an_earlier_commit(tmp_path, case):
+    """The same code in another folder computes the same; and it is that folder's code which runs."""
+    earlier = tmp_path / "earlier" / "diffusers_videogpt"
+    shutil.copytree(Path(diffusers_videogpt.__file__).parent, earlier, ignore=shutil.ignore_patterns("assets"))
+    options = (*SMALL, "--case", case, "--checkout", earlier.parent, "--steps", 2, "--rounds", 1, "--dtype", "float32")
+    command = ("benchmark_against_commit.py", *options, "--output", tmp_path / "results.json")
+    out = run_script(*command).stdout
+    result = json.loads((tmp_path / "results.json").read_text())["results"][case]
+    assert result["largest_difference"] == 0 < result["ratio"] and f"{result['ratio']:.2f} x" in out
+    if case == "step":
+        return
+    broken = earlier / "transformer_videogpt.py"
+    broken.write_text(f"raise SystemError('the earlier one')\n{broken.read_text()}")
+    failed = run_script(*command, check=False)
+    assert failed.returncode and "SystemError: the earlier one" in failed.stderr
+    assert "--checkout" in failed.stderr.splitlines()[-1]
 
 
 def test_folder_without_the_authors_code_is_refused(tmp_path):

@@ -44,6 +44,10 @@ MISTAKES = [
     ("benchmark_rollout.py --output FILE/x/rollout.json", "--output FILE/x cannot be written"),
     ("benchmark_rollout.py --rounds 0", "'0' is no whole number of 1 or more"),
     ("benchmark_training_step.py --output FILE/x/step.json", "--output FILE/x cannot be written"),
+    (
+        "benchmark_against_commit.py --checkout ./nowhere",
+        "there is no diffusers_videogpt/transformer_videogpt.py in it",
+    ),
     ("benchmark_against_reference.py --reference ./nowhere", "there is no LVM/model.py in it"),
     ("reproduce_findings.py --output_dir FILE/x", "--output_dir FILE/x cannot be written"),
 ]
