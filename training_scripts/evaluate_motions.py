@@ -6,9 +6,9 @@
         --output motions_mix
 
 `scores` trains a classifier on animations that are in no set, and asks it about 64 held-out first frames of each motion, animated by
-the base, by the adapter (NAME=SOURCE, NAME one of the motions), not at all, and as they truly go on; it also reads whether the other
-objects stayed, and compares errors. `mix` animates one held-out picture with two adapters at several weights, at half scale, fused,
-and after they were unloaded.
+the base, by the adapter (NAME=SOURCE, NAME one of the motions), not at all, and as they truly go on; with `--all_weights`, also by a
+model that was trained whole. It also reads whether the other objects stayed, and compares errors. `mix` animates one held-out
+picture with two adapters at several weights, at half scale, fused, and after they were unloaded.
 """
 
 from dataclasses import asdict
@@ -41,13 +41,21 @@ def parse_args():
         metavar="MOTION=SOURCE",
         help=f"an adapter and its motion: {', '.join(MOTIONS)}; once a motion",
     )
+    parser.add_argument(
+        "--all_weights",
+        type=named_lora,
+        action="append",
+        default=[],
+        metavar="MOTION=MODEL",
+        help="a folder that train_videogpt.py wrote, to be scored beside the adapter of its motion",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the pictures and `scores.json`")
     parser.add_argument("--num_animations", type=positive_int, default=64, help="held-out first frames of a motion")
     parser.add_argument("--videos_per_class", type=positive_int, default=100, help="for the classifier")
     parser.add_argument(
         "--num_frames", type=positive_int, default=24, help="of an animation, the given one among them"
     )
-    parser.add_argument("--steps", type=positive_int, default=25, help="denoising steps")
+    parser.add_argument("--steps", type=positive_int, help="denoising steps a clip; default: the model's own, or 25")
     parser.add_argument("--guidance_scale", type=finite_float, help="history guidance; default: the model's own")
     parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the picture that is mixed on")
     parser.add_argument("--device", help="default: a GPU if there is one")
@@ -55,6 +63,8 @@ def parse_args():
     names = [name for name, _ in args.lora]
     if len(set(names)) < len(names) or (args.what == "mix" and len(names) != 2):
         parser.error("--lora: give one adapter a motion, and two of them to mix")
+    if not dict(args.all_weights).keys() <= set(names):
+        parser.error("--all_weights: for each motion give its adapter too, by --lora")
     return args
 
 
@@ -64,6 +74,7 @@ def main():
     check_loras([(source, 1.0) for _, source in args.lora])
     # Imported only now: torch takes seconds, and wrong options are told at once.
     from diffusers_videogpt import VideoGPTPipeline
+    from diffusers_videogpt.commands.options import steps_of
     from diffusers_videogpt.evaluation.motions import (
         evaluate_motion,
         format_motion_scores,
@@ -73,9 +84,14 @@ def main():
     from diffusers_videogpt.film_strips import write_film_strip
 
     device = usable_device(args.device)
-    pipe = VideoGPTPipeline.from_pretrained(args.model).to(device)
-    pipe.set_progress_bar_config(disable=True)
-    settings = {"num_frames": args.num_frames, "num_inference_steps": args.steps}
+
+    def load(source: str) -> VideoGPTPipeline:
+        pipe = VideoGPTPipeline.from_pretrained(source).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    pipe, whole = load(args.model), {motion: load(source) for motion, source in args.all_weights}
+    settings = {"num_frames": args.num_frames, "num_inference_steps": steps_of(args.steps, pipe)}
     settings |= {"guidance_scale": args.guidance_scale, "seed": args.seed}
     if args.what == "mix":
         (motion, _), _ = args.lora
@@ -96,6 +112,7 @@ def main():
             pipe,
             source,
             motion=motion,
+            all_weights=whole.get(motion),
             classifier=classifier,
             num_animations=args.num_animations,
             folder=args.output,

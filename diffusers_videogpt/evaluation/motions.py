@@ -147,6 +147,7 @@ def evaluate_motion(
     *,
     motion: str,
     classifier: ClipClassifier,
+    all_weights: VideoGPTPipeline | None = None,
     folder: str | Path | None = None,
     num_animations: int = 64,
     num_frames: int = 24,
@@ -160,10 +161,11 @@ def evaluate_motion(
 
     Args:
         lora: as `load_lora_weights` takes it.
+        all_weights: a pipeline that was trained whole on the same set, to be scored beside; it predicts in clips of its own length.
         folder: gets `MOTION.png`, a strip of the first two of each novelty.
 
     Returns:
-        "all", "colour" and "place" → "still", "base", "LoRA" and "truth".
+        "all", "colour" and "place" → "still", "base", "LoRA", "all weights" where such are given, and "truth".
     """
     size = pipe.config.longest_side
     animations = list(motion_set(motion, num_animations, held_out=True, num_frames=num_frames, size=size))
@@ -175,6 +177,8 @@ def evaluate_motion(
         videos["LoRA"] = animate_all(pipe, animations, frames_per_clip=num_frames - 1, **settings)
     finally:
         pipe.unload_lora_weights()
+    if all_weights is not None:
+        videos["all weights"] = animate_all(all_weights, animations, **settings)
     videos["truth"] = [through_autoencoder(pipe, x.frames) for x in animations]
     scores = {}
     for novelty in ("all", "colour", "place"):

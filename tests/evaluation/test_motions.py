@@ -79,9 +79,12 @@ def test_an_adapter_is_scored_beside_its_base(make_tiny_pipe, classifier, tmp_pa
         num_animations=2,
         num_frames=4,
         num_inference_steps=1,
+        all_weights=make_tiny_pipe(max_context_frames=8, frames_per_clip=3),
         folder=tmp_path,
     )
-    assert list(scores) == ["all", "colour", "place"] and list(scores["all"]) == ["still", "base", "LoRA", "truth"]
+    ways = ["still", "base", "LoRA", "all weights", "truth"]
+    assert list(scores) == ["all", "colour", "place"] and list(scores["all"]) == ways
+    assert scores["all"]["LoRA"].error != scores["all"]["all weights"].error
     assert scores["all"]["LoRA"].error != scores["all"]["base"].error
     mean = np.mean([scores[novelty]["base"].error for novelty in ("colour", "place")])
     assert scores["all"]["base"].error == pytest.approx(mean)

@@ -32,6 +32,7 @@ def test_a_set_is_what_a_training_script_takes(tmp_path, run_here, capsys):
     [
         (["mix", "--lora", "fly_off=a"], "two of them to mix"),
         (["scores", "--lora", "fly_off=a", "--lora", "fly_off=b"], "one adapter a motion"),
+        (["scores", "--lora", "fly_off=a", "--all_weights", "transform=b"], "--all_weights: for each motion give"),
         (["scores", "--lora", "jump=a"], "invalid named_lora value: 'jump=a'"),
         (["scores", "--lora", "fly_off"], "invalid named_lora value: 'fly_off'"),
     ],
