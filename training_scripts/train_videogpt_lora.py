@@ -27,7 +27,11 @@ from diffusers_videogpt.training.settings import (
     SteeredSettings,
     require_base_on_hub,
 )
-from diffusers_videogpt.training.small_sets import AdapterOptimizerSettings, SmallSetLoopSettings
+from diffusers_videogpt.training.small_sets import (
+    AdapterOptimizerSettings,
+    SmallSetLoopSettings,
+    SmallSetObjectiveSettings,
+)
 
 
 @dataclass(kw_only=True)
@@ -37,8 +41,10 @@ class Settings(SteeredSettings):
     model: BaseModelSettings = part()
     adapter: AdapterSettings = part(rank=32, train_mlp=True)
     batches: BatchSettings = part(train_batch_size=4)
-    # A constant rate with averaged weights: a falling rate would have to know the last step, which the held-out loss decides.
-    optimizer: AdapterOptimizerSettings = part(adam_weight_decay=0.01, lr_warmup_steps=20, ema_decay=0.95)
+    objective: SmallSetObjectiveSettings = part()
+    optimizer: AdapterOptimizerSettings = part(
+        adam_weight_decay=0.01, lr_scheduler="linear", lr_warmup_steps=20, ema_decay=0.95
+    )
     loop: SmallSetLoopSettings = part()
     validation: RolloutSettings = part(validation_given_frames=1)
 

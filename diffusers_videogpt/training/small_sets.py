@@ -2,10 +2,39 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from ..arguments import natural_float, natural_int, positive_int
-from .arguments import option
-from .settings import LoopSettings, OptimizerSettings, RolloutSettings
+from ..arguments import finite_float, natural_float, natural_int, positive_float, positive_int
+from .arguments import option, share
+from .settings import LoopSettings, ObjectiveSettings, OptimizerSettings, RolloutSettings
+
+
+@dataclass(kw_only=True)
+class SmallSetObjectiveSettings(ObjectiveSettings):
+    """What an adapter learns from: mostly heavy noise, where a motion is decided. What it shows, the base can draw already."""
+
+    weighting_scheme: Literal["none", "logit_normal", "mode"] = option(
+        "logit_normal", "which noise levels α are drawn: none for uniform ones, as the paper; 1 is clean"
+    )
+    logit_mean: float | None = option(
+        None, "of logit_normal: above 0 for less noise; default: -1.6", type=finite_float
+    )
+    logit_std: float | None = option(None, "of logit_normal; default: 1.2", type=positive_float)
+    uniform_share: float | None = option(
+        None,
+        "share of the clips whose level is uniform whatever the scheme; default: 0.2 with logit_normal",
+        type=share,
+    )
+    loss_weighting: Literal["none", "velocity"] = option(
+        "velocity", "of a frame's error: none as the paper, or 1/(1-α)², which makes it that of the velocity"
+    )
+
+    def __post_init__(self):
+        is_default_scheme = self.weighting_scheme == "logit_normal"
+        for name, value in {"logit_mean": -1.6, "logit_std": 1.2, "uniform_share": 0.2}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value if is_default_scheme else getattr(ObjectiveSettings, name))
+        super().__post_init__()
 
 
 @dataclass(kw_only=True)
@@ -14,7 +43,7 @@ class SmallSetLoopSettings(LoopSettings):
 
     max_train_steps: int | None = option(
         None,
-        "at most; default: as many as show each video 100 times, 500 at least, and of a stream 2000",
+        "at most; default: as many as show each video 60 times, 500 at least, and of a stream 2000",
         type=positive_int,
     )
     validation_steps: int | None = option(
@@ -30,7 +59,7 @@ class SmallSetLoopSettings(LoopSettings):
     def settle(self, num_videos: int | None, samples_a_step: int, *, rollouts: RolloutSettings) -> None:
         """Sets what was not given by the number of videos to train on, which of a stream is not known."""
         if self.max_train_steps is None:
-            passes = 2000 if num_videos is None else math.ceil(100 * num_videos / samples_a_step)
+            passes = 2000 if num_videos is None else math.ceil(60 * num_videos / samples_a_step)
             self.max_train_steps = max(passes, 500)
         if self.validation_steps is None:
             # Predictions are made when the validation loss is.

@@ -3,9 +3,10 @@
     animation = animate("lie_down", seed=7)             # animation.frames is uint8 (24, 64, 64, 3)
     write_motion_set("motions/lie_down", "lie_down")    # 80 videos to train on, and 64 held-out first frames with their truth
 
-Among the balls of a first frame there is one box, which acts: so a picture tells who will. It lies down (sinks to the ground and
-flattens), flies off (through the upper edge) or is transformed (into a larger ball of one colour). Nothing in the training set
-shows a box of a held-out colour, nor one in a held-out place; every held-out first frame has one of both.
+Among the balls of a first frame there is one box, larger than they are, which acts: so a picture tells who will. It lies down
+(sinks to the ground and flattens), flies off (through the upper edge) or is transformed (into a larger ball of one colour).
+Nothing in the training set shows a box of a held-out colour, nor one in a held-out place; every held-out first frame has one of
+both.
 """
 
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ HELD_OUT_COLOURS = ("magenta",)
 # Of 3 x 3 fields of the picture, by column and row, in which no box of a training set begins.
 HELD_OUT_PLACES = ((1, 1), (2, 0))
 LAST_BALLS = 3  # most of them beside the box
+# Half sides and radii, in units of the world. The box is the largest object, so that the bundled model's autoencoder, which
+# rounds its corners, still tells it from the balls.
+BOX_SIZES, BALL_SIZES = (7.0, 8.5), (4.0, 5.5)
 FLATTENED = 2.0  # how much wider, and lower, a box is that lies
 GROWTH = 1.6  # of what is transformed, in its radius
 CORNERS = 48  # of the outline that stands for a ball
@@ -133,7 +137,7 @@ def _draw_from(rng, names, *, without) -> str:
 def _draw_places(rng) -> tuple[np.ndarray, np.ndarray]:
     """Half sides and radii (O,) and centres (O, 2) of a box and one to three balls."""
     count = 1 + rng.integers(1, LAST_BALLS + 1)
-    radii = np.array([rng.uniform(5.0, 6.5), *rng.uniform(4.0, 7.0, size=count - 1)])
+    radii = np.array([rng.uniform(*BOX_SIZES), *rng.uniform(*BALL_SIZES, size=count - 1)])
     reach = radii * np.where(np.arange(count) == 0, np.sqrt(2), 1.0) + GAP
     return radii, rng.uniform(reach[:, None], UNITS - reach[:, None], size=(count, 2))
 

@@ -15,6 +15,7 @@ from diffusers_videogpt.training.objective import (
     velocity_weights,
 )
 from diffusers_videogpt.training.settings import ObjectiveSettings
+from diffusers_videogpt.training.small_sets import SmallSetObjectiveSettings
 
 
 LATENTS = torch.randn(2, 4, 5, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -278,3 +279,14 @@ def test_the_papers_objective_adds_nothing_to_what_a_checkpoint_agrees_with():
     assert mixed.noise_fields().keys() == {
         *("weighting_scheme", "uniform_share", "mode_scale", "loss_weighting", "max_loss_weight"),
     }
+
+
+def test_an_adapter_learns_from_heavy_noise_unless_asked_otherwise():
+    heavy = {"weighting_scheme": "logit_normal", "uniform_share": 0.2, "logit_mean": -1.6, "logit_std": 1.2}
+    weighted = {"loss_weighting": "velocity", "max_loss_weight": 25.0}
+    assert SmallSetObjectiveSettings().noise_fields() == heavy | weighted
+    assert SmallSetObjectiveSettings(logit_mean=0.0).noise_fields() == heavy | weighted | {"logit_mean": 0.0}
+    assert SmallSetObjectiveSettings(weighting_scheme="none", loss_weighting="none").noise_fields() == {}
+    assert SmallSetObjectiveSettings(weighting_scheme="mode").noise_fields()["uniform_share"] == 0
+    with pytest.raises(ValueError, match="--logit_mean has an effect only with --weighting_scheme logit_normal"):
+        SmallSetObjectiveSettings(weighting_scheme="none", logit_mean=-1.0)

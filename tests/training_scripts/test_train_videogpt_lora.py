@@ -164,6 +164,7 @@ def test_steps_and_rate_follow_from_the_set_and_the_model(tmp_path, base, videos
     assert loop.settings.max_train_steps == 500 and loop.settings.validation_steps == 25 and loop.patience == 5
     assert loop.feed.samples_a_step == 4 and loop.ema.decay == 0.95
     assert loop.schedulers[0].base_lrs[0] == pytest.approx(5e-4 * (2000 / 32) ** 0.78)
+    assert loop.schedulers[0].lr_lambdas[0](260) == pytest.approx(0.5)  # of 20 … 500, falling to 0
     trained = {name for name, p in loop.model.named_parameters() if p.requires_grad}
     layers = {name.split(".lora")[0].split(".", 2)[2] for name in trained}
     assert layers == {*MLP, *(f"attn.{name}" for name in ATTENTION)}
