@@ -43,7 +43,7 @@ class SmallSetLoopSettings(LoopSettings):
 
     max_train_steps: int | None = option(
         None,
-        "at most; default: as many as show each video 60 times, 500 at least, and of a stream 2000",
+        "at most; default: as many as show each video 30 times, 500 at least, and of a stream 2000",
         type=positive_int,
     )
     validation_steps: int | None = option(
@@ -59,7 +59,7 @@ class SmallSetLoopSettings(LoopSettings):
     def settle(self, num_videos: int | None, samples_a_step: int, *, rollouts: RolloutSettings) -> None:
         """Sets what was not given by the number of videos to train on, which of a stream is not known."""
         if self.max_train_steps is None:
-            passes = 2000 if num_videos is None else math.ceil(60 * num_videos / samples_a_step)
+            passes = 2000 if num_videos is None else math.ceil(30 * num_videos / samples_a_step)
             self.max_train_steps = max(passes, 500)
         if self.validation_steps is None:
             # Predictions are made when the validation loss is.
