@@ -222,7 +222,7 @@ def mix_adapters(
 
     Returns:
         Label → uint8 (1 + N, H, W, 3); and the largest differences of pixels, of 255: "fused" from the same mixture that is not,
-        "unloaded" from the base, which is to be 0.
+        "unloaded" from the base, 1 at most, as unfusing rounds.
 
     Raises:
         ValueError: there are not two adapters, or one does not fit.
