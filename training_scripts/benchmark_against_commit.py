@@ -4,7 +4,7 @@
     python training_scripts/benchmark_against_commit.py --checkout ../earlier --case stream
 
 Each has a process of its own, with the same weights and inputs; their results are compared before they take turns. "stream"
-is one guided frame after 79 in the window; "step" is forward and backward of eight samples of 24 frames under three partitions
+is one guided clip, of one frame after 79 in the window; "step" is forward and backward of eight samples of 24 frames under three partitions
 into clips, by bf16 autocast and compiled blocks.
 """
 
@@ -30,7 +30,9 @@ def parse_args():
     parser.add_argument("--head_dim", type=positive_int, default=64)
     parser.add_argument("--ffn_dim", type=positive_int, default=704)
     parser.add_argument("--height", type=positive_int, default=64, help="pixels; a frame has (height / 16)² patches")
-    parser.add_argument("--steps", type=positive_int, default=10, help="denoising steps of a streamed frame")
+    parser.add_argument("--history", type=positive_int, default=79, help="frames before a streamed clip")
+    parser.add_argument("--clip_frames", type=positive_int, default=1, help="of a streamed clip")
+    parser.add_argument("--steps", type=positive_int, default=10, help="denoising steps of a streamed clip")
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
@@ -39,6 +41,8 @@ def parse_args():
     )
     parser.add_argument("--rounds", type=positive_int, default=5)
     args = parse_with_output(parser, "against_commit.json")
+    if args.history <= args.clip_frames:
+        parser.error("--history must be longer than --clip_frames: the clip before belongs to it")
     if not (args.checkout / "diffusers_videogpt" / "transformer_videogpt.py").is_file():
         raise SystemExit(f"--checkout {args.checkout}: there is no diffusers_videogpt/transformer_videogpt.py in it.")
     return args
@@ -53,7 +57,7 @@ from diffusers_videogpt.commands.models import multiplies_in_bfloat16
 from diffusers_videogpt.evaluation.timing import show_speedup, speedup, write_results
 
 
-def serve(case, layers, heads, head_dim, ffn_dim, height, steps, dtype):
+def serve(case, layers, heads, head_dim, ffn_dim, height, history, clip_frames, steps, dtype):
     """What a process does: for every line that it is sent it runs once, and writes its seconds and its result.
 
     It knows only what both commits have, and is handed over as text.
@@ -90,7 +94,7 @@ def serve(case, layers, heads, head_dim, ffn_dim, height, steps, dtype):
     size = height // 8
 
     def stream():
-        """Two frames after 79: the second is timed, when all code has run once."""
+        """Two clips: the second is timed, when all code has run once."""
         vae = AutoencoderTiny(
             encoder_block_out_channels=(8, 8, 8, 8),
             decoder_block_out_channels=(8, 8, 8, 8),
@@ -99,13 +103,13 @@ def serve(case, layers, heads, head_dim, ffn_dim, height, steps, dtype):
         )
         pipe = VideoGPTPipeline(vae=vae, transformer=net.eval(), scheduler=NextClipFlowMatchScheduler())
         pipe.set_progress_bar_config(disable=True)
-        history = torch.randn(1, 4, 78, size, size, generator=torch.Generator().manual_seed(1))
+        given = torch.randn(1, 4, history - clip_frames, size, size, generator=torch.Generator().manual_seed(1))
         while True:
             clips = pipe.stream(
-                video_latents=history,
-                num_frames=2,
-                frames_per_clip=1,
-                max_context_frames=100,
+                video_latents=given,
+                num_frames=2 * clip_frames,
+                frames_per_clip=clip_frames,
+                max_context_frames=history + clip_frames,
                 num_inference_steps=steps,
                 guidance_scale=2.0,
                 generator=torch.Generator().manual_seed(0),

@@ -15,7 +15,7 @@ from ..film_strips import write_film_strip
 from ..metrics.rollout_scores import mse_by_frame
 from ..pipeline_videogpt import VideoGPTPipeline
 from ..training.validation import predict_continuation
-from ..worlds.motions import MOTIONS, Animation, motion_set, moved_objects
+from ..worlds.motions import COLOURS, MOTIONS, Animation, motion_set, moved_objects
 from ..worlds.scenes import KINDS_TO_ORDER, simulate
 from .condition_following import ClipClassifier, classify, through_autoencoder, train_classifier
 
@@ -41,15 +41,21 @@ class MotionScores:
 
 
 def other_videos(count: int, *, num_frames: int, size: int) -> list[np.ndarray]:
-    """Videos that show none of the motions: still pictures of their first frames, and boxes and balls that bounce and fall."""
+    """Videos that show none of the motions: still pictures of their first frames, and boxes and balls that bounce and fall.
+
+    These have all colours of the motions' objects, so that no colour gives a motion away.
+    """
     videos = []
     for index in range(count):
         if index % 2:
             motion = list(MOTIONS)[index // 2 % len(MOTIONS)]
-            (animation,) = motion_set(motion, 1, first_seed=FIRST_CLASSIFIER_SEED + index, num_frames=2, size=size)
+            which = {"held_out": index // 6 % 2 == 1, "first_seed": FIRST_CLASSIFIER_SEED + index}
+            (animation,) = motion_set(motion, 1, num_frames=2, size=size, **which)
             videos.append(np.repeat(animation.frames[:1], num_frames, axis=0))
         else:
-            objects = [("red", "box"), ("green", "ball"), ("blue", "ball")][: 1 + index // 2 % 3]
+            rng = np.random.default_rng((FIRST_SCENE_SEED, index))
+            shapes = [("ball", "box")[index // 4 % 2], "ball", "ball"][: 1 + index // 2 % 3]
+            objects = [(str(rng.choice(COLOURS)), shape) for shape in shapes]
             kind = KINDS_TO_ORDER[index // 2 % len(KINDS_TO_ORDER)]
             scene = simulate(kind, FIRST_SCENE_SEED + index, num_frames=num_frames, size=size, objects=objects)
             videos.append(scene.frames)
