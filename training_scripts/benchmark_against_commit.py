@@ -183,9 +183,8 @@ def main(args):
         dtype = "bfloat16" if multiplies_in_bfloat16("cpu") else "float32"
     if args.case == "step":
         dtype = "float32"  # of the weights; both run under autocast
-    sizes = {
-        name: getattr(args, name) for name in ("case", "layers", "heads", "head_dim", "ffn_dim", "height", "steps")
-    }
+    names = ("case", "layers", "heads", "head_dim", "ffn_dim", "height", "history", "clip_frames", "steps")
+    sizes = {name: getattr(args, name) for name in names}
     with ExitStack() as stack:
         checkouts = {"earlier": (args.checkout, "float32"), "now": (Path(__file__).parents[1], dtype)}
         variants = {
