@@ -228,7 +228,7 @@ def mix_adapters(
 
     Returns:
         Label → uint8 (1 + N, H, W, 3); and the largest differences of pixels, of 255: "fused" from the same mixture that is not,
-        "unloaded" from the base, 1 at most, as unfusing rounds.
+        "unloaded" from the base, which is to be 0.
 
     Raises:
         ValueError: there are not two adapters, or one does not fit.
@@ -252,8 +252,12 @@ def mix_adapters(
         return np.concatenate([frame[None], (made * 255).round().astype(np.uint8)])
 
     names, videos = list(loras), {"base": animated()}
-    for name, source in loras.items():
-        pipe.load_lora_weights(source, adapter_name=name)
+
+    def load_both() -> None:
+        for name, source in loras.items():
+            pipe.load_lora_weights(source, adapter_name=name)
+
+    load_both()
     for weights in MIXTURES:
         pipe.set_adapters(names, list(weights))
         videos[" + ".join(f"{weight:g} {name}" for weight, name in zip(weights, names, strict=True) if weight)] = (
@@ -261,11 +265,14 @@ def mix_adapters(
         )
     both = list(videos)[-1]
     videos["both, scale 0.5"] = animated(attention_kwargs={"scale": 0.5})
+    pipe.unload_lora_weights()
+    videos["unloaded"] = animated()
+    load_both()  # fused last, as taking an adapter off the base's own weights rounds them
+    pipe.set_adapters(names)
     pipe.fuse_lora()
     videos["both, fused"] = animated()
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
-    videos["unloaded"] = animated()
 
     def difference(first: str, second: str) -> float:
         return float(abs(videos[first].astype(int) - videos[second]).max())

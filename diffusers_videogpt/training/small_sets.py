@@ -30,10 +30,10 @@ class SmallSetObjectiveSettings(ObjectiveSettings):
     )
 
     def __post_init__(self):
-        is_default_scheme = self.weighting_scheme == "logit_normal"
+        is_logit_normal = self.weighting_scheme == "logit_normal"
         for name, value in {"logit_mean": -1.6, "logit_std": 1.2, "uniform_share": 0.2}.items():
             if getattr(self, name) is None:
-                setattr(self, name, value if is_default_scheme else getattr(ObjectiveSettings, name))
+                setattr(self, name, value if is_logit_normal else getattr(ObjectiveSettings, name))
         super().__post_init__()
 
 

@@ -48,6 +48,10 @@ MISTAKES = [
         "benchmark_against_commit.py --checkout ./nowhere",
         "there is no diffusers_videogpt/transformer_videogpt.py in it",
     ),
+    (
+        "benchmark_against_commit.py --checkout . --history 4 --clip_frames 4",
+        "--history must be longer than --clip_frames",
+    ),
     ("benchmark_against_reference.py --reference ./nowhere", "there is no LVM/model.py in it"),
     ("reproduce_findings.py --output_dir FILE/x", "--output_dir FILE/x cannot be written"),
 ]
