@@ -11,7 +11,7 @@ token say what it is (stream, clip, frame, rank), its position id says where it 
 order in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
@@ -561,13 +561,14 @@ class AttentionTiles:
     they need no mask; what remains, the frames of a run against themselves, is small.
 
     Attributes:
-        plan (`torch.Tensor` of int32, on the CPU): the tiles one after another, each as: sample (−1 for all), whether
-            the mask applies inside, number of query ranges, number of key ranges, and the ranges' starts and ends.
-        meta (`torch.Tensor` of int16, (4, B or 1, T)): stream, clip, frame and rank of the tokens, for masked tiles.
+        plan (`torch.Tensor` of int32, on the CPU): the tiles one after another, each as: sample (−1 for all), where in
+            `masks` its mask starts (−1: it has none), number of query ranges, number of key ranges, and the ranges' starts
+            and ends. Tiles of the same queries follow each other.
+        masks (boolean `torch.Tensor`, on the CPU): the masks one after another, row by row; equal ones are there once.
     """
 
     plan: torch.Tensor
-    meta: torch.Tensor
+    masks: torch.Tensor
 
 
 def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_query: int = 0) -> AttentionTiles:
@@ -581,17 +582,29 @@ def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_quer
     """
     meta = layout.meta_on_cpu
     same_for_all = bool((meta == meta[:, :1]).all())
-    plan = []
+    plan, masks, mask_starts, num_pairs = [], [torch.zeros(0, dtype=torch.bool)], {}, 0
     for sample in range(1 if same_for_all else layout.batch_size):
-        for queries, keys, is_masked in _tiles(TokenMeta(*meta[:, sample]), tile_size, first_query=first_query):
+        tokens = meta[:, sample]
+        for queries, keys, is_masked in _tiles(TokenMeta(*tokens), tile_size, first_query=first_query):
+            mask_start = -1
+            if is_masked:
+                rows, columns = (torch.cat([tokens[:, slice(*r)] for r in ranges], 1) for ranges in (queries, keys))
+                mask = attends(TokenMeta(*rows[:, :, None]), TokenMeta(*columns[:, None])).flatten()
+                mask_start = mask_starts.setdefault(mask.numpy().tobytes(), num_pairs)
+                if mask_start == num_pairs:
+                    masks.append(mask)
+                    num_pairs += len(mask)
             queries = [(start - first_query, end - first_query) for start, end in queries]
-            plan += [-1 if same_for_all else sample, int(is_masked), len(queries), len(keys)]
+            plan += [-1 if same_for_all else sample, mask_start, len(queries), len(keys)]
             plan += [edge for token_range in queries + keys for edge in token_range]
-    return AttentionTiles(torch.tensor(plan, dtype=torch.int32), meta[:, :1] if same_for_all else meta)
+    tiles = AttentionTiles(torch.tensor(plan, dtype=torch.int32), torch.cat(masks))
+    for x in (tiles.plan, tiles.masks):  # their lengths vary: a compiler need not find that out, and makes one graph
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    return tiles
 
 
-# A noisy clip of so few tokens is one masked tile: a call costs more than the pairs that it could leave out.
-_FEW_TOKENS = 128
+# Noisy clips that have so few queries together are one masked tile: a call costs more than the pairs that it could leave out.
+_FEW_QUERIES = 128
 
 
 def _tiles(meta: TokenMeta, tile_size: int, *, first_query: int):
@@ -612,18 +625,30 @@ def _tiles(meta: TokenMeta, tile_size: int, *, first_query: int):
             yield here, here, True
 
     is_query = torch.arange(len(noisy)) >= first_query
-    for clip in meta.clip[noisy].unique().tolist():
-        here = noisy & (meta.clip == clip)
-        seen = here | condition | (clean & (meta.clip < clip))
+    for clips in _groups_of_few(*meta.clip[noisy & is_query].unique(return_counts=True)):
+        here = noisy & torch.isin(meta.clip, clips)
+        seen = here | condition | (clean & (meta.clip < clips.max()))
         queries = here & is_query
         patches = queries & (meta.rank == meta.rank[here].max())  # they see all that their clip may see
         special = queries & ~patches
-        if special.any() and queries.sum() <= _FEW_TOKENS:
+        if len(clips) > 1 or (special.any() and queries.sum() <= _FEW_QUERIES):
             yield _ranges(queries), _ranges(seen), True
             continue
         if special.any():
             yield _ranges(special), _ranges(seen & ~patches), True
         yield _ranges(patches), _ranges(seen), False
+
+
+def _groups_of_few(clips: torch.Tensor, num_queries: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The clips in order, taken together as long as their queries are few."""
+    first, total = 0, 0
+    for i, number in enumerate(num_queries.tolist()):
+        if i > first and total + number > _FEW_QUERIES:
+            yield clips[first:i]
+            first, total = i, 0
+        total += number
+    if first < len(clips):
+        yield clips[first:]
 
 
 def _ranges(selected: torch.Tensor) -> list[tuple[int, int]]:

@@ -6,9 +6,11 @@ computed one after another and merged by their log-sum-exp. Nothing of size T ×
 Shapes: B samples, T tokens, N heads of K channels.
 """
 
+from itertools import groupby
+
 import torch
 
-from .clips import AttentionTiles, TokenMeta, attends
+from .clips import AttentionTiles
 
 
 Ranges = list[tuple[int, int]]  # of tokens, [start, end)
@@ -24,66 +26,69 @@ def tile_attention(
 
     It is one operator to `torch.compile`, which does not look into the tiles: a new partition is no new graph.
     """
-    return _tile_attention(query, key, value, tiles.plan, tiles.meta)[0]
+    return _tile_attention(query, key, value, tiles.plan, tiles.masks)[0]
 
 
-def _read_plan(plan: torch.Tensor, meta: torch.Tensor):
-    """(samples, query ranges, key ranges, boolean mask (B or 1, 1, queries, keys) or None) of every tile."""
-    numbers, at = plan.tolist(), 0
-    while at < len(numbers):
-        sample, is_masked, num_queries, num_keys = numbers[at : at + 4]
-        edges = numbers[at + 4 : at + 4 + 2 * (num_queries + num_keys)]
-        at += 4 + len(edges)
-        ranges = list(zip(edges[::2], edges[1::2], strict=True))
-        queries, keys = ranges[:num_queries], ranges[num_queries:]
+def _rows_of_tiles(plan: torch.Tensor, masks: torch.Tensor, dtype: torch.dtype):
+    """For each row: (samples, query ranges), and its tiles: (key ranges, additive mask (queries, keys) or `None`)."""
+
+    def read():
+        numbers, at = plan.tolist(), 0
+        while at < len(numbers):
+            sample, mask_start, num_queries, num_keys = numbers[at : at + 4]
+            edges = numbers[at + 4 : at + 4 + 2 * (num_queries + num_keys)]
+            at += 4 + len(edges)
+            ranges = list(zip(edges[::2], edges[1::2], strict=True))
+            queries, keys, mask = ranges[:num_queries], ranges[num_queries:], None
+            if mask_start >= 0:
+                shape = [sum(end - start for start, end in side) for side in (queries, keys)]
+                sees = masks[mask_start : mask_start + shape[0] * shape[1]].view(shape)
+                mask = torch.zeros(shape, dtype=dtype).masked_fill_(~sees, -torch.inf)
+            yield (sample, queries), keys, mask
+
+    for (sample, queries), tiles in groupby(read(), key=lambda tile: tile[0]):
         samples = slice(None) if sample < 0 else slice(sample, sample + 1)
-        mask = None
-        if is_masked:
-            tokens = meta.transpose(0, 1)[samples].transpose(1, 2)
-            rows, columns = (TokenMeta(*_take(tokens, ranges).unbind(-1)) for ranges in (queries, keys))
-            mask = attends(TokenMeta(*(m[:, :, None] for m in rows)), TokenMeta(*(m[:, None] for m in columns)))
-            mask = mask[:, None]
-        yield samples, queries, keys, mask
+        yield samples, queries, [tile[1:] for tile in tiles]
 
 
 def _take(x: torch.Tensor, ranges: Ranges) -> torch.Tensor:
-    """The tokens in `ranges` of (B, T, …)."""
-    if len(ranges) == 1:
-        return x[:, ranges[0][0] : ranges[0][1]]
-    return torch.cat([x[:, start:end] for start, end in ranges], dim=1)
+    """The tokens in `ranges` of (B, T, N, K), as (B, N, T, K); or of (B, T, N), as (B, N, T)."""
+    parts = [x[:, start:end] for start, end in ranges]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)
 
 
-def _scatter(x: torch.Tensor, ranges: Ranges):
-    """(tokens in x, tokens in the taken tensor), for each range."""
-    taken = 0
-    for start, end in ranges:
-        yield x[:, start:end], slice(taken, taken + end - start)
-        taken += end - start
+def _put(target: torch.Tensor, ranges: Ranges, taken: torch.Tensor, write=torch.Tensor.copy_) -> None:
+    """Back to where [`_take`] took it."""
+    for (start, end), part in zip(ranges, taken.split([end - start for start, end in ranges], dim=2), strict=True):
+        write(target[:, start:end], part.transpose(1, 2))
 
 
 @torch.library.custom_op("videogpt::tile_attention", mutates_args=(), device_types="cpu")
 def _tile_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: torch.Tensor, meta: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: torch.Tensor, masks: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (B, T, N, K), and log-sum-exp (B, T, N) in at least fp32."""
     dtype, precision = query.dtype, torch.promote_types(query.dtype, torch.float32)
     query, key, value = (x.to(precision) for x in (query, key, value))
     output = torch.zeros(query.shape, dtype=precision)
     lse = torch.full(query.shape[:3], -torch.inf, dtype=precision)
-    for samples, queries, keys, mask in _read_plan(plan, meta):
-        q, k, v = _take(query[samples], queries), _take(key[samples], keys), _take(value[samples], keys)
-        tile_output, tile_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=_additive(mask, q.dtype)
-        )
-        tile_output, tile_lse = tile_output.transpose(1, 2), tile_lse.transpose(1, 2)
-        for (out, taken), (total, _) in zip(
-            _scatter(output[samples], queries), _scatter(lse[samples], queries), strict=True
-        ):
-            merged = torch.logaddexp(total, tile_lse[:, taken])
-            out.mul_((total - merged).exp_()[..., None])
-            out.addcmul_(tile_output[:, taken], (tile_lse[:, taken] - merged).exp_()[..., None])
-            total.copy_(merged)
+    for samples, queries, tiles in _rows_of_tiles(plan, masks, precision):
+        q, row = _take(query[samples], queries), None
+        for keys, mask in tiles:
+            tile = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, _take(key[samples], keys), _take(value[samples], keys), attn_mask=mask
+            )
+            row = tile if row is None else _merged(*row, *tile)
+        _put(output[samples], queries, row[0])
+        _put(lse[samples], queries, row[1])
     return output.to(dtype), lse
+
+
+def _merged(output, lse, other_output, other_lse):
+    """Attention to the keys of two tiles, from that to each."""
+    total = torch.logaddexp(lse, other_lse)
+    share, other_share = ((x - total).exp_()[..., None] for x in (lse, other_lse))
+    return (output * share).addcmul_(other_output, other_share), total
 
 
 @torch.library.custom_op("videogpt::tile_attention_backward", mutates_args=(), device_types="cpu")
@@ -95,43 +100,38 @@ def _tile_attention_backward(
     output: torch.Tensor,
     lse: torch.Tensor,
     plan: torch.Tensor,
-    meta: torch.Tensor,
+    masks: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each tile's share of the gradients: with the whole row's output and log-sum-exp, the shares add up."""
     dtype, precision = query.dtype, lse.dtype
     grad_output, query, key, value, output = (x.to(precision) for x in (grad_output, query, key, value, output))
     grads = [torch.zeros(x.shape, dtype=precision) for x in (query, key, value)]
-    for samples, queries, keys, mask in _read_plan(plan, meta):
-        by_query = [_take(x[samples], queries).transpose(1, 2) for x in (grad_output, query, output, lse)]
-        by_key = [_take(x[samples], keys).transpose(1, 2) for x in (key, value)]
-        grad, q, out, total = by_query
-        shares = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, *by_key, out, total, 0.0, False, attn_mask=_additive(mask, q.dtype)
-        )
-        for whole, share, ranges in zip(grads, shares, (queries, keys, keys), strict=True):
-            for x, taken in _scatter(whole[samples], ranges):
-                x += share.transpose(1, 2)[:, taken]
+    for samples, queries, tiles in _rows_of_tiles(plan, masks, precision):
+        grad, q, out, total = (_take(x[samples], queries) for x in (grad_output, query, output, lse))
+        for keys, mask in tiles:
+            k, v = (_take(x[samples], keys) for x in (key, value))
+            shares = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad, q, k, v, out, total, 0.0, False, attn_mask=mask
+            )
+            for whole, ranges, share in zip(grads, (queries, keys, keys), shares, strict=True):
+                _put(whole[samples], ranges, share, write=torch.Tensor.add_)
     return tuple(grad.to(dtype) for grad in grads)
 
 
-def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-
 @_tile_attention.register_fake
-def _(query, key, value, plan, meta):
+def _(query, key, value, plan, masks):
     precision = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(query.shape), query.new_empty(query.shape[:3], dtype=precision)
 
 
 @_tile_attention_backward.register_fake
-def _(grad_output, query, key, value, output, lse, plan, meta):
+def _(grad_output, query, key, value, output, lse, plan, masks):
     return tuple(x.new_empty(x.shape) for x in (query, key, value))
 
 
 def _setup_context(ctx, inputs, output):
-    query, key, value, plan, meta = inputs
-    ctx.save_for_backward(query, key, value, *output, plan, meta)
+    query, key, value, plan, masks = inputs
+    ctx.save_for_backward(query, key, value, *output, plan, masks)
     ctx.mark_non_differentiable(output[1])
 
 

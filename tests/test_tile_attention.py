@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_videogpt import attention_videogpt
-from diffusers_videogpt.clips import PADDING, attends, draw_clip_lengths, make_attention_tiles, make_clip_layout
+from diffusers_videogpt.clips import PADDING, draw_clip_lengths, make_attention_tiles, make_clip_layout
 from diffusers_videogpt.tile_attention import tile_attention
 from diffusers_videogpt.training.objective import next_clip_loss
 
@@ -114,8 +114,8 @@ def test_what_the_compiler_is_told_is_what_comes_out(dtype):
     inputs, grad, _ = random_inputs(layout, dtype=dtype)
     inputs, tiles = [x.detach() for x in inputs], make_attention_tiles(layout)
     operators = torch.ops.videogpt
-    forward = [*inputs, tiles.plan, tiles.meta]
-    backward = [grad, *inputs, *operators.tile_attention(*forward), tiles.plan, tiles.meta]
+    forward = [*inputs, tiles.plan, tiles.masks]
+    backward = [grad, *inputs, *operators.tile_attention(*forward), tiles.plan, tiles.masks]
     for operator, arguments in ((operators.tile_attention, forward), (operators.tile_attention_backward, backward)):
         real = operator(*arguments)
         with FakeTensorMode() as mode:
@@ -154,7 +154,7 @@ def test_mask_of_a_long_video_is_small():
     num_tokens = layout.num_tokens
     assert num_tokens > 35_000
     assert largest.num_elements < num_tokens**2 / 4
-    assert sum(x.numel() * x.itemsize for x in (tiles.plan, tiles.meta)) < 2 * 2**20
+    assert sum(x.numel() * x.itemsize for x in (tiles.plan, tiles.masks)) < 2 * 2**20
 
 
 def test_model_takes_tiles_where_there_are_many_tokens(tiny_transformer, monkeypatch):
@@ -275,16 +275,21 @@ def test_rows_of_the_output(name):
     torch.testing.assert_close(grads, expected_grads, atol=1e-5, rtol=0)
 
 
-def test_every_attending_pair_is_in_one_tile():
-    layout = make_clip_layout([1, 3, 2], (2, 3), condition_lengths=2)
+@pytest.mark.parametrize("is_output", [False, True])
+@pytest.mark.parametrize("clips", [[1, 3, 2], [1] * 6, [8, 1, 1, 8]])
+def test_every_attending_pair_is_in_one_tile(clips, is_output):
+    layout = make_clip_layout(clips, (2, 3), condition_lengths=2)
     pairs = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.int)
-    numbers = make_attention_tiles(layout, 16).plan.tolist()
+    first_query = layout.first_output if is_output else 0
+    tiles = make_attention_tiles(layout, 16, first_query=first_query)
+    numbers = tiles.plan.tolist()
     while numbers:
-        _, is_masked, num_queries, num_keys = numbers[:4]
+        _, mask_start, num_queries, num_keys = numbers[:4]
         edges, numbers = numbers[4 : 4 + 2 * (num_queries + num_keys)], numbers[4 + 2 * (num_queries + num_keys) :]
         ranges = [torch.arange(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True)]
         queries, keys = torch.cat(ranges[:num_queries]), torch.cat(ranges[num_queries:])
-        q = type(layout.meta())(*(m[0, queries, None] for m in layout.meta()))
-        k = type(layout.meta())(*(m[0, None, keys] for m in layout.meta()))
-        pairs[queries[:, None], keys] += attends(q, k).int() if is_masked else 1
-    assert torch.equal(pairs, layout.dense_mask[0, 0].int())
+        mask = 1
+        if mask_start >= 0:
+            mask = tiles.masks[mask_start : mask_start + len(queries) * len(keys)].view(len(queries), len(keys)).int()
+        pairs[first_query + queries[:, None], keys] += mask
+    assert torch.equal(pairs[first_query:], layout.dense_mask[0, 0, first_query:].int())
