@@ -29,7 +29,7 @@ def tile_attention(
     return _tile_attention(query, key, value, tiles.plan, tiles.masks)[0]
 
 
-def _rows_of_tiles(plan: torch.Tensor, masks: torch.Tensor, dtype: torch.dtype):
+def _rows_of_tiles(plan: torch.Tensor, masks: torch.Tensor, *, dtype: torch.dtype):
     """For each row: (samples, query ranges), and its tiles: (key ranges, additive mask (queries, keys) or `None`)."""
 
     def read():
@@ -57,7 +57,7 @@ def _take(x: torch.Tensor, ranges: Ranges) -> torch.Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)
 
 
-def _put(target: torch.Tensor, ranges: Ranges, taken: torch.Tensor, write=torch.Tensor.copy_) -> None:
+def _put(target: torch.Tensor, ranges: Ranges, *, taken: torch.Tensor, write=torch.Tensor.copy_) -> None:
     """Back to where [`_take`] took it."""
     for (start, end), part in zip(ranges, taken.split([end - start for start, end in ranges], dim=2), strict=True):
         write(target[:, start:end], part.transpose(1, 2))
@@ -72,23 +72,23 @@ def _tile_attention(
     query, key, value = (x.to(precision) for x in (query, key, value))
     output = torch.zeros(query.shape, dtype=precision)
     lse = torch.full(query.shape[:3], -torch.inf, dtype=precision)
-    for samples, queries, tiles in _rows_of_tiles(plan, masks, precision):
+    for samples, queries, tiles in _rows_of_tiles(plan, masks, dtype=precision):
         q, row = _take(query[samples], queries), None
         for keys, mask in tiles:
             tile = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, _take(key[samples], keys), _take(value[samples], keys), attn_mask=mask
             )
-            row = tile if row is None else _merged(*row, *tile)
-        _put(output[samples], queries, row[0])
-        _put(lse[samples], queries, row[1])
+            row = tile if row is None else _merged(row, tile)
+        _put(output[samples], queries, taken=row[0])
+        _put(lse[samples], queries, taken=row[1])
     return output.to(dtype), lse
 
 
-def _merged(output, lse, other_output, other_lse):
-    """Attention to the keys of two tiles, from that to each."""
-    total = torch.logaddexp(lse, other_lse)
-    share, other_share = ((x - total).exp_()[..., None] for x in (lse, other_lse))
-    return (output * share).addcmul_(other_output, other_share), total
+def _merged(first, second):
+    """Attention to the keys of both tiles, from (output, log-sum-exp) of each."""
+    lse = torch.logaddexp(first[1], second[1])
+    shares = [(x[1] - lse).exp_()[..., None] for x in (first, second)]
+    return (first[0] * shares[0]).addcmul_(second[0], shares[1]), lse
 
 
 @torch.library.custom_op("videogpt::tile_attention_backward", mutates_args=(), device_types="cpu")
@@ -106,7 +106,7 @@ def _tile_attention_backward(
     dtype, precision = query.dtype, lse.dtype
     grad_output, query, key, value, output = (x.to(precision) for x in (grad_output, query, key, value, output))
     grads = [torch.zeros(x.shape, dtype=precision) for x in (query, key, value)]
-    for samples, queries, tiles in _rows_of_tiles(plan, masks, precision):
+    for samples, queries, tiles in _rows_of_tiles(plan, masks, dtype=precision):
         grad, q, out, total = (_take(x[samples], queries) for x in (grad_output, query, output, lse))
         for keys, mask in tiles:
             k, v = (_take(x[samples], keys) for x in (key, value))
@@ -114,7 +114,7 @@ def _tile_attention_backward(
                 grad, q, k, v, out, total, 0.0, False, attn_mask=mask
             )
             for whole, ranges, share in zip(grads, (queries, keys, keys), shares, strict=True):
-                _put(whole[samples], ranges, share, write=torch.Tensor.add_)
+                _put(whole[samples], ranges, taken=share, write=torch.Tensor.add_)
     return tuple(grad.to(dtype) for grad in grads)
 
 
