@@ -558,7 +558,7 @@ class AttentionTiles:
     """The hierarchical mask of a batch as tiles, rectangles of tokens that attend and tokens that they attend to.
 
     A run of clean frames against all the frames before it, and a noisy clip against its history, are full rectangles, so
-    they need no mask; what remains, the frames of a run against themselves, is small.
+    they need no mask; what remains, the frames of a run against themselves and noisy clips of few tokens, is small.
 
     Attributes:
         plan (`torch.Tensor` of int32, on the CPU): the tiles one after another, each as: sample (−1 for all), where in
@@ -582,25 +582,32 @@ def make_attention_tiles(layout: ClipLayout, tile_size: int = 512, *, first_quer
     """
     meta = layout.meta_on_cpu
     same_for_all = bool((meta == meta[:, :1]).all())
-    plan, masks, mask_starts, num_pairs = [], [torch.zeros(0, dtype=torch.bool)], {}, 0
+    plan, masks = [], {}  # the masks by what they hold: (where it starts, the mask)
+    num_pairs = 0
     for sample in range(1 if same_for_all else layout.batch_size):
         tokens = meta[:, sample]
         for queries, keys, is_masked in _tiles(TokenMeta(*tokens), tile_size, first_query=first_query):
             mask_start = -1
             if is_masked:
-                rows, columns = (torch.cat([tokens[:, slice(*r)] for r in ranges], 1) for ranges in (queries, keys))
-                mask = attends(TokenMeta(*rows[:, :, None]), TokenMeta(*columns[:, None])).flatten()
-                mask_start = mask_starts.setdefault(mask.numpy().tobytes(), num_pairs)
-                if mask_start == num_pairs:
-                    masks.append(mask)
-                    num_pairs += len(mask)
+                mask = _mask_of_tile(tokens, queries, keys=keys)
+                mask_start, known = masks.setdefault(mask.numpy().tobytes(), (num_pairs, mask))
+                num_pairs += len(mask) if known is mask else 0
             queries = [(start - first_query, end - first_query) for start, end in queries]
             plan += [-1 if same_for_all else sample, mask_start, len(queries), len(keys)]
             plan += [edge for token_range in queries + keys for edge in token_range]
+    masks = [mask for _, mask in masks.values()] or [torch.zeros(0, dtype=torch.bool)]
     tiles = AttentionTiles(torch.tensor(plan, dtype=torch.int32), torch.cat(masks))
     for x in (tiles.plan, tiles.masks):  # their lengths vary: a compiler need not find that out, and makes one graph
         torch._dynamo.maybe_mark_dynamic(x, 0)
     return tiles
+
+
+def _mask_of_tile(
+    tokens: torch.Tensor, queries: list[tuple[int, int]], *, keys: list[tuple[int, int]]
+) -> torch.Tensor:
+    """Boolean (pairs,), row by row, for the metadata (4, T) of one sample's tokens."""
+    rows, columns = (torch.cat([tokens[:, start:end] for start, end in side], dim=1) for side in (queries, keys))
+    return attends(TokenMeta(*rows[:, :, None]), TokenMeta(*columns[:, None])).flatten()
 
 
 # Noisy clips that have so few queries together are one masked tile: a call costs more than the pairs that it could leave out.

@@ -4,8 +4,8 @@
     python training_scripts/benchmark_against_commit.py --checkout ../earlier --case stream
 
 Each has a process of its own, with the same weights and inputs; their results are compared before they take turns. "stream"
-is one guided clip, of one frame after 79 in the window; "step" is forward and backward of eight samples of 24 frames under three partitions
-into clips, by bf16 autocast and compiled blocks.
+is one guided clip after a history, by default one frame after 79; "step" is forward and backward of eight samples of 24 frames
+under three partitions into clips, by bf16 autocast and compiled blocks.
 """
 
 import inspect
