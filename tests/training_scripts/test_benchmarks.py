@@ -44,6 +44,19 @@ def test_fewer_steps(tmp_path):
     assert (tmp_path / "steps.png").stat().st_size > 10_000
 
 
+def test_how_fast_a_distilled_model_plays(tmp_path):
+    options = ("--teacher_steps", 2, "--student_steps", 1, "--num_frames", 16, "--rounds", 1)
+    out = run_script(
+        "benchmark_distilled.py", "--student", BUNDLED_MODEL, *options, "--output", tmp_path / "distilled.json"
+    ).stdout
+    results = json.loads((tmp_path / "distilled.json").read_text())["results"]
+    assert len(results) == 4 and results["teacher, 2 steps, stream"]["ratio"] == 1
+    for name, result in results.items():
+        assert f"{name}: {result['ratio']:.2f} x" in out and f"{result['frames_per_second']:.1f} frames/s" in out
+        clip_at_most = 16 / result["frames_per_second"]
+        assert name.endswith("call") or 0 < result["first_clip_seconds"] < clip_at_most
+
+
 def test_loader(tmp_path):
     videos = make_videos(tmp_path / "videos", 2, num_frames=12)
     options = ("--instance_data_root", videos, "--max_num_frames", 4, "--steps", 4, "--rounds", 1)

@@ -38,6 +38,7 @@ MISTAKES = [
     ("simulate_steered_world.py --output_dir OUT --first_seed -1", "'-1' is no whole number of 0 or more"),
     ("make_motions.py --output_dir FILE/x", "--output_dir FILE/x cannot be written"),
     ("benchmark_steps.py --model ./nowhere --output OUT", "'./nowhere' is no folder here"),
+    ("benchmark_distilled.py --student ./nowhere --output OUT/distilled.json", "'./nowhere' is no folder here"),
     ("benchmark_memory.py --adapter_of ./nowhere --output OUT/memory.json", "'./nowhere' is no folder here"),
     ("benchmark_loader.py --instance_data_root ./nowhere --max_num_frames 4", "nowhere"),
     ("benchmark_attention.py --output FILE/x/attention.json", "--output FILE/x cannot be written"),
