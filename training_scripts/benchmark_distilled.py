@@ -21,7 +21,7 @@ def parse_args():
     parser.add_argument("--teacher", default=BUNDLED_MODEL, help="a model's folder or Hub id")
     parser.add_argument("--student", required=True, help="what train_distillation.py made of all weights")
     parser.add_argument(
-        "--teacher_steps", type=positive_int, nargs="+", default=[25, 4], help="the ratio is to the first"
+        "--teacher_steps", type=positive_int, nargs="+", default=[25, 5], help="the ratio is to the first"
     )
     parser.add_argument("--student_steps", type=positive_int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--num_given", type=positive_int, default=8, help="frames of the sample video that are given")
