@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -207,6 +208,41 @@ def test_links_and_pictures_lead_somewhere(page):
 def test_lines_are_short_enough_to_read(page):
     lines = page.read_text(encoding="utf-8").splitlines()
     assert not {number: len(line) for number, line in enumerate(lines, start=1) if len(line) >= 160}
+
+
+def box_scores(file: str, name: str) -> dict:
+    """What `evaluate physics-box` wrote of one way to predict, and its mean error over that of repeating."""
+    results = json.loads((SCRIPTS / "results/physics_box" / file).read_text(encoding="utf-8"))["results"]
+    return {**results[name], "ratio": np.mean(results[name]["mse"]) / np.mean(results["repeat the last frame"]["mse"])}
+
+
+def test_the_readme_tells_the_bundled_models_last_measured_error():
+    row = next(line for line in README.splitlines() if line.startswith("| Bundled model, error over repeating"))
+    assert f"| {box_scores('scores.json', 'clips of 8')['ratio']:.2f} × |" in row
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "name"),
+    [
+        ("**clips of 8**", "scores.json", "clips of 8"),
+        ("clips of 4", "scores.json", "clips of 4"),
+        ("clips of 1 (next frame)", "scores.json", "clips of 1"),
+        ("clips of 1, one unguided step", "scores_next_frame.json", "clips of 1"),
+    ],
+)
+def test_the_page_of_the_bundled_model_shows_its_scores(row, file, name):
+    page = (SCRIPTS / "results/physics_box/README.md").read_text(encoding="utf-8").replace("**", "")
+    cells = (
+        next(line for line in page.splitlines() if line.startswith(f"| {row.strip('*')} |")).strip("| ").split(" | ")
+    )
+    scores = box_scores(file, name)
+    assert cells[1:7] == [
+        f"{scores['physics_iq']['score']:.1f}",
+        f"{scores['ratio']:.2f} ×",
+        *(f"{scores['mse'][frame - 1] * 1000:.2f}" for frame in (1, 4, 8, 16)),
+    ]
+    kept = " / ".join(f"{scores['objects_kept'][frame - 1]:.0%}".removesuffix("%") for frame in (4, 8, 16))
+    assert cells[8] == f"{kept} %"
 
 
 def test_the_readme_is_short_enough_to_be_read():

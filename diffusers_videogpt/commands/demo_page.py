@@ -38,7 +38,7 @@ from .demo_rollout import (
 )
 from .options import STEPS, steps_of
 from .outputs import enlarge
-from .predict import PICTURE_FPS, SAMPLE_HISTORY
+from .predict import PICTURE_FPS, SAMPLE_HISTORY, SEED
 
 
 try:
@@ -319,7 +319,7 @@ def make_page(rollouts: Rollouts, limits: Limits, *, folder: str | Path, note: s
                     gr.Slider(1, max(2 * clip_length, 16), clip_length, step=1, label="Frames per clip"),
                     gr.Slider(1, 2 * STEPS, steps_of(None, pipe), step=1, label="Steps per clip"),
                     gr.Slider(1, 6, pipe.config.guidance_scale, step=0.1, label="Guidance (1: none)"),
-                    gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
+                    gr.Number(SEED, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
                     gr.Number(0, label="Read fps (0: all)", minimum=0, maximum=120, min_width=80),
                 ]
 

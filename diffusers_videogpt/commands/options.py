@@ -155,8 +155,8 @@ def rollout_options(args: argparse.Namespace, pipe) -> dict[str, Any]:
     }
 
 
-def add_seed_argument(command: argparse.ArgumentParser, *, help: str | None = None) -> None:
-    command.add_argument("--seed", type=any_seed, default=0, help=help)
+def add_seed_argument(command: argparse.ArgumentParser, *, default: int = 0, help: str | None = None) -> None:
+    command.add_argument("--seed", type=any_seed, default=default, help=help)
 
 
 def add_output_argument(command: argparse.ArgumentParser, default: str, *, help: str = "folder") -> None:
