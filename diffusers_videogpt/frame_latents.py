@@ -102,6 +102,15 @@ def check_vae(vae: AutoencoderKL | AutoencoderTiny | None) -> None:
         )
 
 
+def check_channels(vae: AutoencoderKL | AutoencoderTiny | None, channels: int) -> None:
+    """Raises a `ValueError` if the latents of `vae`, where there is one, do not have the transformer's `channels`."""
+    if vae is not None and vae.config.latent_channels != channels:
+        raise ValueError(
+            f"The VAE's latents have {vae.config.latent_channels} channels, the transformer takes {channels}: load the VAE that "
+            "the transformer was trained with, or train a new transformer on the latents of this one."
+        )
+
+
 def check_size(height: int | None, width: int | None, *, multiple: int) -> None:
     """Raises a `ValueError` that names the nearest possible sizes if a frame can't be cut into patches of `multiple` pixels."""
     for name, value in (("height", height), ("width", width)):

@@ -59,7 +59,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from .attention_videogpt import usable_attention_kwargs
 from .conditions import Conditions, class_numbers
 from .diffusers_internals import execution_device
-from .frame_latents import check_size, decode_latents, encode_given, get_vae_scale_factor
+from .frame_latents import check_channels, check_size, decode_latents, encode_given, get_vae_scale_factor
 from .guidance_next_clip import NextClipGuidance, check_interval, check_scale, guider_for_call
 from .history import History
 from .lora_videogpt import VideoGPTLoraLoaderMixin, refuse_lora_layers
@@ -308,6 +308,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
         block_state = self.get_block_state(state)
         sizes = {"vae_scale_factor": components.vae_scale_factor, "multiple": components.size_multiple}
         check_size(block_state.height, block_state.width, multiple=components.size_multiple)
+        check_channels(getattr(components, "vae", None), components.transformer.config.in_channels)
         check_rollout(
             block_state.clip_lengths,
             video_latents=block_state.history_latents,

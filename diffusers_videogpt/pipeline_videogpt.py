@@ -32,6 +32,7 @@ from .diffusers_internals import (
 )
 from .frame_latents import (
     VideoInput,
+    check_channels,
     decode_latents,
     encode_frames,
     encode_given,
@@ -127,6 +128,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             trained_with=trained_with,
         )
         check_pipeline_config(self.config)
+        if transformer is not None:
+            check_channels(vae, transformer.config.in_channels)
         self.vae_scale_factor = get_vae_scale_factor(vae)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
         self.one_call = OneCallAtATime()

@@ -24,7 +24,7 @@ from .conditions import (
     condition_lengths,
     text_width,
 )
-from .frame_latents import check_size, count_videos, encode_given
+from .frame_latents import check_channels, check_size, count_videos, encode_given
 from .guidance_next_clip import condition_scale
 from .history import History
 from .kv_cache import VideoGPTKVCache
@@ -388,6 +388,7 @@ def prepare_rollout(
     check_given(inputs.video, inputs.image, video_latents=inputs.video_latents, vae=vae)
     check_output_type(inputs.output_type, vae)
     check_size(inputs.height, inputs.width, multiple=multiple)
+    check_channels(vae, transformer.config.in_channels)
     check_rollout(
         inputs.clip_lengths,
         video_latents=inputs.video_latents,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import ModularPipeline, UniPCMultistepScheduler
+from diffusers import AutoencoderKL, ModularPipeline, UniPCMultistepScheduler
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, SequentialPipelineBlocks
 from peft import LoraConfig
 from text_encoders import WIDTH, make_text_encoder, make_tokenizer
@@ -339,6 +339,9 @@ def test_output_is_checked_before_anything_is_computed(standard):
     for arguments in ({"output_type": "pil"}, {"video": VIDEO}):
         with pytest.raises(ValueError, match="has no VAE"):
             predict(pipe, **arguments)
+    pipe.update_components(vae=AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4))
+    with pytest.raises(ValueError, match="The VAE's latents have 8 channels, the transformer takes 4"):
+        predict(pipe, output_type="pil")
 
 
 def test_a_busy_pipeline_of_blocks(standard):

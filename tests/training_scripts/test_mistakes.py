@@ -98,3 +98,14 @@ def test_an_argument_that_the_transformer_does_not_have(tmp_path, tiny_parts, vi
     with pytest.raises(SystemExit, match="cfg.json: the transformer has no argument 'num_layer'; the nearest is"):
         run_here("train_videogpt.py", "--output_dir", tmp_path / "out", "--instance_data_root", videos, *given)
     assert [path.name for path in tmp_path.iterdir()] == ["cfg.json"]
+
+
+@pytest.mark.parametrize("script", ["train_videogpt.py", "train_videogpt_lora.py", "train_distillation.py"])
+def test_an_autoencoder_of_other_channels_is_refused_before_videos_are_encoded(
+    script, tmp_path, tiny_parts, videos, run_here
+):
+    """The bundled model takes latents of eight channels."""
+    given = ("--pretrained_model_name_or_path", BUNDLED_MODEL, "--pretrained_vae_path", tiny_parts / "vae")
+    with pytest.raises(SystemExit, match="The VAE's latents have 4 channels, the transformer takes 8"):
+        run_here(script, "--output_dir", tmp_path / "out", "--instance_data_root", videos, *given)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".pt")]
