@@ -171,7 +171,12 @@ def read_transformer_config(path: Path) -> dict[str, Any]:
 
 def load_pipeline(model: ModelSettings, sampling: SamplingSettings) -> VideoGPTPipeline:
     """The pipeline to start from; or a new one around a VAE, its transformer from nothing or from Phi-3's decoder, with as
-    many channels as the VAE's latents unless `--transformer_config` says otherwise."""
+    many channels as the VAE's latents.
+
+    Raises:
+        ValueError: the transformer takes latents of another number of channels; and what [`load_vae`] and
+            [`read_transformer_config`] refuse.
+    """
     config = read_transformer_config(model.transformer_config) if model.transformer_config else {}
     vae = load_vae(model)
     given = {"frames_per_clip": model.frames_per_clip, "guidance_scale": model.guidance_scale}
