@@ -12,7 +12,7 @@ import diffusers
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
 
@@ -102,13 +102,14 @@ def check_vae(vae: AutoencoderKL | AutoencoderTiny | None) -> None:
         )
 
 
-def check_channels(vae: AutoencoderKL | AutoencoderTiny | None, channels: int) -> None:
-    """Raises a `ValueError` if the latents of `vae`, where there is one, do not have the transformer's `channels`."""
-    if vae is not None and vae.config.latent_channels != channels:
-        raise ValueError(
-            f"The VAE's latents have {vae.config.latent_channels} channels, the transformer takes {channels}: load the VAE that "
-            "the transformer was trained with, or train a new transformer on the latents of this one."
-        )
+def check_channels(vae: AutoencoderKL | AutoencoderTiny | None, transformer: ModelMixin | None) -> None:
+    """Raises a `ValueError` if the latents of `vae` have other channels than `transformer` takes, where both are there."""
+    if vae is None or transformer is None or vae.config.latent_channels == transformer.config.in_channels:
+        return
+    raise ValueError(
+        f"The VAE's latents have {vae.config.latent_channels} channels, the transformer takes {transformer.config.in_channels}: "
+        "load the VAE that the transformer was trained with, or train a new transformer on the latents of this one."
+    )
 
 
 def check_size(height: int | None, width: int | None, *, multiple: int) -> None:

@@ -240,6 +240,7 @@ class VideoGPTEncodeHistoryStep(VideoGPTStep):
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
         check_given(block_state.video, block_state.image, video_latents=block_state.video_latents, vae=components.vae)
+        check_channels(components.vae, getattr(components, "transformer", None))
         block_state.history_latents = encode_given(
             block_state.video,
             block_state.image,
@@ -308,7 +309,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
         block_state = self.get_block_state(state)
         sizes = {"vae_scale_factor": components.vae_scale_factor, "multiple": components.size_multiple}
         check_size(block_state.height, block_state.width, multiple=components.size_multiple)
-        check_channels(getattr(components, "vae", None), components.transformer.config.in_channels)
+        check_channels(getattr(components, "vae", None), components.transformer)
         check_rollout(
             block_state.clip_lengths,
             video_latents=block_state.history_latents,

@@ -61,8 +61,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         vae ([`AutoencoderKL`] or [`AutoencoderTiny`]): frames ↔ latents, one frame at a time. The published weights use
             SDXL's. May be `None` where only latents go in and out.
         transformer ([`VideoGPTTransformerModel`]): predicts clean latents.
-        scheduler ([`NextClipFlowMatchScheduler`], or a scheduler of diffusers set up for flow matching): the steps from
-            noise to a clip.
+        scheduler ([`NextClipFlowMatchScheduler`], or a flow-matching one of diffusers): the steps from noise to a clip.
         frames_per_clip (`int`, defaults to `16`): frames predicted in parallel, unless the call says otherwise.
         max_context_frames (`int`, defaults to `80`): the most frames of history that the model looks back on.
         longest_side (`int`, defaults to `320`): frames are scaled down to this, unless the call gives a size.
@@ -70,8 +69,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call or a `guider` says otherwise. The
             paper's best with 16 frames a clip; the authors' script uses 1.5 with 24. A distilled model has 1: none.
         condition_guidance_scale (`float`, defaults to `4.0`): the same by class and text.
-        id2label (`dict`, *optional*): number → name of the classes that the model was trained on; as JSON has it, the
-            numbers may be strings.
+        id2label (`dict`, *optional*): number, or as in JSON its string → name of a class that the model was trained on.
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
             for example `CLIPTextModel`, as in the paper, or `BertModel`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the text encoder.
@@ -108,6 +106,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     ):
         super().__init__()
         refuse_unread_tensors({"vae": vae, "text_encoder": text_encoder})
+        check_channels(vae, transformer)
         self.register_modules(
             vae=vae,
             transformer=transformer,
@@ -128,8 +127,6 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             trained_with=trained_with,
         )
         check_pipeline_config(self.config)
-        if transformer is not None:
-            check_channels(vae, transformer.config.in_channels)
         self.vae_scale_factor = get_vae_scale_factor(vae)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
         self.one_call = OneCallAtATime()
@@ -166,9 +163,8 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         """
         refuse_lora_layers(self.transformer)
         # diffusers does not write down a component that was set where there was none.
-        self.register_modules(
-            **{n: getattr(self, n) for n in self._optional_components if getattr(self, n) is not None}
-        )
+        parts = {name: getattr(self, name) for name in self._optional_components}
+        self.register_modules(**{name: part for name, part in parts.items() if part is not None})
         super().save_pretrained(str(save_directory), **kwargs)
 
     @property

@@ -388,7 +388,7 @@ def prepare_rollout(
     check_given(inputs.video, inputs.image, video_latents=inputs.video_latents, vae=vae)
     check_output_type(inputs.output_type, vae)
     check_size(inputs.height, inputs.width, multiple=multiple)
-    check_channels(vae, transformer.config.in_channels)
+    check_channels(vae, transformer)
     check_rollout(
         inputs.clip_lengths,
         video_latents=inputs.video_latents,
