@@ -26,6 +26,9 @@ def parse_args():
     parser.add_argument("--student_steps", type=positive_int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--num_given", type=positive_int, default=8, help="frames of the sample video that are given")
     parser.add_argument("--num_frames", type=positive_int, default=96, help="that are predicted in each turn")
+    parser.add_argument(
+        "--rolling_cache", action="store_true", help="of all: the window is not encoded anew when it slides"
+    )
     parser.add_argument("--device", help="by default the best one here")
     parser.add_argument("--rounds", type=positive_int, default=3)
     args = parse_with_output(parser, "distilled.json")
@@ -45,16 +48,14 @@ from diffusers_videogpt.video_io import read_video
 def main(args):
     given = read_video(SAMPLE_VIDEO).frames[: args.num_given]
     first_clips = {}
+    same = {"num_frames": args.num_frames, "output_type": "np", "rolling_cache": args.rolling_cache}
 
     def call(pipe, how):
-        pipe(given, num_frames=args.num_frames, generator=torch.Generator().manual_seed(0), output_type="np", **how)
+        pipe(given, generator=torch.Generator().manual_seed(0), **same, **how)
 
     def stream(pipe, how, name):
         began, seconds = time.perf_counter(), None
-        clips = pipe.stream(
-            given, num_frames=args.num_frames, generator=torch.Generator().manual_seed(0), output_type="np", **how
-        )
-        for _ in clips:
+        for _ in pipe.stream(given, generator=torch.Generator().manual_seed(0), **same, **how):
             if seconds is None:
                 seconds = time.perf_counter() - began
         first_clips.setdefault(name, []).append(seconds)
