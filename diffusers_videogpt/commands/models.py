@@ -332,15 +332,16 @@ def multiplies_in_bfloat16(device: str) -> bool:
 def dtypes_of(dtype: str, *, device: str, is_quantized: bool = False) -> dict:
     """What `--dtype` means, as `from_pretrained(dtype=)` takes it: a dtype for each part, or for all ("default").
 
-    "auto" is bfloat16 for the transformer where the device [`multiplies_in_bfloat16`] and the weights are not quantized, and
-    float32 for all else.
+    "auto" is bfloat16 for the transformer and the autoencoder where the device [`multiplies_in_bfloat16`] and the weights are
+    not quantized, and float32 for all else.
     """
     import torch
 
     if dtype != "auto":
         return {"default": getattr(torch, dtype)}
     is_half = not is_quantized and multiplies_in_bfloat16(device)
-    return {"default": torch.float32} | ({"transformer": torch.bfloat16} if is_half else {})
+    halves = ("transformer", "vae") if is_half else ()
+    return {"default": torch.float32} | dict.fromkeys(halves, torch.bfloat16)
 
 
 def load_pipeline(

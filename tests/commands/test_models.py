@@ -157,13 +157,15 @@ def test_a_quantized_model_is_told_by_its_config():
 
 
 @pytest.mark.parametrize("instruction", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", None])
-def test_auto_is_bfloat16_for_the_transformer_where_the_processor_multiplies_in_it(monkeypatch, instruction):
+def test_auto_is_bfloat16_for_transformer_and_autoencoder_where_the_processor_multiplies_in_it(
+    monkeypatch, instruction
+):
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name == instruction)
     saved = models.look_at_model(str(BUNDLED_MODEL))
     pipe = models.load_pipeline(saved, device="cpu", dtype="auto")
-    assert pipe.transformer.dtype == (torch.bfloat16 if instruction else torch.float32)
-    assert pipe.transformer.time_embed.linear_1.weight.dtype == pipe.vae.dtype == torch.float32
+    assert pipe.transformer.dtype == pipe.vae.dtype == (torch.bfloat16 if instruction else torch.float32)
+    assert pipe.transformer.time_embed.linear_1.weight.dtype == torch.float32
     assert models.dtypes_of("auto", device="cpu", is_quantized=True) == {"default": torch.float32}
 
 
