@@ -1,6 +1,6 @@
 """How fast a distilled model plays: frames a second of a call and of a stream, beside its teacher's.
 
-    python training_scripts/benchmark_distilled.py --student fast --output distilled.json
+    python training_scripts/benchmark_distilled.py --student fast --guidance_scale 1.5 --output distilled.json
 
 Both models are loaded as the commands load them (a bfloat16 transformer where the device multiplies in it) and continue the
 bundled sample video; decoding is included. All take turns; a ratio is of one round. "First clip" is the time from the request
@@ -11,7 +11,7 @@ import statistics
 import time
 
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO
-from diffusers_videogpt.arguments import positive_int
+from diffusers_videogpt.arguments import finite_float, positive_int
 from diffusers_videogpt.commands.models import load_pipeline, look_at_model
 from diffusers_videogpt.training.arguments import make_parser, parse_with_output, run_script
 
@@ -24,6 +24,8 @@ def parse_args():
         "--teacher_steps", type=positive_int, nargs="+", default=[25, 5], help="the ratio is to the first"
     )
     parser.add_argument("--student_steps", type=positive_int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--guidance_scale", type=finite_float, help="of the teacher; default: its own")
+    parser.add_argument("--frames_per_clip", type=positive_int, help="of both; default: as each was saved")
     parser.add_argument("--num_given", type=positive_int, default=8, help="frames of the sample video that are given")
     parser.add_argument("--num_frames", type=positive_int, default=96, help="that are predicted in each turn")
     parser.add_argument(
@@ -49,6 +51,8 @@ def main(args):
     given = read_video(SAMPLE_VIDEO).frames[: args.num_given]
     first_clips = {}
     same = {"num_frames": args.num_frames, "output_type": "np", "rolling_cache": args.rolling_cache}
+    same["frames_per_clip"] = args.frames_per_clip
+    guidance = {"teacher": args.guidance_scale, "student": None}
 
     def call(pipe, how):
         pipe(given, generator=torch.Generator().manual_seed(0), **same, **how)
@@ -65,7 +69,8 @@ def main(args):
         pipe = load_pipeline(args.models[which], device=args.device, dtype="auto")
         pipe.set_progress_bar_config(disable=True)
         for num_steps in steps:
-            name, how = f"{which}, {num_steps} steps", {"num_inference_steps": num_steps}
+            how = {"num_inference_steps": num_steps, "guidance_scale": guidance[which]}
+            name = f"{which}, {num_steps} steps"
             variants[f"{name}, call"] = lambda pipe=pipe, how=how: call(pipe, how)
             variants[f"{name}, stream"] = lambda pipe=pipe, how=how, name=name: stream(pipe, how, name)
     seconds = take_turns(variants, args.rounds)

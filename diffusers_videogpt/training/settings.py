@@ -195,7 +195,7 @@ class VideoSettings:
         "physics", "scenes of five kinds, or of balls and boxes made to order, for text to video"
     )
     frames_per_scene: int | None = option(
-        None, "frames of a simulated scene; default: max_num_frames", type=positive_int
+        None, "of a simulated scene, of which a sample is a window; default: max_num_frames", type=positive_int
     )
     max_bad_fraction: float = option(0.5, "a larger share of unusable videos stops the run", type=share)
     trained_on: str | None = option(

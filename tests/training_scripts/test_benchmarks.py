@@ -44,9 +44,9 @@ def test_fewer_steps(tmp_path):
     assert (tmp_path / "steps.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("cache", [(), ("--rolling_cache",)])
-def test_how_fast_a_distilled_model_plays(tmp_path, cache):
-    options = ("--teacher_steps", 2, "--student_steps", 1, "--num_frames", 16, "--rounds", 1, *cache)
+@pytest.mark.parametrize("more", [(), ("--rolling_cache", "--guidance_scale", 1.5, "--frames_per_clip", 8)])
+def test_how_fast_a_distilled_model_plays(tmp_path, more):
+    options = ("--teacher_steps", 2, "--student_steps", 1, "--num_frames", 16, "--rounds", 1, *more)
     out = run_script(
         "benchmark_distilled.py", "--student", BUNDLED_MODEL, *options, "--output", tmp_path / "distilled.json"
     ).stdout
