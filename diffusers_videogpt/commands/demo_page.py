@@ -38,7 +38,7 @@ from .demo_rollout import (
 )
 from .options import STEPS, steps_of
 from .outputs import enlarge
-from .predict import PICTURE_FPS, SAMPLE_HISTORY, SEED
+from .predict import PICTURE_FPS, SAMPLE_HISTORY, frames_to_predict
 
 
 try:
@@ -314,12 +314,16 @@ def make_page(rollouts: Rollouts, limits: Limits, *, folder: str | Path, note: s
                 settings = [
                     gr.Slider(1, window, min(SAMPLE_HISTORY, window), step=1, label="Frames given"),
                     gr.Slider(
-                        1, MAX_PREDICTED, min(2 * clip_length, MAX_PREDICTED), step=1, label="Frames to predict"
+                        1,
+                        MAX_PREDICTED,
+                        min(frames_to_predict(pipe.config, SAMPLE_HISTORY, clip_length=clip_length), MAX_PREDICTED),
+                        step=1,
+                        label="Frames to predict",
                     ),
                     gr.Slider(1, max(2 * clip_length, 16), clip_length, step=1, label="Frames per clip"),
                     gr.Slider(1, 2 * STEPS, steps_of(None, pipe), step=1, label="Steps per clip"),
                     gr.Slider(1, 6, pipe.config.guidance_scale, step=0.1, label="Guidance (1: none)"),
-                    gr.Number(SEED, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
+                    gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=80),
                     gr.Number(0, label="Read fps (0: all)", minimum=0, maximum=120, min_width=80),
                 ]
 

@@ -118,7 +118,7 @@ def add_device_argument(command: argparse.ArgumentParser) -> None:
 
 
 def add_dtype_argument(command: argparse.ArgumentParser, *, default: str = "auto") -> None:
-    told = "auto: the transformer in bfloat16 where the processor multiplies in it, all else in float32"
+    told = "auto: transformer and autoencoder in bfloat16 where the processor multiplies in it, all else in float32"
     choices = ["auto", "float32", "bfloat16", "float16"]
     command.add_argument("--dtype", choices=choices, default=default, help=f"{told} (default: %(default)s)")
 
@@ -155,8 +155,8 @@ def rollout_options(args: argparse.Namespace, pipe) -> dict[str, Any]:
     }
 
 
-def add_seed_argument(command: argparse.ArgumentParser, *, default: int = 0, help: str | None = None) -> None:
-    command.add_argument("--seed", type=any_seed, default=default, help=help)
+def add_seed_argument(command: argparse.ArgumentParser, *, help: str | None = None) -> None:
+    command.add_argument("--seed", type=any_seed, default=0, help=help)
 
 
 def add_output_argument(command: argparse.ArgumentParser, default: str, *, help: str = "folder") -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +42,6 @@ from .outputs import (
 
 
 SAMPLE_HISTORY = 8  # frames of the sample that are given; the rest is the truth
-SEED = 1  # of the noise; with 0 the bundled model adds a ball to its sample, with 30 of 32 seeds it keeps both
 MOST_FRAMES = 240  # predicted where --num-frames does not say how many: a film's truth may have thousands
 PICTURE_FPS = 12.0  # of an animated picture and of what is made from nothing, which have no rate of their own
 
@@ -113,6 +112,11 @@ def from_nothing(args: argparse.Namespace, saved: SavedModel) -> Given:
     return Given(frames, frames, fps, 0.0, num_frames, [about])
 
 
+def frames_to_predict(config: Mapping[str, Any], num_given: int, *, clip_length: int) -> int:
+    """How many frames follow where nobody says: to the length of what the pipeline was trained on, two clips at least."""
+    return max(((config.get("trained_with") or {}).get("num_frames") or 0) - num_given, 2 * clip_length)
+
+
 def read_given(args: argparse.Namespace, saved: SavedModel, *, source: Path, num_history: int | None) -> Given:
     """Reads the video at the model's size: the frames that fit into its window, and the truth behind them.
 
@@ -151,7 +155,8 @@ def read_given(args: argparse.Namespace, saved: SavedModel, *, source: Path, num
     first = max(num_history - window, 0)
     frames, truth = video.frames[first:num_history], video.frames[num_history:]
     start, fps = video.timestamps[first], args.fps or video.fps or PICTURE_FPS
-    num_frames = args.num_frames or len(truth) or 2 * (args.frames_per_clip or saved.number("frames_per_clip"))
+    clip_length = args.frames_per_clip or saved.number("frames_per_clip")
+    num_frames = args.num_frames or len(truth) or frames_to_predict(saved.index, len(frames), clip_length=clip_length)
     height, width = frames.shape[1:3]
     which = f"only those from {start:.2f} s on: " if start > 0 else ""
     about = [
@@ -306,7 +311,7 @@ def add_predict_command(commands) -> None:
     command.add_argument(
         "--num-frames",
         type=number_of_frames,
-        help="frames to predict; default: as many as the truth has, or two clips, or from nothing one",
+        help="frames to predict; default: as many as the truth has, or to the length that was trained on, or two clips; from nothing one clip",
     )
     add_frames_per_clip_argument(command)
     command.add_argument(
@@ -334,7 +339,7 @@ def add_predict_command(commands) -> None:
     command.add_argument(
         "--fps", type=parse_rate, help="frames a second to read and write at; default: the video's own, or 12"
     )
-    add_seed_argument(command, default=SEED)
+    add_seed_argument(command)
     add_device_argument(command)
     add_dtype_argument(command)
     command.add_argument(

@@ -500,7 +500,7 @@ def test_the_page_in_a_browser(browser, tmp_path, monkeypatch):
         wait_for("8 frames given, 16 more to compare with")
         page.click("#settings button")
         page.click("#run")
-        wait_for("Going on: 8 of 16 frames")
+        wait_for(f"Going on: {pipe.config.frames_per_clip} of 16 frames")
         first_clip_seen.set()
         wait_for("Done: 16 of 16 frames")
         assert page.locator("#strip img").count() == page.locator("#comparison video").count() == 1

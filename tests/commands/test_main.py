@@ -22,7 +22,7 @@ from text_encoders import WIDTH, make_text_encoder, make_tokenizer
 from diffusers_videogpt import BUNDLED_MODEL, SAMPLE_VIDEO, VideoGPTPipeline, __version__
 from diffusers_videogpt.commands.main import main
 from diffusers_videogpt.commands.models import look_at_model
-from diffusers_videogpt.commands.predict import MOST_FRAMES, SAMPLE_HISTORY, read_given
+from diffusers_videogpt.commands.predict import MOST_FRAMES, SAMPLE_HISTORY, frames_to_predict, read_given
 from diffusers_videogpt.video_io import read_video, write_video
 
 
@@ -530,3 +530,17 @@ def test_what_an_evaluation_lacks_is_named_with_its_extra(monkeypatch, module, m
         monkeypatch.delitem(sys.modules, f"diffusers_videogpt.evaluation.{name}", raising=False)
     with pytest.raises(ImportError, match=re.escape('pip install ".[eval]"')):
         importlib.import_module(f"diffusers_videogpt.evaluation.{module}")
+
+
+@pytest.mark.parametrize(
+    ("config", "num_frames"),
+    [
+        ({"trained_with": {"num_frames": 24}}, 16),
+        ({"trained_with": {"num_frames": 10}}, 8),
+        ({"trained_with": {"fps": 12.0}}, 8),
+        ({"trained_with": None}, 8),
+        ({}, 8),
+    ],
+)
+def test_what_is_predicted_by_default_is_as_long_as_what_was_trained_on(config, num_frames):
+    assert frames_to_predict(config, 8, clip_length=4) == num_frames
