@@ -218,10 +218,9 @@ def box_scores(file: str, name: str) -> dict:
 
 def test_the_readme_tells_the_bundled_models_last_measured_error():
     row = next(line for line in README.splitlines() if line.startswith("| Bundled model, error over repeating"))
-    own = json.loads((Path(diffusers_videogpt.BUNDLED_MODEL) / "model_index.json").read_text(encoding="utf-8"))[
-        "frames_per_clip"
-    ]
-    assert f"| {box_scores('scores.json', f'clips of {own}')['ratio']:.2f} × |" in row
+    config = json.loads((Path(diffusers_videogpt.BUNDLED_MODEL) / "model_index.json").read_text(encoding="utf-8"))
+    own = f"clips of {config['frames_per_clip']}"
+    assert f"| {box_scores('scores.json', own)['ratio']:.2f} × |" in row
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     python training_scripts/benchmark_distilled.py --student fast --guidance_scale 1.5 --output distilled.json
 
-Both models are loaded as the commands load them (a bfloat16 transformer where the device multiplies in it) and continue the
+Both models are loaded as the commands load them (in bfloat16 where the device multiplies in it) and continue the
 bundled sample video; decoding is included. All take turns; a ratio is of one round. "First clip" is the time from the request
 of a stream to the frames of its first clip.
 """
