@@ -165,19 +165,32 @@ def _masks_for_attention(
     return mask, mask[:, :, layout.first_output :]
 
 
-def mask_of_special_tokens(
-    num_frames: int, num_cached: int, *, backend: AttentionBackendName | None = None, device: torch.device
-) -> torch.Tensor | None:
-    """For the hint and time tokens of a noisy clip of F frames after a cached history: boolean (1, 1, 2 F, cached + 2 F).
+def parts_of_clip(
+    num_frames: int,
+    num_patches: int,
+    *,
+    num_before: int,
+    backend: AttentionBackendName | None = None,
+    device: torch.device,
+) -> tuple[tuple[int, ...], tuple[torch.Tensor | None, ...]]:
+    """How the tokens of a noisy clip are attended: lengths of its parts, and the masks of these.
 
-    All see the history and the hints; only time tokens see time tokens. `None` for a backend that takes no such mask.
+    Hint and time tokens are a part under a boolean mask (1, 1, 2 F, before + 2 F): all see what comes before and the hints, only
+    time tokens see time tokens. For a backend that takes no such mask each is a part of its own. The patches see all.
+
+    Args:
+        num_frames: F, of the clip.
+        num_patches: of the whole clip.
+        num_before: tokens that stand before the clip and are seen by all of it.
+        backend: as `set_attention_backend` chose it; `None`: the one that diffusers has active.
+        device: of the mask.
     """
     backend = active_attention_backend() if backend is None else backend
     if backend not in MASKED_BACKENDS or backend == AttentionBackendName.FLEX:
-        return None
-    mask = torch.ones(1, 1, 2 * num_frames, num_cached + 2 * num_frames, dtype=torch.bool, device=device)
-    mask[:, :, :num_frames, num_cached + num_frames :] = False
-    return mask
+        return (num_frames, num_frames, num_patches), (None, None, None)
+    mask = torch.ones(1, 1, 2 * num_frames, num_before + 2 * num_frames, dtype=torch.bool, device=device)
+    mask[:, :, :num_frames, num_before + num_frames :] = False
+    return (2 * num_frames, num_patches), (mask, None)
 
 
 @cache
@@ -325,12 +338,12 @@ def apply_rotary_emb(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tens
 
 
 class VideoGPTAttnProcessor:
-    """Self-attention of Video-GPT, in three forms: all tokens under the hierarchical mask, clean tokens appended to a cache
-    under the mask among themselves, and one noisy clip.
+    """Self-attention of Video-GPT, in two forms: all tokens under the hierarchical mask; or clean tokens that are new in a cache,
+    one noisy clip after all that it holds, or both, part by part.
 
-    Of the noisy clip the patches, which are nearly all of it, need no mask: they see the history and the whole clip. Hint and
-    time tokens are few, and are computed together under a small mask; or, since tokens lie by rank and see all up to their own
-    rank, in a call for each rank, which any backend computes.
+    A part sees all up to its own last token, under a mask of its own. The clean tokens are one, under their mask. Of the noisy
+    clip the patches, which are nearly all of it, need no mask: they see the history and the whole clip. Hint and time tokens
+    are few, and are one part under a small mask; or a part for each rank, which any backend computes.
     """
 
     _attention_backend = None
@@ -340,28 +353,27 @@ class VideoGPTAttnProcessor:
         attn: "VideoGPTAttention",
         hidden_states: torch.Tensor,
         *,
-        attention_mask: AttentionMask | None = None,
+        attention_mask: AttentionMask | tuple[AttentionMask | None, ...] | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
         kv_cache: VideoGPTLayerCache | None = None,
-        rank_lengths: tuple[int, ...] | None = None,
+        part_lengths: tuple[int, ...] | None = None,
         num_queries: int | None = None,
         token_shares: TokenShares | None = None,
     ) -> torch.Tensor:
         """The outputs of the queries, (B, Q, D).
 
         With `token_shares`, `hidden_states`, `rotary_emb`, `num_queries` and the output are of this process's share of the
-        tokens; the mask, `rank_lengths` and the tokens in the cache are of the whole sequence, for this process's heads.
+        tokens; the mask, `part_lengths` and the tokens in the cache are of the whole sequence, for this process's heads.
 
         Args:
             attn: the module whose projections are used.
             hidden_states: (B, T, D), all tokens that are new, in the order of the layout.
             attention_mask: which of the T keys, and of those in the cache before them, each of the Q queries sees: one of
-                the forms that [`masks_for_attention`] gives.
+                the forms that [`masks_for_attention`] gives. With `part_lengths` one for each part, or `None` for a part
+                that sees all keys up to its own last.
             rotary_emb: cosines and sines of the tokens' positions, each (B, T, 1, K) for heads of width K.
-            kv_cache: of this layer; clean tokens are appended, a noisy clip is placed behind what it holds. Samples beyond
-                those of the cache have no history.
-            rank_lengths: number of queries of each rank of a noisy clip; then `attention_mask` is that of the hint and time
-                tokens, from [`mask_of_special_tokens`], or `None` for a call a rank.
+            kv_cache: of this layer; new tokens are placed behind what it holds. Samples beyond its own have no history.
+            part_lengths: number of queries of each part.
             num_queries: Q, only the last so many tokens are queries; default: all T.
             token_shares: which tokens each process has in context parallelism.
         """
@@ -377,7 +389,7 @@ class VideoGPTAttnProcessor:
         if token_shares is not None:
             key, value = token_shares.heads_of_all_tokens(key), token_shares.heads_of_all_tokens(value)
         if num_queries == 0:  # only the keys and values are wanted, for the cache
-            kv_cache.append(key, value)
+            kv_cache.place(key, value)
             return hidden_states[:, :0]
         query = query.unflatten(-1, (-1, attn.head_dim))
         query = apply_rotary_emb(query, [table[:, first_query:] for table in rotary_emb])
@@ -385,48 +397,39 @@ class VideoGPTAttnProcessor:
             query_shares = token_shares if num_queries is None else token_shares.of_outputs
             query = query_shares.heads_of_all_tokens(query)
 
-        if rank_lengths is None:
-            if kv_cache is not None:
-                key, value = kv_cache.append(key, value)
+        parts = {"part_lengths": part_lengths, "masks": attention_mask}
+        if part_lengths is None:
             hidden_states = self._attend(query, key, value, attention_mask=attention_mask)
         elif kv_cache is None:
-            hidden_states = self._attend_by_rank(
-                query, key, value, rank_lengths=rank_lengths, special_mask=attention_mask
-            )
+            hidden_states = self._attend_by_part(query, key, value, **parts)
         else:
-            hidden_states = self._attend_after_history(
-                query, key, value, rank_lengths=rank_lengths, special_mask=attention_mask, kv_cache=kv_cache
-            )
+            hidden_states = self._attend_after_history(query, key, value, **parts, kv_cache=kv_cache)
 
         if token_shares is not None:
             hidden_states = query_shares.tokens_of_all_heads(hidden_states)
         hidden_states = hidden_states.flatten(2).to(query.dtype)
         return attn.to_out[0](hidden_states)
 
-    def _attend_after_history(self, query, key, value, *, rank_lengths, special_mask, kv_cache):
-        """A clip after a cache: the first samples of the batch have the history that it holds, the others have none."""
-        num_with_past, num_past = kv_cache.batch_size, kv_cache.num_tokens
-        past_and_key, past_and_value = kv_cache.place_clip(key[:num_with_past], value[:num_with_past])
-        output = self._attend_by_rank(
-            query[:num_with_past], past_and_key, past_and_value, rank_lengths=rank_lengths, special_mask=special_mask
+    def _attend_after_history(self, query, key, value, *, part_lengths, masks, kv_cache):
+        """Tokens behind a cache: the first samples of the batch have the history that it holds, the others have none."""
+        num_with_past, num_past = kv_cache.batch_size or len(key), kv_cache.num_tokens
+        past_and_key, past_and_value = kv_cache.place(key[:num_with_past], value[:num_with_past])
+        output = self._attend_by_part(
+            query[:num_with_past], past_and_key, past_and_value, part_lengths=part_lengths, masks=masks
         )
         if query.shape[0] == num_with_past:
             return output
-        alone_mask = None if special_mask is None else special_mask[..., num_past:]
+        alone_masks = [None if mask is None else mask[..., num_past:] for mask in masks]
         alone = (x[num_with_past:] for x in (query, key, value))
-        output_alone = self._attend_by_rank(*alone, rank_lengths=rank_lengths, special_mask=alone_mask)
+        output_alone = self._attend_by_part(*alone, part_lengths=part_lengths, masks=alone_masks)
         return torch.cat([output, output_alone])
 
-    def _attend_by_rank(self, query, key, value, *, rank_lengths, special_mask):
-        """The queries are the last tokens of the clip, which are the last keys; those of each rank see the keys up to theirs."""
-        masks = [None] * len(rank_lengths)
-        if special_mask is not None:
-            *special_lengths, num_patches = rank_lengths
-            rank_lengths, masks = (sum(special_lengths), num_patches), (special_mask, None)
+    def _attend_by_part(self, query, key, value, *, part_lengths, masks):
+        """The queries are the last tokens, which are the last keys; those of each part see the keys up to theirs."""
         outputs, num_visible = [], key.shape[1] - query.shape[1]
-        for rank_query, mask in zip(query.split(rank_lengths, dim=1), masks, strict=True):
-            num_visible += rank_query.shape[1]
-            outputs.append(self._attend(rank_query, key[:, :num_visible], value[:, :num_visible], attention_mask=mask))
+        for part_query, mask in zip(query.split(part_lengths, dim=1), masks, strict=True):
+            num_visible += part_query.shape[1]
+            outputs.append(self._attend(part_query, key[:, :num_visible], value[:, :num_visible], attention_mask=mask))
         return torch.cat(outputs, dim=1)
 
     def _attend(self, query, key, value, *, attention_mask):

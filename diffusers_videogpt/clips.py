@@ -181,6 +181,16 @@ class ClipLayout:
         """Whether all tokens are of one clip; taken to be so while a graph is traced, when their values are not known."""
         return torch.compiler.is_compiling() or bool((self.clip == self.clip[:, :1]).all())
 
+    @cached_property
+    def without_noisy_frames(self) -> "ClipLayout":
+        """The layout of the conditions and clean frames alone, which stand before the noisy frames and see none of them."""
+        num_noisy = self.num_noisy_frames * TOKENS_AROUND_PATCHES + self.num_outputs
+        kept = {
+            name: getattr(self, name)[:, : self.num_tokens - num_noisy] for name in ("stream", "clip", "frame", "rank")
+        }
+        position_ids = self.position_ids[:, : self.num_tokens - num_noisy]
+        return self if not num_noisy else replace(self, **kept, position_ids=position_ids, num_noisy_frames=0)
+
     def check_inputs(self, passed: tuple[int, int, int, tuple[int, int]], batch_size: int) -> None:
         """
         Args:

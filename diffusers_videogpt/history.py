@@ -50,6 +50,19 @@ class History:
     def _num_past_frames(self) -> int:
         return max((c.next_frame for c in (self.kv_cache, self.negative_kv_cache) if c is not None), default=0)
 
+    def new_frames(self, dtype: torch.dtype, *, is_negative: bool = False) -> dict[str, torch.Tensor | None]:
+        """The frames that `kv_cache` (or `negative_kv_cache`) lacks, and the conditions if it has none yet, as arguments of the
+        transformer; none if it lacks none, or there is no such cache."""
+        kv_cache, conditions = self.kv_cache, self.conditions
+        if is_negative:
+            kv_cache, conditions = self.negative_kv_cache, self.negative_conditions
+        if kv_cache is None or kv_cache.num_frames == self.num_frames:
+            return {}
+        first = kv_cache.num_frames
+        frames = {"clean_hidden_states": self.latents[:, :, first:].to(dtype)}
+        frames["clean_actions"] = None if self.actions is None else self.actions[:, first:]
+        return frames if kv_cache.num_tokens else frames | conditions
+
     def append(self, latents: torch.Tensor, actions: torch.Tensor | None = None) -> None:
         """Adds (B, C, F, h, w) frames, and the actions that led to them, behind the last; the oldest that no longer fit are
         dropped."""

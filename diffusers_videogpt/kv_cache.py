@@ -28,37 +28,27 @@ class VideoGPTLayerCache:
         """Samples that it was made for; `None` until something is written."""
         return None if self.keys is None else self.keys.shape[0]
 
-    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` of clean tokens; returns views of everything up to their end.
-
-        Raises:
-            ValueError: if more than `max_tokens` would be held, or B changes.
-        """
-        end = self.num_tokens + key.shape[1]
-        if end > self.max_tokens:
+    def check_room(self, num_tokens: int) -> None:
+        """Raises a `ValueError` if `num_tokens` more clean tokens would not fit."""
+        if self.num_tokens + num_tokens > self.max_tokens:
             raise ValueError(
-                f"The cache holds {self.num_tokens} of at most {self.max_tokens} tokens, {key.shape[1]} more do not fit: "
+                f"The cache holds {self.num_tokens} of at most {self.max_tokens} tokens, {num_tokens} more do not fit: "
                 "make it with a larger `max_tokens`, or `reset` it and encode a shorter history."
             )
-        if self.keys is None:
-            self.keys = key.new_empty(key.shape[0], self.max_tokens + self.clip_tokens, *key.shape[2:])
-            self.values = torch.empty_like(self.keys)
-        if self.batch_size != key.shape[0]:
-            raise ValueError(f"The cache was made for {self.batch_size} samples, got {key.shape[0]}: make another.")
-        return self._write(key, value)
 
-    def place_clip(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes (B, T, N, K) `key` and `value` of a noisy clip; returns views of everything up to their end.
+    def place(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes (B, T, N, K) `key` and `value` of clean tokens, of a noisy clip, or of both; returns views of everything up to
+        their end.
 
         The history is not copied, except when a clip does not fit behind it: then larger memory is taken, once.
         """
+        if self.keys is None:
+            self.keys = key.new_empty(key.shape[0], self.max_tokens + self.clip_tokens, *key.shape[2:])
+            self.values = torch.empty_like(self.keys)
         if self.num_tokens + key.shape[1] > self.keys.shape[1]:
             self.keys, self.values = (
                 self._enlarged(x, self.max_tokens + key.shape[1]) for x in (self.keys, self.values)
             )
-        return self._write(key, value)
-
-    def _write(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         end = self.num_tokens + key.shape[1]
         self.keys[:, self.num_tokens : end] = key
         self.values[:, self.num_tokens : end] = value

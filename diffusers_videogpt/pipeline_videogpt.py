@@ -645,11 +645,9 @@ def denoise_steps(
     Raises:
         ValueError: if the clip comes out with NaN or infinite values.
     """
-    encode_history(history, transformer, attention_kwargs=attention_kwargs)
     if transformer.is_cache_enabled:  # diffusers' block caches compare steps of one clip, not of two
         reset_block_caches(transformer)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    step_kwargs = {"generator": generator} if takes_generator else {}
+    step_kwargs = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for step, (timestep, alpha) in enumerate(zip(timesteps, alphas, strict=True)):
         if is_interrupted():
             break
@@ -694,7 +692,7 @@ def predict_clean(
     Args:
         latents: noisy clip (B, C, F, h, w).
         alpha: its share of signal, a scalar in [0, 1).
-        history: frames before it, and conditions; its caches are filled. Without frames, the clip is predicted alone.
+        history: frames before it, and conditions; its caches are brought up to date. Without frames, the clip is predicted alone.
         transformer, guider: as in [`denoise_steps`]; the guider's state is set to the step.
         actions: that lead to the frames of the clip, (B, F) or (B, F, D) of [`~actions.ActionSpace.encode`].
         attention_kwargs: of the transformer.
@@ -729,6 +727,8 @@ def predict_clean(
     names = [guidance_pass_name(one) for one in passes]
     # Some guiders change the model between the passes (skip a layer, for example): then they can't share one batch.
     changes_model = type(guider).prepare_models is not BaseGuidance.prepare_models
+    is_one_pass = names == ["pred_cond"] and not changes_model
+    new_frames = encode_history(history, transformer, attention_kwargs=attention_kwargs, may_join=is_one_pass)
     if names == ["pred_cond", "pred_uncond"] and cache is not None and not history.conditions and not changes_model:
         # Both passes in one batch, so that the weights are read once. Its second half has no history.
         both_actions = None if actions is None else torch.cat([actions, actions])
@@ -737,7 +737,7 @@ def predict_clean(
     else:
         for name, one in zip(names, passes, strict=True):
             if one.kv_cache is not None:  # it holds the history and the conditions
-                model_inputs = {"kv_cache": one.kv_cache}
+                model_inputs = {"kv_cache": one.kv_cache, **new_frames}
             else:
                 model_inputs = dict(one.conditions)
                 if one.past is not None:

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines import BlockState
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils.torch_utils import is_compiled_module, randn_tensor
 
 from .actions import Actions, ActionSpace, space_for
 from .clips import TOKENS_AROUND_PATCHES
@@ -177,25 +177,29 @@ def encode_history_actions(
 
 @torch.no_grad()
 def encode_history(
-    history: History, transformer: VideoGPTTransformerModel, *, attention_kwargs: dict[str, Any] | None = None
-) -> None:
-    """Puts the keys and values of the frames that the caches of `history` lack into them, behind the conditions."""
-    passes = (
-        ("history", history.kv_cache, history.conditions),
-        ("negative history", history.negative_kv_cache, history.negative_conditions),
-    )
-    for name, kv_cache, conditions in passes:
-        if kv_cache is None or history.num_frames == kv_cache.num_frames:
-            continue
-        # Compiled blocks run as they are here: one call a clip, of any length, is not worth a graph.
-        with transformer.cache_context(name), torch.compiler.set_stance("force_eager"):
-            transformer(
-                clean_hidden_states=history.latents[:, :, kv_cache.num_frames :].to(transformer.dtype),
-                clean_actions=None if history.actions is None else history.actions[:, kv_cache.num_frames :],
-                kv_cache=kv_cache,
-                attention_kwargs=attention_kwargs,
-                **({} if kv_cache.num_tokens else conditions),
-            )
+    history: History,
+    transformer: VideoGPTTransformerModel,
+    *,
+    attention_kwargs: dict[str, Any] | None = None,
+    may_join: bool = False,
+) -> dict[str, torch.Tensor | None]:
+    """Puts the keys and values of the frames that the caches of `history` lack into them, behind the conditions.
+
+    With `may_join` the next pass is a single one behind `history.kv_cache`, which can do this on its way: then nothing is
+    computed here, and what that pass has to be called with is returned. Not so where a compiler would make another graph for
+    it, nor where a cache of diffusers compares the blocks' outputs of one pass with those of the next.
+    """
+    parts = (transformer, transformer.transformer_blocks[0])
+    is_compiled = any(is_compiled_module(part) or part._compiled_call_impl is not None for part in parts)
+    if may_join and history.kv_cache is not None and not is_compiled and not transformer.is_cache_enabled:
+        return history.new_frames(transformer.dtype)
+    for name, kv_cache in (("history", history.kv_cache), ("negative history", history.negative_kv_cache)):
+        new_frames = history.new_frames(transformer.dtype, is_negative=name != "history")
+        if new_frames:
+            # Compiled blocks run as they are here: one call a clip, of any length, is not worth a graph.
+            with transformer.cache_context(name), torch.compiler.set_stance("force_eager"):
+                transformer(**new_frames, kv_cache=kv_cache, attention_kwargs=attention_kwargs)
+    return {}
 
 
 class OneCallAtATime:

@@ -38,8 +38,8 @@ from .attention_videogpt import (
     AttentionMask,
     VideoGPTAttention,
     VideoGPTRotaryPosEmbed,
-    mask_of_special_tokens,
     masks_for_attention,
+    parts_of_clip,
     takes_attention_kwargs,
 )
 from .clips import ClipLayout, layout_after_history
@@ -93,10 +93,10 @@ class VideoGPTTransformerBlock(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: AttentionMask | None = None,
+        attention_mask: AttentionMask | tuple[AttentionMask | None, ...] | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
-        rank_lengths: tuple[int, ...] | None = None,
+        part_lengths: tuple[int, ...] | None = None,
         token_shares: TokenShares | None = None,
     ) -> torch.Tensor:
         attn_output = self.attn(
@@ -104,7 +104,7 @@ class VideoGPTTransformerBlock(nn.Module):
             attention_mask=attention_mask,
             rotary_emb=rotary_emb,
             kv_cache=kv_cache,
-            rank_lengths=rank_lengths,
+            part_lengths=part_lengths,
             token_shares=token_shares,
         )
         hidden_states = hidden_states + attn_output
@@ -120,20 +120,20 @@ class VideoGPTLastTransformerBlock(VideoGPTTransformerBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: AttentionMask | None = None,
+        attention_mask: AttentionMask | tuple[AttentionMask | None, ...] | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: VideoGPTLayerCache | None = None,
-        rank_lengths: tuple[int, ...] | None = None,
+        part_lengths: tuple[int, ...] | None = None,
         token_shares: TokenShares | None = None,
         num_queries: int | None = None,
     ) -> torch.Tensor:
-        """`attention_mask` and `rank_lengths` are those of the last `num_queries` tokens; `None`: of all."""
+        """`attention_mask` and `part_lengths` are those of the last `num_queries` tokens; `None`: of all."""
         attn_output = self.attn(
             self.norm1(hidden_states),
             attention_mask=attention_mask,
             rotary_emb=rotary_emb,
             kv_cache=kv_cache,
-            rank_lengths=rank_lengths,
+            part_lengths=part_lengths,
             token_shares=token_shares,
             num_queries=num_queries,
         )
@@ -398,10 +398,10 @@ class VideoGPTTransformerModel(
     ) -> Transformer2DModelOutput | tuple[torch.Tensor | None]:
         """Predicts the clean latents of the noisy frames.
 
-        Without `kv_cache`, all tokens are computed together. With it, a call that has `clean_hidden_states` (and no
-        `hidden_states`) encodes them, behind the conditions, into the cache and predicts nothing; a call that has
-        `hidden_states` reads the cache as its history. With twice the cache's samples, the second half is predicted
-        without history or conditions: both passes of guidance at once.
+        Without `kv_cache`, all tokens are computed together. With it, `clean_hidden_states` are encoded, behind the
+        conditions, into the cache, and `hidden_states` have all that it then holds as their history; either may be left out.
+        With twice the cache's samples and no clean frames, the second half is predicted without history or conditions: both
+        passes of guidance at once.
 
         Args:
             hidden_states (`torch.Tensor` of shape (B, C, F, H, W)): noisy latents.
@@ -433,7 +433,7 @@ class VideoGPTTransformerModel(
         check_encoded("actions", actions, latents=hidden_states, config=self.config)
         check_encoded("clean_actions", clean_actions, latents=clean_hidden_states, config=self.config)
         conditions = self._embed_conditions(class_labels, encoder_hidden_states)
-        if conditions is not None and kv_cache is not None and (hidden_states is not None or kv_cache.num_tokens):
+        if conditions is not None and kv_cache is not None and (clean_hidden_states is None or kv_cache.num_tokens):
             raise ValueError(
                 "Conditions are encoded into a `kv_cache` once, with the first clean frames: don't pass them again."
             )
@@ -448,20 +448,16 @@ class VideoGPTTransformerModel(
         if kv_cache is not None and clip_layout.has_padding:
             raise ValueError("A `kv_cache` holds samples of one size: run samples of different sizes one by one.")
 
-        how = {"conditions": conditions, "clip_layout": clip_layout}
+        clean = {"clean_hidden_states": clean_hidden_states, "clean_actions": clean_actions}
+        how = {"actions": actions, **clean, "conditions": conditions, "clip_layout": clip_layout}
         how["kernel_options"] = (attention_kwargs or {}).get("kernel_options")
-        if hidden_states is None:
-            sample = self._encode_history(clean_hidden_states, clean_actions, kv_cache=kv_cache, **how)
-        elif kv_cache is not None or is_clip_alone:
-            sample = self._denoise_clip(
-                hidden_states, timestep, actions=actions, clip_layout=clip_layout, kv_cache=kv_cache
-            )
+        if kv_cache is not None or is_clip_alone:
+            sample = self._predict_by_part(hidden_states, timestep, **how, kv_cache=kv_cache)
         else:
-            clean = {"clean_hidden_states": clean_hidden_states, "clean_actions": clean_actions}
-            sample = self._denoise_under_mask(hidden_states, timestep, actions=actions, **clean, **how)
+            sample = self._predict_under_mask(hidden_states, timestep, **how)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
-    def _denoise_under_mask(
+    def _predict_under_mask(
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
@@ -490,58 +486,53 @@ class VideoGPTTransformerModel(
 
         return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
 
-    def _encode_history(
+    def _predict_by_part(
         self,
-        clean_hidden_states: torch.Tensor,
-        clean_actions: torch.Tensor | None,
-        *,
-        conditions: torch.Tensor | None,
-        clip_layout: ClipLayout,
-        kv_cache: VideoGPTKVCache,
-        kernel_options: dict[str, Any] | None,
-    ) -> None:
-        """Clean frames, behind the conditions, into a cache: every layer appends their keys and values."""
-        tokens = [] if conditions is None else [conditions]
-        pos_embed = self._padded_pos_embed(clip_layout)
-        tokens += self._embed_clean_frames(clean_hidden_states, pos_embed, actions=clean_actions)
-        how = {"num_cached": kv_cache.num_tokens, "kernel_options": kernel_options}
-        mask, _ = masks_for_attention(clip_layout, self._own_backend, **how)
-        tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
-
-        for block, layer_cache in zip(self.transformer_blocks[:-1], kv_cache.layers[:-1], strict=True):
-            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, None, shares)
-        # Of the last layer only the keys and values are needed, for the cache: it is asked for 0 queries.
-        self._run_block(self.transformer_blocks[-1], tokens, None, rotary_emb, kv_cache.layers[-1], None, shares, 0)
-
-        rows, columns = clip_layout.padded_grid
-        kv_cache.commit(clip_layout.num_condition_tokens, clip_layout.num_clean_frames, num_patches=rows * columns)
-
-    def _denoise_clip(
-        self,
-        hidden_states: torch.Tensor,
-        timestep: torch.Tensor,
+        hidden_states: torch.Tensor | None,
+        timestep: torch.Tensor | None,
         *,
         actions: torch.Tensor | None,
+        clean_hidden_states: torch.Tensor | None,
+        clean_actions: torch.Tensor | None,
+        conditions: torch.Tensor | None,
         clip_layout: ClipLayout,
+        kernel_options: dict[str, Any] | None,
         kv_cache: VideoGPTKVCache | None,
-    ) -> torch.Tensor:
-        """One noisy clip after the history that a cache holds; without a cache, the clip alone."""
-        time_proj = self._embed_timestep(timestep, hidden_states)
-        pos_embed = self._padded_pos_embed(clip_layout)
-        tokens = self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions)
-        tokens, rotary_emb, shares = self._prepare_tokens(tokens, clip_layout)
+    ) -> torch.Tensor | None:
+        """Clean frames, behind the conditions, into a cache: every layer writes their keys and values; then one noisy clip after
+        all that the cache holds; or both in one pass. Without a cache, the clip alone."""
+        pos_embed, num_before = self._padded_pos_embed(clip_layout), 0 if kv_cache is None else kv_cache.num_tokens
+        groups, lengths, masks = [], (), ()
+        if clean_hidden_states is not None:
+            groups = [] if conditions is None else [conditions]
+            groups += self._embed_clean_frames(clean_hidden_states, pos_embed, actions=clean_actions)
+            how = {"num_cached": num_before, "kernel_options": kernel_options}
+            clean_mask, _ = masks_for_attention(clip_layout.without_noisy_frames, self._own_backend, **how)
+            lengths, masks = (sum(group.shape[1] for group in groups),), (clean_mask,)
+            kv_cache.layers[0].check_room(lengths[0])
+        # Of the last layer, clean tokens need keys and values alone: without a clip it is asked for 0 queries.
+        last_lengths, last_masks = None, None
+        if hidden_states is not None:
+            time_proj, num_patches = self._embed_timestep(timestep, hidden_states), clip_layout.num_outputs
+            groups += self._embed_noisy_frames(hidden_states, time_proj, pos_embed=pos_embed, actions=actions)
+            where = {"num_before": num_before + sum(lengths), "backend": self._own_backend, "device": groups[0].device}
+            clip_lengths, clip_masks = parts_of_clip(hidden_states.shape[2], num_patches, **where)
+            lengths, masks = lengths + clip_lengths, masks + clip_masks
+            last_lengths, last_masks = (num_patches,), (None,)
+        tokens, rotary_emb, shares = self._prepare_tokens(groups, clip_layout)
+        num_outputs = (shares or clip_layout).num_outputs
+
         layer_caches = [None] * len(self.transformer_blocks) if kv_cache is None else kv_cache.layers
-        num_frames, num_patches = hidden_states.shape[2], clip_layout.num_outputs
-        rank_lengths = (num_frames, num_frames, num_patches)  # hints, times, patches
-        num_cached = 0 if kv_cache is None else kv_cache.num_tokens
-        mask = mask_of_special_tokens(num_frames, num_cached, backend=self._own_backend, device=tokens.device)
-
         for block, layer_cache in zip(self.transformer_blocks[:-1], layer_caches[:-1], strict=True):
-            tokens = self._run_block(block, tokens, mask, rotary_emb, layer_cache, rank_lengths, shares)
-        last, num_outputs = self.transformer_blocks[-1], (shares or clip_layout).num_outputs
-        tokens = self._run_block(last, tokens, None, rotary_emb, layer_caches[-1], (num_patches,), shares, num_outputs)
+            tokens = self._run_block(block, tokens, masks, rotary_emb, layer_cache, lengths, shares)
+        last, how = self.transformer_blocks[-1], (last_lengths, shares, num_outputs)
+        tokens = self._run_block(last, tokens, last_masks, rotary_emb, layer_caches[-1], *how)
 
-        return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
+        if clean_hidden_states is not None:
+            (rows, columns), num_clean = clip_layout.padded_grid, clip_layout.num_clean_frames
+            kv_cache.commit(clip_layout.num_condition_tokens, num_clean, num_patches=rows * columns)
+        if hidden_states is not None:
+            return self._project_out(tokens[:, -num_outputs:], time_proj, hidden_states=hidden_states)
 
     def encode_clean(self, clean_hidden_states: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """What the clean frames of a video are after some of the blocks: features for other tasks.
@@ -590,10 +581,6 @@ class VideoGPTTransformerModel(
         if hidden_states is not None and timestep is None:
             raise ValueError("`hidden_states` needs its `timestep`: α in [0, 1], 1 is clean.")
         if hidden_states is not None and clean_hidden_states is not None:
-            if kv_cache is not None:
-                raise ValueError(
-                    "With a `kv_cache`, encode `clean_hidden_states` in a call of its own, before this one."
-                )
             noisy_shape, clean_shape = list(hidden_states.shape), list(clean_hidden_states.shape)
             if noisy_shape[:2] + noisy_shape[3:] != clean_shape[:2] + clean_shape[3:]:
                 raise ValueError(
@@ -602,13 +589,15 @@ class VideoGPTTransformerModel(
                 )
         latents = hidden_states if hidden_states is not None else clean_hidden_states
         num_cached = None if kv_cache is None else kv_cache.batch_size
-        allowed = (num_cached,) if hidden_states is None or num_cached is None else (num_cached, 2 * num_cached)
+        allowed = (
+            (num_cached,) if clean_hidden_states is not None or num_cached is None else (num_cached, 2 * num_cached)
+        )
         if num_cached is not None and latents.shape[0] not in allowed:
             raise ValueError(
                 f"The `kv_cache` holds {num_cached} samples, the latents are of {latents.shape[0]}: pass as many, or of noisy "
                 "latents twice as many."
             )
-        if hidden_states is not None and kv_cache is not None and not kv_cache.num_tokens:
+        if clean_hidden_states is None and kv_cache is not None and not kv_cache.num_tokens:
             raise ValueError("The `kv_cache` is empty: encode `clean_hidden_states` into it first, or pass no cache.")
         self._check_latents(latents)
 
@@ -639,7 +628,7 @@ class VideoGPTTransformerModel(
             condition_lengths = tuple((condition_lengths - num_padding).tolist())
             conditions = conditions[:, : max(condition_lengths)]
         samples = {}
-        if cache is not None and hidden_states is not None:
+        if cache is not None and clean_hidden_states is None:
             num_with_past = cache.batch_size
             samples = {"num_with_past": num_with_past, "num_alone": latents.shape[0] - num_with_past}
         layout = layout_after_history(

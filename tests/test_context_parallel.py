@@ -207,7 +207,8 @@ ROLLOUT_CASES = {"plain": {}, "class and text": CONDITIONS}
 
 @torch.no_grad()
 def roll_out(model: VideoGPTTransformerModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Four clips after two frames, each guided in two steps against a pass without history; and the heads in the cache."""
+    """Four clips after two frames, each guided in two steps against a pass without history, and a fifth in the pass that encodes
+    the fourth; and the heads in the cache."""
     history = torch.randn(2, 4, 2, 2 * ROWS, 2 * COLUMNS, generator=seeded(5))
     cache = VideoGPTKVCache(len(model.transformer_blocks), 200, clip_tokens=60)
     model(clean_hidden_states=history, kv_cache=cache, **inputs)
@@ -220,8 +221,10 @@ def roll_out(model: VideoGPTTransformerModel, inputs: dict[str, torch.Tensor]) -
             latents = 0.5 * latents + 0.5 * (uncond + 1.5 * (cond - uncond))
         if clip == 2:
             cache.drop_oldest(2)
-        model(clean_hidden_states=latents, kv_cache=cache)
         clips.append(latents)
+        if clip < 3:
+            model(clean_hidden_states=latents, kv_cache=cache)
+    clips.append(model(clips[1], torch.tensor(0.3), latents, kv_cache=cache).sample)
     return torch.cat(clips, dim=2), cache.layers[0].keys.shape[2]
 
 

@@ -84,6 +84,22 @@ def test_clip_after_its_cached_history(model, case, frames_per_call):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("are_most_cached", [False, True])
+@pytest.mark.parametrize("case", INFER_CASES)
+def test_clip_in_the_pass_that_caches_its_history(model, case, are_most_cached):
+    clean, noisy = (golden_latents(f"infer.{case}.{name}") for name in ("clean", "noisy"))
+    timestep, expected = golden_tensors()[f"infer.{case}.timestep"], golden_latents(f"infer.{case}.cond")
+    _, _, num_frames, height, width = clean.shape
+    cache = VideoGPTKVCache(model.config.num_layers, num_frames * (height // 2 * (width // 2) + 2))
+    num_cached = num_frames - 1 if are_most_cached else 0
+    if num_cached:
+        model(clean_hidden_states=clean[:, :, :num_cached], kv_cache=cache)
+
+    assert_golden(model(noisy, timestep, clean[:, :, num_cached:], kv_cache=cache).sample, expected)
+    assert_golden(model(noisy, timestep, kv_cache=cache).sample, expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("case", INFER_CASES)
 def test_backend_without_masks_reads_the_cache(golden_model, case):
     golden_model.set_attention_backend("native")
