@@ -47,6 +47,8 @@ def check_pipeline_config(config: Mapping[str, Any]) -> None:
     for name in ("guidance_scale", "condition_guidance_scale"):
         if name in config:
             check_finite_number(name, config[name])
+    if not isinstance(config.get("rolling_cache", False), bool):
+        raise ValueError(f"`rolling_cache` must be true or false, got {_shown(config['rolling_cache'])}.")
     check_label_names(config.get("id2label"))
     check_trained_with(config.get("trained_with"))
     if not isinstance(config.get("trained_on"), str | None):

@@ -125,7 +125,7 @@ ARGUMENTS = {
     "fps": "Frames a second to read a video file at.",
     "max_context_frames": "The most frames of history looked back on.",
     "use_kv_cache": "Compute the history once a clip, not once a step.",
-    "rolling_cache": "Forget the oldest frames instead of computing a full window anew.",
+    "rolling_cache": "Forget the oldest frames instead of computing a full window anew; as the model was saved by default.",
     "num_videos_per_prompt": "Different videos for each history, label or prompt.",
     "latents": "The noise of all predicted frames (B, C, F, h, w).",
     "generator": "Makes the result reproducible; one, or one a video.",
@@ -288,7 +288,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
     """Checks what belongs together, and makes the [`History`] before the first clip."""
 
     uses_components = ("transformer",)
-    uses_configs = ("longest_side", "max_context_frames")
+    uses_configs = ("longest_side", "max_context_frames", "rolling_cache")
 
     @property
     def inputs(self) -> list[InputParam]:
@@ -307,6 +307,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
 
     def __call__(self, components: "VideoGPTModularPipeline", state: PipelineState):
         block_state = self.get_block_state(state)
+        is_rolling = block_state.rolling_cache
         sizes = {"vae_scale_factor": components.vae_scale_factor, "multiple": components.size_multiple}
         check_size(block_state.height, block_state.width, multiple=components.size_multiple)
         check_channels(getattr(components, "vae", None), components.transformer)
@@ -357,7 +358,7 @@ class VideoGPTPrepareHistoryStep(VideoGPTStep):
             conditions=block_state.conditions,
             negative_conditions=block_state.negative_conditions,
             use_kv_cache=block_state.use_kv_cache,
-            rolling_cache=block_state.rolling_cache,
+            rolling_cache=components.config.rolling_cache if is_rolling is None else is_rolling,
             history_actions=encode_history_actions(
                 block_state.history_actions, given, transformer=transformer, window=window
             ),

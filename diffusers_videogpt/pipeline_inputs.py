@@ -52,7 +52,7 @@ class CallInputs:
     condition_guidance_scale: float | None
     guidance_interval: tuple[float, float] | None
     history_retention: float
-    rolling_cache: bool
+    rolling_cache: bool | None
     generator: torch.Generator | list[torch.Generator] | None
     output_type: str
     attention_kwargs: dict[str, Any] | None

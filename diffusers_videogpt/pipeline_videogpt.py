@@ -69,6 +69,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         guidance_scale (`float`, defaults to `3.0`): history guidance, unless the call or a `guider` says otherwise. The
             paper's best with 16 frames a clip; the authors' script uses 1.5 with 24. A distilled model has 1: none.
         condition_guidance_scale (`float`, defaults to `4.0`): the same by class and text.
+        rolling_cache (`bool`, defaults to `False`): a full window only forgets its oldest frames, unless the call says otherwise.
         id2label (`dict`, *optional*): number, or as in JSON its string → name of a class that the model was trained on.
         text_encoder (`PreTrainedModel`, *optional*): an encoder of `transformers`, for a model that was trained on text:
             for example `CLIPTextModel`, as in the paper, or `BertModel`.
@@ -97,6 +98,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         num_inference_steps: int | None = None,
         guidance_scale: float = 3.0,
         condition_guidance_scale: float = 4.0,
+        rolling_cache: bool = False,
         id2label: dict | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -122,6 +124,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             condition_guidance_scale=condition_guidance_scale,
+            rolling_cache=rolling_cache,
             id2label=id2label,
             trained_on=trained_on,
             trained_with=trained_with,
@@ -319,6 +322,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
     def begin_rollout(self, inputs: CallInputs) -> Rollout:
         """Everything before the first clip, the same for a call and a stream. `inputs` are their arguments."""
         inputs.num_inference_steps = num_steps_of(inputs.num_inference_steps, self.config.num_inference_steps)
+        inputs.rolling_cache = self.config.rolling_cache if inputs.rolling_cache is None else inputs.rolling_cache
         timesteps, _ = set_flow_timesteps(self.scheduler, inputs.num_inference_steps)
         attention_kwargs = usable_attention_kwargs(inputs.attention_kwargs)
         guider = guider_for_call(
@@ -330,17 +334,16 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             guidance_interval=inputs.guidance_interval,
             action_guidance_scale=inputs.action_guidance_scale,
         )
-        condition_encoder = self.condition_encoder
         rollout = prepare_rollout(
             inputs,
             guider=guider,
             transformer=self.transformer,
             vae=self.vae,
-            condition_encoder=condition_encoder,
+            condition_encoder=self.condition_encoder,
             vae_scale_factor=self.vae_scale_factor,
             longest_side=self.config.longest_side,
             max_context_frames=self.config.max_context_frames,
-            device=condition_encoder.device,
+            device=execution_device(self),
         )
         self._interrupt = False
         self._num_timesteps = len(timesteps) * len(inputs.clip_lengths)
@@ -410,7 +413,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         max_context_frames: int | None = None,
         history_retention: float = 1.0,
         use_kv_cache: bool = True,
-        rolling_cache: bool = False,
+        rolling_cache: bool | None = None,
         fps: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -457,9 +460,9 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             history_retention (`float`, defaults to `1.0`): share of signal in predicted frames when they become history.
             use_kv_cache (`bool`, defaults to `True`): compute the history once a clip, not once a step. Same result. Has no
                 effect where the prompts of a batch differ in length.
-            rolling_cache (`bool`, defaults to `False`): when the window is full, forget its oldest frames instead of computing
-                the window anew. Faster for short clips; not the same result, since later frames remember the forgotten ones. Behind
-                1,000 frames it is filled anew all the same, before its positions grow too large.
+            rolling_cache (`bool`, *optional*): when the window is full, forget its oldest frames instead of computing the window
+                anew; as the pipeline was saved by default. Faster for short clips; not the same result, since later frames remember
+                the forgotten ones. Behind 1,000 frames it is filled anew all the same, before its positions grow too large.
             fps (`float`, *optional*): frames a second to read a `video` path at; every frame by default.
             num_videos_per_prompt (`int`, defaults to `1`): different videos for each history, label or prompt.
             generator: makes the result reproducible; one, or one a video. Every clip draws fresh noise from it.
@@ -486,16 +489,14 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may name {self._callback_tensor_inputs}, got {unknown}."
-            )
+            known = self._callback_tensor_inputs
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {known}, got {unknown}.")
         clip_lengths = clip_lengths_of(
             num_frames,
             chunk_partition,
             frames_per_clip=frames_per_clip,
             default_frames_per_clip=self.config.frames_per_clip,
         )
-
         inputs = CallInputs(
             clip_lengths=clip_lengths, num_frames=sum(clip_lengths), video=video, image=image,
             video_latents=video_latents, class_labels=class_labels, prompt=prompt, negative_prompt=negative_prompt,
@@ -515,8 +516,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
             rollout = self.begin_rollout(inputs)
 
             # 2. Clip after clip: denoise it, then remember it
-            clips: list[torch.Tensor] = []
-            step_numbers = itertools.count()
+            clips, step_numbers = [], itertools.count()
             with self.progress_bar(total=self._num_timesteps) as progress_bar:
 
                 def on_step_end(timestep: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
@@ -565,7 +565,7 @@ class VideoGPTPipeline(DiffusionPipeline, VideoGPTLoraLoaderMixin):
         frames_per_clip: int | None = None,
         max_context_frames: int | None = None,
         history_retention: float = 1.0,
-        rolling_cache: bool = False,
+        rolling_cache: bool | None = None,
         fps: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         prompt_embeds: torch.Tensor | None = None,

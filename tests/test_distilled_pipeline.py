@@ -99,6 +99,26 @@ def test_number_of_steps_in_a_config_that_is_none(make_tiny_pipe, value):
         make_tiny_pipe(num_inference_steps=value)
 
 
+def test_a_model_is_saved_with_a_rolling_cache(make_tiny_pipe, tmp_path):
+    """In call, stream and blocks, unless they are asked for otherwise; the window of 5 slides before the third clip."""
+    pipe = make_tiny_pipe(num_inference_steps=2, guidance_scale=1.0)
+    anew, rolling = predict(pipe), predict(pipe, rolling_cache=True)
+    assert not torch.allclose(anew, rolling)
+    pipe.register_to_config(rolling_cache=True)
+    pipe.save_pretrained(tmp_path)
+    loaded, asked = DiffusionPipeline.from_pretrained(tmp_path), {"video_latents": HISTORY, "num_frames": 6}
+    assert torch.equal(predict(loaded), rolling) and torch.equal(predict(loaded, rolling_cache=False), anew)
+    with loaded.stream(**asked, generator=seeded(), output_type="latent") as stream:
+        assert torch.equal(torch.cat([clip.frames for clip in stream], dim=2), rolling)
+    blocks = ModularPipeline.from_pretrained(str(tmp_path))
+    blocks.load_components()
+    for said, expected in (({}, rolling), ({"rolling_cache": False}, anew)):
+        made = blocks(**asked, **said, generator=seeded(), output_type="latent", output="videos")
+        torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="`rolling_cache` must be true or false, got 1"):
+        make_tiny_pipe(rolling_cache=1)
+
+
 def test_command_line_takes_the_steps_and_guidance_of_the_model(distilled, tmp_path, monkeypatch):
     distilled.save_pretrained(tmp_path / "model")
     video = write_video(tmp_path / "video.mp4", np.zeros((4, 32, 32, 3), np.uint8), fps=8)

@@ -7,6 +7,7 @@ bundled sample video; decoding is included. All take turns; a ratio is of one ro
 of a stream to the frames of its first clip.
 """
 
+import argparse
 import statistics
 import time
 
@@ -29,7 +30,9 @@ def parse_args():
     parser.add_argument("--num_given", type=positive_int, default=8, help="frames of the sample video that are given")
     parser.add_argument("--num_frames", type=positive_int, default=96, help="that are predicted in each turn")
     parser.add_argument(
-        "--rolling_cache", action="store_true", help="of all: the window is not encoded anew when it slides"
+        "--rolling_cache",
+        action=argparse.BooleanOptionalAction,
+        help="of both: the window is not encoded anew when it slides; default: as each was saved",
     )
     parser.add_argument("--device", help="by default the best one here")
     parser.add_argument("--rounds", type=positive_int, default=3)
