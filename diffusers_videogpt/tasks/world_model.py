@@ -111,7 +111,7 @@ class WorldModel:
         self.num_inference_steps = num_inference_steps or model.config.num_inference_steps or PLAY_STEPS
         reads_history_once = self.num_inference_steps == 1 and guidance_scale == action_guidance_scale == 1
         self._settings = {
-            "use_kv_cache": not reads_history_once,  # then one pass of all tokens takes the place of two
+            "use_kv_cache": not reads_history_once,  # then no later step reads what a cache would keep
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": guidance_scale,
             "action_guidance_scale": action_guidance_scale,
